@@ -1,0 +1,29 @@
+"""The referee's command line: `python -m eval COMMAND`. Every command lives in a module of its own with `register(subparsers)`."""
+
+import argparse
+import importlib
+import sys
+
+from eval.errors import UserError
+
+COMMANDS = ("score", "audit", "compare", "check", "pack", "board", "pr")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m eval", description="Independent scoring, audit, statistics, packaging and board.", allow_abbrev=False)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
+    for name in COMMANDS:
+        importlib.import_module(f"eval.{name}").register(subparsers)
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written is left behind", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())
