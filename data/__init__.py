@@ -1,0 +1,1 @@
+"""Corpora to tokenizer to shards: `python -m data --help`."""

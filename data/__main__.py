@@ -1,0 +1,96 @@
+"""`python -m data docs|text|verify`: corpora to tokenizer to shards. Bad input prints one line and exits with code 2."""
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+from data.build import Job, build
+from data.common import DATA_ROOT, UserError, default_workers, sha256_file
+from data.corpora import docs_corpus, docs_recipe, text_corpus, text_files
+from data.verify import verify
+
+
+def fraction(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
+    return value
+
+
+def run_docs(args: argparse.Namespace) -> int:
+    job = Job(args.data_root, "docs", args.vocab_size, None, 1 / 16, args.workers)
+    build(job, docs_recipe(), lambda: docs_corpus(args.workers))
+    return 0
+
+
+def run_text(args: argparse.Namespace) -> int:
+    files = text_files(args.files)
+    job = Job(args.data_root, args.name, args.vocab_size, args.tokenizer, args.val_fraction, args.workers)
+    contents = hashlib.sha256("".join(sha256_file(path) for path in files).encode()).hexdigest()
+    recipe = {"inputs_sha256": contents, "documents": args.documents, "min_characters": args.min_characters}
+    build(job, recipe, lambda: text_corpus(files, args.documents, args.min_characters))
+    return 0
+
+
+def run_verify(args: argparse.Namespace) -> int:
+    return 0 if all([verify(folder) for folder in args.folders]) else 2
+
+
+def parser() -> argparse.ArgumentParser:
+    root = argparse.ArgumentParser(prog="python -m data", description=__doc__, allow_abbrev=False)
+    commands = root.add_subparsers(dest="command", required=True)
+
+    def command(name: str, run, help_text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help_text, description=help_text, allow_abbrev=False, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    def building(sub: argparse.ArgumentParser) -> None:
+        sub.add_argument("--data-root", type=Path, default=DATA_ROOT, help="folder that holds datasets/ and tokenizers/")
+        sub.add_argument("--workers", type=int, default=default_workers(), help="processes")
+
+    docs = command("docs", run_docs, "Build the embedded corpus: docstrings of the pinned packages.")
+    docs.add_argument("--vocab-size", type=int, default=1024, help="pieces of the tokenizer")
+    building(docs)
+
+    text = command("text", run_text, "Build a dataset from your own UTF-8 text or JSON-lines files (one object a line, its text field).")
+    text.add_argument("files", nargs="+", type=Path, help="files, or folders to search for text and JSON-lines files")
+    text.add_argument("--name", default="text", help="dataset name; the folder is NAME_sp<vocabulary>")
+    text.add_argument(
+        "--documents",
+        choices=("blocks", "lines", "files"),
+        default="blocks",
+        help="what a document is in plain text: blank-line-separated blocks joined up to --min-characters, one line, or a whole file",
+    )
+    text.add_argument("--min-characters", type=int, default=1000, help="blocks: join neighbours until a document is this long")
+    text.add_argument("--val-fraction", type=fraction, default=1 / 16, help="share of documents held out, chosen by their sha256")
+    size = text.add_mutually_exclusive_group()
+    size.add_argument("--vocab-size", type=int, default=1024, help="pieces of the tokenizer to train")
+    size.add_argument("--tokenizer", type=Path, help="an existing SentencePiece .model, or the .json of a byte tokenizer")
+    building(text)
+
+    check = command("verify", run_verify, "Check datasets against their manifests: hashes, counts, token range, bytes, overlap.")
+    check.add_argument("folders", nargs="+", type=Path, help="dataset folders")
+    return root
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written is left behind", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

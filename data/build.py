@@ -1,0 +1,237 @@
+"""Documents to a dataset folder: dedup, split by hash, tokenizer, shards, manifest."""
+
+import hashlib
+import lzma
+import platform
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from data.common import BOS, UserError, atomic_write, batched_by_bytes, default_workers
+from data.corpora import Corpus
+from data.manifest import Manifest, Split, TokenizerEntry, check_files, load_manifest
+from data.shards import write_split
+from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+
+XZ_LIMIT = 64_000_000  # bytes; xz -9e does about 1.5 MB/s, and a validation set beyond this would take most of a minute
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One batch: tokens uint16 with a BOS before every document, its bytes by the byte table, and whether every document came back."""
+
+    tokens: np.ndarray
+    documents: int
+    source_bytes: int
+    counted_bytes: int
+    lossless: bool
+
+
+_tokenizer: Tokenizer | None = None
+
+
+def set_tokenizer(tokenizer: Tokenizer) -> None:
+    global _tokenizer  # one per worker process: loading a model costs more than encoding a batch
+    _tokenizer = tokenizer
+
+
+def load_in_worker(path: Path) -> None:
+    set_tokenizer(load_tokenizer(path))
+
+
+def encode_batch(texts: list[str]) -> Encoded:
+    """Encodes and proves the bytes of every document: table sum = bytes that the decoder writes. UserError with both numbers otherwise."""
+    table, parts, source_bytes, counted_bytes, lossless = _tokenizer.table, [], 0, 0, True
+    bos = np.array([BOS], np.uint16)
+    for text in texts:
+        ids = np.concatenate([bos, _tokenizer.encode(text)])
+        counted, decoded = int(table.token_bytes(ids).sum()), _tokenizer.decoded_bytes(ids[1:])
+        if counted != decoded:
+            raise UserError(
+                f"tokenizer refused: the byte table counts {counted:,} bytes, its decoder writes {decoded:,}, in the document {text[:60]!r}"
+            )
+        source = text.encode()
+        lossless = lossless and counted == len(source) and table.decode(ids) == source
+        source_bytes += len(source)
+        counted_bytes += counted
+        parts.append(ids)
+    return Encoded(np.concatenate(parts), len(texts), source_bytes, counted_bytes, lossless)
+
+
+@dataclass
+class Tally:
+    """Adds up batches as they stream past on their way to the shards."""
+
+    documents: int = 0
+    source_bytes: int = 0
+    counted_bytes: int = 0
+    tokens: int = 0
+    lossless: bool = True
+
+    def watch(self, batches: Iterator[Encoded], bar: tqdm) -> Iterator[np.ndarray]:
+        for batch in batches:
+            self.documents += batch.documents
+            self.source_bytes += batch.source_bytes
+            self.counted_bytes += batch.counted_bytes
+            self.tokens += len(batch.tokens)
+            self.lossless = self.lossless and batch.lossless
+            bar.update(batch.source_bytes)
+            yield batch.tokens
+
+
+def split_documents(documents: list[str], val_fraction: float) -> dict[str, list[str]]:
+    """Deduplicated, ordered by sha256, and split by it: val = digests below val_fraction of their range, so equal texts never part."""
+    by_digest = {hashlib.sha256(text.encode()).digest(): text for text in documents}
+    bound = int(val_fraction * 2**64)
+    splits: dict[str, list[str]] = {"train": [], "val": []}
+    for digest in sorted(by_digest):
+        splits["val" if int.from_bytes(digest[:8], "big") < bound else "train"].append(by_digest[digest])
+    for split, texts in splits.items():
+        if not texts:
+            raise UserError(
+                f"the {split} split is empty: {len(by_digest):,} different documents at --val-fraction {val_fraction}; "
+                "give more text, cut it finer (--documents blocks, a smaller --min-characters, or lines) or change the fraction"
+            )
+    return splits
+
+
+def corpus_version(splits: dict[str, list[str]]) -> str:
+    digests = (hashlib.sha256(text.encode()).digest() for split in ("train", "val") for text in splits[split])
+    return hashlib.sha256(b"".join(digests)).hexdigest()
+
+
+def xz_size(texts: list[str]) -> int | None:
+    raw = "".join(texts).encode()
+    return len(lzma.compress(raw, preset=9 | lzma.PRESET_EXTREME)) if len(raw) <= XZ_LIMIT else None
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where a dataset goes and how it is tokenized. `tokenizer`: an existing model, or None to train one of `vocab_size`."""
+
+    data_root: Path
+    name: str
+    vocab_size: int = 1024
+    tokenizer: Path | None = None
+    val_fraction: float = 1 / 16
+    workers: int = default_workers()
+
+    def options(self) -> dict[str, Any]:
+        sha = hashlib.sha256(load_tokenizer(self.tokenizer).model).hexdigest() if self.tokenizer else None
+        return {"vocab_size": None if sha else self.vocab_size, "tokenizer_sha256": sha, "val_fraction": self.val_fraction, "layout": 1}
+
+    def folder(self) -> Path:
+        tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else None
+        kind = "byte" if tokenizer and tokenizer.kind == "bytes" else "sp"
+        return self.data_root / "datasets" / f"{self.name}_{kind}{tokenizer.vocab_size if tokenizer else self.vocab_size}"
+
+
+def place_tokenizer(job: Job, train_texts: list[str]) -> Path:
+    """The tokenizer under data_root/tokenizers: trained on the training split alone, or a copy of the user's file."""
+    folder = job.data_root / "tokenizers"
+    if job.tokenizer is None:
+        path, model = folder / f"{job.name}_{job.vocab_size}_bpe.model", train_tokenizer(train_texts, job.vocab_size)
+    else:
+        path, model = folder / job.tokenizer.name, job.tokenizer.read_bytes()
+        if path.exists() and path.read_bytes() != model:
+            raise UserError(f"{path}: another tokenizer has this name already; rename {job.tokenizer}")
+    if not path.exists() or path.read_bytes() != model:
+        with atomic_write(path) as file:
+            file.write(model)
+    return path
+
+
+def up_to_date(folder: Path, recipe: dict[str, Any]) -> Manifest | None:
+    """The folder's manifest when it was made by this recipe and every file still has its size and sha256."""
+    try:
+        manifest = load_manifest(folder)
+        if manifest.provenance.get("recipe") == recipe:
+            check_files(folder, manifest)
+            return manifest
+    except UserError:
+        pass  # missing, old or damaged: what follows builds it again
+    return None
+
+
+def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -> Manifest:
+    """Builds the dataset, or finds it valid and touches nothing. The manifest goes first and comes last: a torn build never looks whole."""
+    folder, recipe = job.folder(), {**recipe, **job.options()}
+    if manifest := up_to_date(folder, recipe):
+        print(f"{folder}: up to date, sizes and sha256 checked")
+        return manifest
+    started = time.perf_counter()
+    corpus = make_corpus()
+    splits = split_documents(corpus.documents, job.val_fraction)
+    tokenizer_path = place_tokenizer(job, splits["train"])
+    tokenizer = load_tokenizer(tokenizer_path)
+    discard(folder)
+    entries: dict[str, Split] = {}
+    lossless = True
+    with ProcessPoolExecutor(job.workers, initializer=load_in_worker, initargs=(tokenizer_path,)) as pool:
+        xz = pool.submit(xz_size, splits["val"])
+        for split, texts in splits.items():
+            tally = Tally()
+            batches = pool.map(encode_batch, batched_by_bytes(texts))
+            with tqdm(total=sum(map(len, texts)), desc=f"tokenizing {split}", unit="B", unit_scale=True, disable=None) as bar:
+                files = write_split(folder, job.name, split, tally.watch(batches, bar))
+            lossless = lossless and tally.lossless
+            counts = {"documents": tally.documents, "source_bytes": tally.source_bytes, "counted_bytes": tally.counted_bytes, "tokens": tally.tokens}
+            entries[split] = Split(**counts, files=files)
+        entries["val"].xz_bytes = xz.result()
+    for text in splits["val"] if lossless else ():
+        if tokenizer.decode(tokenizer.encode(text)) != text:  # the byte table agreed already; this asks the decoder of the library
+            raise UserError(f"tokenizer {tokenizer_path}: decode(encode(x)) differs from x for the document {text[:60]!r}")
+    if job.tokenizer is None and not lossless:
+        raise AssertionError("a tokenizer of our own lost bytes")
+    manifest = Manifest(
+        name=folder.name,
+        corpus=corpus.name,
+        version=corpus_version(splits),
+        tokenizer=TokenizerEntry(
+            file=tokenizer_path.name,
+            kind=tokenizer.kind,
+            sha256=hashlib.sha256(tokenizer_path.read_bytes()).hexdigest(),
+            vocab_size=tokenizer.vocab_size,
+            lossless=lossless,
+        ),
+        splits=entries,
+        provenance={
+            **corpus.provenance,
+            "recipe": recipe,
+            "duplicates_dropped": len(corpus.documents) - sum(len(texts) for texts in splits.values()),
+            "python": platform.python_version(),
+        },
+    )
+    manifest.save(folder)
+    print(summary(folder, manifest, time.perf_counter() - started))
+    return manifest
+
+
+def discard(folder: Path) -> None:
+    """Removes an earlier build: its manifest first, then the shards that this program writes (a reader would glob them up)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").unlink(missing_ok=True)
+    for path in folder.glob("*_[0-9][0-9][0-9][0-9][0-9][0-9].bin"):
+        path.unlink()
+
+
+def summary(folder: Path, manifest: Manifest, seconds: float) -> str:
+    lines = [f"{folder}: corpus {manifest.corpus}, version {manifest.version[:16]}…, {seconds:.1f} s"]
+    for name, split in manifest.splits.items():
+        lines.append(
+            f"  {name:5} {split.documents:>9,} documents {split.source_bytes:>14,} source bytes {split.tokens:>13,} tokens "
+            f"{split.source_bytes / split.tokens:.4f} bytes/token in {len(split.files)} shards"
+        )
+    val = manifest.splits["val"]
+    if val.xz_bytes is not None:
+        lines.append(f"  xz -9e on the validation text: {val.xz_bytes:,} bytes, {8 * val.xz_bytes / val.source_bytes:.4f} bits per byte")
+    if not manifest.tokenizer.lossless:
+        lost = [f"{name} {split.source_bytes - split.counted_bytes:+,}" for name, split in manifest.splits.items()]
+        lines.append(f"  lossy tokenizer: source less decoded bytes: {', '.join(lost)}; scores count the decoded bytes")
+    return "\n".join(lines)

@@ -1,0 +1,143 @@
+"""Tokenizers: SentencePiece BPE of our own making (lossless), any SentencePiece model of the user's, and pure bytes."""
+
+import io
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import sentencepiece as spm
+
+from data.bytes import SPACE, ByteTable
+from data.common import BOS, EOS, PAD, UNK, UserError
+
+FIRST_BYTE_ID = 4  # byte260: pad, BOS, EOS, UNK, then the 256 byte values
+MAX_VOCAB = 1 << 16  # a token is a uint16
+TRAIN_CHARS = 100_000_000  # the trainer holds its text in memory; documents come in hash order, so the first ones are a fair sample
+
+
+class SentencePieceTokenizer:
+    """`encode` and `decode` of one document, without BOS. Raises UserError on a model that this project cannot score."""
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes, source: str = "tokenizer"):
+        try:
+            self.sp = spm.SentencePieceProcessor(model_proto=model)
+        except RuntimeError as error:
+            raise UserError(f"{source}: not a SentencePiece model ({len(model):,} bytes)") from error
+        self.model = model
+        self.vocab_size = self.sp.vocab_size()
+        if self.vocab_size > MAX_VOCAB:
+            raise UserError(f"{source}: {self.vocab_size:,} pieces, but a token is stored in 16 bits (at most {MAX_VOCAB:,})")
+        ids = (self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id(), self.sp.unk_id())
+        if ids != (PAD, BOS, EOS, UNK):
+            raise UserError(f"{source}: expected pad 0, BOS 1, EOS 2, UNK 3, found {ids}; train the tokenizer with these ids")
+        if self.sp.is_unknown(self.sp.piece_to_id(SPACE)):
+            raise UserError(
+                f"{source}: U+2581, the space mark, is no piece of its own among {self.vocab_size:,}: a lone space would "
+                "become three tokens or unknown and be miscounted; train it with required_chars or enough character coverage"
+            )
+        self.table = ByteTable.of_sentencepiece(self.sp)
+        self.unk_surface = len(self.sp.decode([UNK]).encode())
+        # A model that neither normalises nor strips can still not tell a written U+2581 from a space; spelling it in bytes keeps it.
+        self.spell = None
+        probe = "  \uff21\n \t x  "
+        if self.sp.is_byte(FIRST_BYTE_ID) and self.sp.decode(self.sp.encode(probe)) == probe:
+            self.spell = np.array([self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()], np.uint16)
+
+    def encode(self, text: str) -> np.ndarray:
+        """uint16 [N] ids."""
+        if self.spell is None or SPACE not in text:
+            return self.sp.encode_as_numpy(text).astype(np.uint16)
+        parts = [self.sp.encode_as_numpy(part).astype(np.uint16) for part in text.split(SPACE)]
+        spelled = [piece for part in parts for piece in (self.spell, part)][1:]
+        return np.concatenate(spelled)
+
+    def decode(self, ids: np.ndarray) -> str:
+        """SentencePiece's own decoder: the witness that the byte table is checked against."""
+        return self.sp.decode(ids.tolist())
+
+    def decoded_bytes(self, ids: np.ndarray) -> int:
+        """UTF-8 bytes of `decode`, less the marks that the decoder writes for unknown pieces."""
+        return len(self.decode(ids).encode()) - self.unk_surface * int((ids == UNK).sum())
+
+
+class ByteTokenizer:
+    """Pure bytes (the contest's byte260): id = 4 + byte value."""
+
+    kind = "bytes"
+    vocab_size = FIRST_BYTE_ID + 256
+    table = ByteTable.of_pieces([b""] * FIRST_BYTE_ID + [bytes([i]) for i in range(256)])
+    model = (
+        json.dumps(
+            {
+                "tokenizer_type": "pure_byte",
+                "config": {"pad_id": PAD, "bos_id": BOS, "eos_id": EOS, "unk_id": UNK, "byte_offset": FIRST_BYTE_ID, "byte_count": 256},
+                "vocab_size": vocab_size,
+            },
+            indent=2,
+        )
+        + "\n"
+    ).encode()
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.uint16) + np.uint16(FIRST_BYTE_ID)
+
+    def decode(self, ids: np.ndarray) -> str:
+        return self.table.decode(ids).decode()
+
+    def decoded_bytes(self, ids: np.ndarray) -> int:
+        return int((ids >= FIRST_BYTE_ID).sum())
+
+
+Tokenizer = SentencePieceTokenizer | ByteTokenizer
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    try:
+        model = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: tokenizer cannot be read ({error.strerror})") from error
+    if path.suffix != ".json":
+        return SentencePieceTokenizer(model, str(path))
+    try:
+        spec = json.loads(model)
+        found = (spec["vocab_size"], spec.get("config", {}).get("byte_offset", FIRST_BYTE_ID))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path}: expected the JSON description of a byte tokenizer, found {model[:60]!r}") from error
+    if found != (ByteTokenizer.vocab_size, FIRST_BYTE_ID):
+        raise UserError(f"{path}: expected 260 ids with bytes from id 4, found vocab_size {found[0]}, byte_offset {found[1]}")
+    return ByteTokenizer()
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
+    """A lossless SentencePiece BPE model: the same texts in the same order give the same bytes.
+
+    No path, date or machine enters the file: texts come from an iterator, the model leaves through memory, and num_threads, which
+    the model records, is a constant. Identity normalisation, no dummy prefix and no whitespace stripping make decode(encode(x)) == x."""
+    if not FIRST_BYTE_ID + 256 < vocab_size <= MAX_VOCAB:
+        raise UserError(f"--vocab-size {vocab_size}: expected {FIRST_BYTE_ID + 257} (4 marks, 256 bytes and the space) to {MAX_VOCAB:,}")
+
+    def limited() -> Iterable[str]:
+        size = 0
+        for text in texts:
+            if size >= TRAIN_CHARS:
+                return
+            size += len(text)
+            yield text
+
+    writer = io.BytesIO()
+    try:
+        spm.SentencePieceTrainer.train(
+            sentence_iterator=iter(limited()), model_writer=writer, model_type="bpe", vocab_size=vocab_size,
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+            byte_fallback=True, split_digits=True, character_coverage=0.999, required_chars=SPACE, max_sentence_length=1 << 30,
+            pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, num_threads=4, minloglevel=2,
+        )  # fmt: skip
+    except RuntimeError as error:
+        limit = re.search(r"value <= (\d+)", str(error))
+        reason = f"this text allows at most {limit[1]}" if limit else str(error).strip().rsplit("] ", 1)[-1]
+        raise UserError(f"--vocab-size {vocab_size}: {reason}; give more text or another size") from error
+    return writer.getvalue()
