@@ -1,0 +1,255 @@
+"""`python -m eval board`: boards from the records themselves.
+
+Writes records/README.md, records/index.html (one self-contained page, no network), records/schema.json and the table between the markers of the
+root README.md; `--check` writes nothing and fails where a file differs from what the records give. Scores of one track are compared only
+within one corpus version: each has a board of its own.
+"""
+
+import argparse
+import difflib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from eval import schema
+from eval.errors import UserError
+from eval.logs import Log, Step, parse_log
+from eval.pack import REPOSITORY, bits_per_byte
+from eval.schema import SUBMISSION_FILE, TRACKS, AuditSummary, Submission
+
+ASSETS = Path(__file__).parent / "assets"
+CHART_VERSION = "4.6.1"
+BEGIN, END = "<!-- board:begin -->", "<!-- board:end -->"
+CURVE_POINTS = 240  # per seed: finer than a phone's pixels, and a hundred records still make a page of a few MB
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One record as the boards show it."""
+
+    folder: Path
+    track: str
+    submission: Submission
+    audit: AuditSummary | None
+
+    @property
+    def status(self) -> str:
+        if self.audit is None:
+            return "unaudited"
+        return "rejected" if self.audit.rejected else "accepted"
+
+    @property
+    def label(self) -> str:
+        return "not audited" if self.audit is None else self.audit.verdict
+
+    @property
+    def reasons(self) -> list[str]:
+        return [] if self.audit is None else self.audit.reasons
+
+    @property
+    def board(self) -> str:
+        data = self.submission.data
+        return f"{self.track}, corpus {data.corpus} {data.version[:12]}" if data else f"{self.track}, corpus not stated"
+
+    @property
+    def seeds(self) -> int | None:
+        """Number of seeds behind the headline; None where the author states none."""
+        return len(self.submission.seeds) or None
+
+    @property
+    def neural(self) -> float | None:
+        values = [row.neural_val_bpb for row in self.submission.seed_results.values()]
+        return schema.mean(values) if values and None not in values else None
+
+    def slowest(self, name: str) -> float | None:
+        return max((v for row in self.submission.seed_results.values() if (v := getattr(row, name)) is not None), default=None)
+
+    @cached_property
+    def logs(self) -> list[Log]:
+        named = [row.log for row in self.submission.seed_results.values() if row.log]
+        paths = [self.folder / name for name in named] or sorted(self.folder.glob("*.log"))
+        return [parse_log(path) for path in paths]
+
+
+def register(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("board", help="write the boards from the records", description=__doc__, allow_abbrev=False)
+    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where files and records disagree")
+    parser.add_argument("--root", type=Path, default=REPOSITORY, help=argparse.SUPPRESS)
+    parser.set_defaults(run=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    entries = collect(args.root / "records")
+    wanted = generate(args.root, entries)
+    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    if args.check:
+        for path in stale:
+            print(difference(path, wanted[path], args.root))
+        print(f"{len(wanted)} files, {len(entries)} records: " + (f"{len(stale)} out of date; run python -m eval board" if stale else "in step"))
+        return int(bool(stale))
+    for path in stale:
+        schema.write_atomic(path, wanted[path])
+    print(f"{len(entries)} records; wrote {', '.join(str(p.relative_to(args.root)) for p in stale) or 'nothing, all in step'}")
+    print(f"look at {args.root / 'records' / 'index.html'}")
+    return 0
+
+
+def collect(records: Path) -> list[Entry]:
+    """All records below records/track_*/, best score first, rejected ones last within their board. Raises UserError for a broken one."""
+    folders = [path.parent for path in sorted(records.glob(f"track_*/*/{SUBMISSION_FILE}")) if not path.parent.name.startswith(".")]
+    entries = []
+    for folder in folders:
+        submission = schema.load_submission(folder)
+        track = folder.parent.name
+        if submission.track not in (None, track):
+            raise UserError(f"{folder}: lies in {track} but states {submission.track}; move the folder or pack it again")
+        entries.append(Entry(folder, track, submission, schema.audit_summary(folder)))
+    sizes = {entry.board: sum(other.board == entry.board for other in entries) for entry in entries}
+    return sorted(entries, key=lambda e: (-sizes[e.board], e.board, e.status == "rejected", e.submission.val_bpb, e.folder.name))
+
+
+def generate(root: Path, entries: list[Entry]) -> dict[Path, str]:
+    """Every generated file with the text it should hold. Raises UserError when the root README lacks its markers."""
+    records = root / "records"
+    return {
+        records / "README.md": records_readme(entries),
+        records / "index.html": page(entries),
+        records / "schema.json": json.dumps(schema.json_schema(), indent=2, ensure_ascii=False) + "\n",
+        root / "README.md": root_readme(root / "README.md", entries),
+    }
+
+
+def difference(path: Path, wanted: str, root: Path) -> str:
+    found = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    lines = list(difflib.unified_diff(found, wanted.splitlines(), "found", "from the records", lineterm="", n=0))
+    shown = [line[:160] for line in lines[2:8]]
+    return "\n".join([f"{path.relative_to(root)}:", *(f"  {line}" for line in shown), *(["  …"] if len(lines) > 8 else [])])
+
+
+# --- Markdown ---
+
+
+def boards(entries: list[Entry]) -> dict[str, list[Entry]]:
+    """Entries by board, in the order of `entries`."""
+    out: dict[str, list[Entry]] = {}
+    for entry in entries:
+        out.setdefault(entry.board, []).append(entry)
+    return out
+
+
+def table(entries: list[Entry], prefix: str) -> str:
+    """Markdown table; links start with `prefix`. Rejected records are struck through and carry the reason."""
+    lines = ["| # | val_bpb | record | author | date | code + artifact | audit |", "|---:|---:|---|---|---|---:|---|"]
+    rank = 0
+    for entry in entries:
+        s = entry.submission
+        spread = f" ± {s.val_bpb_std:.5f}" if s.val_bpb_std is not None else ""
+        seeds = f" (n = {entry.seeds})" if entry.seeds else ""
+        score, name = f"{s.val_bpb:.5f}{spread}{seeds}", f"[{_cell(s.name)}]({prefix}{entry.track}/{entry.folder.name}/)"
+        if entry.status == "rejected":
+            place, score, name = "–", f"~~{score}~~", f"~~{name}~~"
+        else:
+            rank += 1
+            place = str(rank)
+        size = "–" if s.bytes_total is None else f"{s.bytes_total:,}"
+        verdict = _cell("; ".join([entry.label, *entry.reasons]) if entry.status == "rejected" else entry.label)
+        lines.append(f"| {place} | {score} | {name} | {_cell(s.author or '–')} | {s.date or '–'} | {size} | {verdict} |")
+    return "\n".join(lines)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|").replace("\n", " ")
+
+
+def records_readme(entries: list[Entry]) -> str:
+    parts = [
+        "# Records",
+        "Generated by `python -m eval board` from the `submission.json`, logs and `audit.json` of every folder; do not edit. "
+        "[index.html](index.html) shows the same with charts, [schema.json](schema.json) describes `submission.json`.",
+        "Bits per byte, lower is better, mean ± standard deviation over n seeds. "
+        "Scores of different corpus versions are not comparable and have boards of their own.",
+    ]
+    for board, members in boards(entries).items():
+        track, _, corpus = board.partition(", ")
+        title = TRACKS[track].title if track in TRACKS else "unknown track"
+        scale = next((e.submission.data for e in members if e.submission.data and e.submission.data.xz_bytes), None)
+        parts += [f"## {track}: {title}", f"{corpus.capitalize()}." + (f" `xz -9e`: {bits_per_byte(scale):.4f} bits per byte." if scale else "")]
+        parts.append(table(members, ""))
+    if not entries:
+        parts.append("No records yet.")
+    return "\n\n".join(parts) + "\n"
+
+
+def root_readme(path: Path, entries: list[Entry]) -> str:
+    """The root README with the text between its markers replaced by one table per board, nothing else touched."""
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise UserError(f"{path}: expected the markers {BEGIN} and {END}, found none; put them where the table of records belongs")
+    tables = [f"`{board}`\n\n{table(members, 'records/')}" for board, members in boards(entries).items()]
+    return f"{before}{BEGIN}\n" + ("\n\n".join(tables) or "No records yet.") + f"\n{END}{after}"
+
+
+# --- The page ---
+
+
+def page(entries: list[Entry]) -> str:
+    """The page as one HTML text: template, chart library and data."""
+    template = (ASSETS / "board.html").read_text(encoding="utf-8")
+    chart = (ASSETS / f"chart-{CHART_VERSION}.umd.min.js").read_text(encoding="utf-8").strip()
+    # "<" can begin a closing script tag inside a record's name; its escape means the same to JSON.
+    data = json.dumps([page_row(entry) for entry in entries], ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    values = {"CHART_VERSION": CHART_VERSION, "DATA": data, "CHART_JS": chart}
+    return re.sub(r"@@([A-Z_]+)@@", lambda mark: values[mark[1]], template)  # one pass: a record may be called @@DATA@@
+
+
+def page_row(entry: Entry) -> dict[str, Any]:
+    s = entry.submission
+    return {
+        "id": f"{entry.track}/{entry.folder.name}",
+        "board": entry.board,
+        "name": s.name,
+        "blurb": s.blurb,
+        "author": s.author,
+        "github": s.github_id,
+        "date": s.date.isoformat() if s.date else None,
+        "bpb": s.val_bpb,
+        "sd": s.val_bpb_std,
+        "n": entry.seeds,
+        "neural": entry.neural,
+        "bytes": s.bytes_total,
+        "train": entry.slowest("train_s"),
+        "eval": entry.slowest("eval_s"),
+        "status": entry.status,
+        "label": entry.label,
+        "reasons": entry.reasons,
+        "href": f"{entry.track}/{entry.folder.name}/README.md",
+        "curves": [curve(log) for log in entry.logs if log.steps],
+    }
+
+
+def curve(log: Log) -> dict[str, Any]:
+    """Training and validation points as [step, seconds, nats per token]; training thinned to CURVE_POINTS, first and last kept."""
+    train = [step for step in log.steps if step.train_loss is not None]
+    validation = [step for step in log.steps if step.val_loss is not None]
+    return {
+        "seed": log.seed,
+        "train": [_point(step, step.train_loss) for step in thin(train, CURVE_POINTS)],
+        "val": [_point(step, step.val_loss) for step in thin(validation, CURVE_POINTS)],
+    }
+
+
+def _point(step: Step, loss: float) -> list[float | None]:
+    return [step.step, step.train_s, loss]
+
+
+def thin(points: list[Step], limit: int) -> Iterable[Step]:
+    """At most `limit` points, evenly spaced by index, ends included."""
+    if len(points) <= limit:
+        return points
+    return [points[round(i * (len(points) - 1) / (limit - 1))] for i in range(limit)]
