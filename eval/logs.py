@@ -25,7 +25,9 @@ RANK_PREFIX = re.compile(rb"(?m)^\[(?:rank|default)?\d+\]:[ ]?")
 RANK_BREAK = re.compile(r"\[(?:rank|default)\d+\]:\s?")
 SOURCE_BEGIN = re.compile(rb"(?m)^===== source (?P<name>\S+) bytes:(?P<bytes>\d+) sha256:(?P<sha256>[0-9a-f]{64}) =====[ \t\r]*\n")
 SOURCE_END = b"===== end source ====="
-TOKEN = re.compile(r'([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|[^\s,]+)')
+# Only where the source's stated length is of no use: the marker counts if the line that must follow it does.
+SOURCE_END_LINE = re.compile(rb"\n===== end source =====[ \t\r]*\n(?=env )")
+TOKEN = re.compile(r'([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|\S+)')
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 DURATION = re.compile(rf"({NUMBER})(ms|s|m)?$")
 STEP = re.compile(r"(?:step:\s*)?(\d+)/(\d+)\s+(?=(?:train|val)_(?:loss|bpb):)")
@@ -191,11 +193,12 @@ def _cut_source(log: Log, raw: bytes) -> bytes:
     text = stated.string
     promised = f"{int(stated['bytes']):,} bytes with sha256 {stated['sha256'].decode()[:12]}…"
     log.problems.append(f"the embedded source is not the {promised} that its header states")
-    end = text.rfind(b"\n" + SOURCE_END, stated.end())
-    if end < 0:
+    ends = list(SOURCE_END_LINE.finditer(text, stated.end()))
+    if not ends:
         log.problems.append("truncated: the embedded source has no end")
         return text[: stated.end()]
-    return text[: stated.end()] + b"\n" * text.count(b"\n", stated.end(), end) + text[end:]
+    begin, end = stated.end(), ends[-1].start()
+    return text[:begin] + b"\n" * text.count(b"\n", begin, end) + text[end:]
 
 
 def _lines(text: bytes) -> list[tuple[int, str]]:
@@ -236,7 +239,7 @@ def _parse_step(number: int, text: str) -> Step | None:
     match = STEP.match(text)
     if match is None:
         return None
-    tokens = _tokens(text[match.end() :])
+    tokens = {key: value.rstrip(",") for key, value in _tokens(text[match.end() :]).items()}
     return Step(
         step=int(match[1]),
         of=int(match[2]),
@@ -258,7 +261,7 @@ def _settle_steps(log: Log) -> list[Step]:
         if complete and (known.train_loss, known.val_loss) != (step.train_loss, step.val_loss):
             pair = f"lines {known.line} and {step.line}"
             log.problems.append(f"{pair} give different losses for step {step.step}: more than one run in this log")
-    return sorted(seen.values(), key=lambda step: (step.step, step.line))
+    return sorted(seen.values(), key=lambda step: (step.step, step.val_loss is not None))
 
 
 # --- Native logs ---
@@ -291,9 +294,7 @@ def _parse_native(log: Log, lines: list[tuple[int, str]]) -> None:
             else:
                 for key in RESULT_TYPES:
                     log._state(f"result.{key}", tokens[key], number, text)
-                log.scores.append(
-                    Score("result", float(tokens["val_bpb"]), float(tokens["val_loss"]), float(tokens["eval_s"]), 8, number, text)
-                )
+                log.scores.append(Score("result", float(tokens["val_bpb"]), float(tokens["val_loss"]), float(tokens["eval_s"]), 8, number, text))
         else:
             head = text.split(" ", 1)[0]
             if head in NATIVE_HEADS:
@@ -305,10 +306,8 @@ def _parse_native(log: Log, lines: list[tuple[int, str]]) -> None:
 
 
 def _is(value: str | None, kind: type) -> bool:
-    try:
-        return value is not None and kind(value) is not None
-    except ValueError:
-        return False
+    pattern = {float: NUMBER, int: r"\d+", str: r"\S+"}[kind]
+    return value is not None and re.fullmatch(pattern, value) is not None
 
 
 def override_settings(log: Log) -> list[str]:

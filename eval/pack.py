@@ -18,6 +18,7 @@ import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -54,12 +55,8 @@ class Run:
 
 def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("pack", help="build a record folder from run folders", description=__doc__, allow_abbrev=False)
-    parser.add_argument(
-        "logs", nargs="*", type=Path, metavar="LOG", help="train.log of one seed, its artifact beside it; or the run folder"
-    )
-    parser.add_argument(
-        "--refresh", type=Path, metavar="FOLDER", help="render README.md and pictures of an existing record again, nothing else"
-    )
+    parser.add_argument("logs", nargs="*", type=Path, metavar="LOG", help="train.log of one seed, its artifact beside it; or the run folder")
+    parser.add_argument("--refresh", type=Path, metavar="FOLDER", help="render README.md and pictures of an existing record again, nothing else")
     parser.add_argument("--name", help="title of the record")
     parser.add_argument("--slug", help="kebab-case folder name (default: from the name)")
     parser.add_argument("--track", choices=sorted(TRACKS), default=schema.DOCS_TRACK)
@@ -116,9 +113,7 @@ def load_run(path: Path) -> Run:
         raise UserError(f"{path}: {log.problems[0]}; train again, the packager does not guess")
     wanted = ("artifact.file", "artifact.bytes", "artifact.sha256", "config.sha256", "source.sha256")
     if missing := [name for name in wanted if log.text(name) is None]:
-        raise UserError(
-            f"{path}: expected a line that states {missing[0].replace('.', ' ')}, found none; train again with the current script"
-        )
+        raise UserError(f"{path}: expected a line that states {missing[0].replace('.', ' ')}, found none; train again with the current script")
     artifact = path.parent / Path(log.text("artifact.file")).name
     if not artifact.is_file():
         raise UserError(f"{artifact}: missing; the log {path.name} names it, keep it beside the log")
@@ -148,9 +143,7 @@ def check_arithmetic(log: Log, artifact: Path, result: SeedResult) -> None:
     }
     for what, (computed, stated, path) in hashes.items():
         if computed != stated:
-            raise UserError(
-                f"{path}: sha256 of the {what} is {computed[:12]}…, {log.path.name} says {stated[:12]}…; use the files of one run"
-            )
+            raise UserError(f"{path}: sha256 of the {what} is {computed[:12]}…, {log.path.name} says {stated[:12]}…; use the files of one run")
 
 
 def compare_runs(runs: list[Run]) -> None:
@@ -170,9 +163,7 @@ def compare_runs(runs: list[Run]) -> None:
         }
         for aspect, read in aspects.items():
             if read(run) != read(first):
-                raise UserError(
-                    f"{run.log.path}: {aspect} {read(run)}, but {first.log.path} has {read(first)}; pack only runs of one experiment"
-                )
+                raise UserError(f"{run.log.path}: {aspect} {read(run)}, but {first.log.path} has {read(first)}; pack only runs of one experiment")
 
 
 # --- submission.json ---
@@ -186,50 +177,58 @@ def slug_of(args: argparse.Namespace) -> str:
     return slug
 
 
-def build_submission(args: argparse.Namespace, runs: list[Run]) -> Submission:
-    """Typed record of the runs, seeds in the order given. Raises UserError when it breaks the track's caps or the schema."""
-    track = TRACKS[args.track]
-    first = runs[0].log
+def derived_fields(track: Track, logs: list[Log]) -> dict[str, Any]:
+    """Everything of a Submission that the logs of its seeds prove, seeds in the order given. `check` derives it again.
+
+    Raises UserError when a log lacks its data line, pydantic.ValidationError when a value is malformed."""
+    first = logs[0]
     environment = environment_of(first)
     results = {}
-    for run in runs:
-        files = {"log": f"train_seed{run.seed}.log", "artifact": f"artifact_seed{run.seed}.bin" if track.commits_artifacts else None}
-        own = environment_of(run.log)
-        results[str(run.seed)] = run.result.model_copy(update=files | {"environment": None if own == environment else own})
+    for log in logs:
+        files = {"log": f"train_seed{log.seed}.log", "artifact": f"artifact_seed{log.seed}.bin" if track.commits_artifacts else None}
+        own = environment_of(log)
+        results[str(log.seed)] = seed_result(log).model_copy(update=files | {"environment": None if own == environment else own})
     rows = list(results.values())
-    newest = max(run.log.path.stat().st_mtime for run in runs)
+    return {
+        "val_loss": schema.mean([row.val_loss for row in rows]),
+        "val_bpb": schema.mean([row.val_bpb for row in rows]),
+        "val_loss_std": schema.sd([row.val_loss for row in rows]),
+        "val_bpb_std": schema.sd([row.val_bpb for row in rows]),
+        "bytes_total": max(row.bytes_total for row in rows),
+        "bytes_code": first.integer("result.code_bytes"),
+        "bytes_artifact": max(row.artifact_bytes for row in rows),
+        "code_sha256": first.text("source.sha256"),
+        "seeds": [log.seed for log in logs],
+        "seed_results": results,
+        "config": RunConfig(preset=first.text("config.preset"), sha256=first.text("config.sha256"), overrides=override_settings(first)),
+        "data": data_of(first),
+        "environment": environment,
+    }
+
+
+def build_submission(args: argparse.Namespace, runs: list[Run]) -> Submission:
+    """Typed record of the runs. Raises UserError when it breaks the track's caps or the schema."""
+    logs = [run.log for run in runs]
     try:
-        data = data_of(first)
+        derived = derived_fields(TRACKS[args.track], logs)
+        derived["data"] = derived["data"].model_copy(update={"xz_bytes": xz_bytes(derived["data"], args.dataset)})
         submission = Submission(
             origin="packed",
             author=args.author or _git("user.name") or ANONYMOUS,
             github_id=args.github_id or _git("github.user") or ANONYMOUS,
             name=args.name,
             blurb=args.blurb,
-            date=args.date or datetime.fromtimestamp(newest, UTC).date(),
+            date=args.date or datetime.fromtimestamp(max(log.path.stat().st_mtime for log in logs), UTC).date(),
             track=args.track,
             rules_version=schema.rules_version(),
             base_record=_base_record(args),
-            val_loss=schema.mean([row.val_loss for row in rows]),
-            val_bpb=schema.mean([row.val_bpb for row in rows]),
-            val_loss_std=schema.sd([row.val_loss for row in rows]),
-            val_bpb_std=schema.sd([row.val_bpb for row in rows]),
-            bytes_total=max(row.bytes_total for row in rows),
-            bytes_code=len(first.source),
-            bytes_artifact=max(row.artifact_bytes for row in rows),
-            code_sha256=first.text("source.sha256"),
-            seeds=[run.seed for run in runs],
-            seed_results=results,
-            config=RunConfig(preset=first.text("config.preset"), sha256=first.text("config.sha256"), overrides=override_settings(first)),
-            data=data.model_copy(update={"xz_bytes": xz_bytes(data, args.dataset)}),
-            environment=environment,
+            **derived,
         )
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(
-            f"{first.path}: {'.'.join(map(str, problem['loc'])) or 'record'}: {problem['msg']}, found {problem['input']!r}"
-        ) from None
-    check_caps(submission, track)
+        where = ".".join(map(str, problem["loc"])) or "record"
+        raise UserError(f"{logs[0].path}: {where}: {problem['msg']}, found {problem['input']!r}") from None
+    check_caps(submission, TRACKS[args.track])
     return submission
 
 
@@ -237,9 +236,7 @@ def check_caps(submission: Submission, track: Track) -> None:
     if submission.bytes_total > track.bytes_cap:
         raise UserError(f"code + artifact are {submission.bytes_total:,} bytes, the cap is {track.bytes_cap:,}; shrink the artifact")
     if track.artifact_cap is not None and submission.bytes_artifact > track.artifact_cap:
-        raise UserError(
-            f"an artifact of {submission.bytes_artifact:,} bytes, {submission.track} commits at most {track.artifact_cap:,} to git"
-        )
+        raise UserError(f"an artifact of {submission.bytes_artifact:,} bytes, {submission.track} commits at most {track.artifact_cap:,} to git")
 
 
 def xz_bytes(data: Data, dataset: Path | None) -> int | None:
@@ -319,9 +316,7 @@ def refresh(folder: Path) -> None:
     """Render README and pictures of a packed record again from its submission.json, logs and audit.json; the `changes` text stays."""
     submission = schema.load_submission(folder)
     if submission.origin != "packed":
-        raise UserError(
-            f"{folder / SUBMISSION_FILE}: expected a record made by `pack`, found an imported one; it stays as its author wrote it"
-        )
+        raise UserError(f"{folder / SUBMISSION_FILE}: expected a record made by `pack`, found an imported one; it stays as its author wrote it")
     render(folder, folder, changes_of(folder) or submission.blurb)
 
 
@@ -345,21 +340,25 @@ def render(folder: Path, final: Path, changes: str) -> None:
     schema.write_atomic(folder / "README.md", readme(submission, final, changes, schema.audit_summary(folder)))
 
 
-def readme(submission: Submission, folder: Path, changes: str, audit: schema.AuditSummary | None) -> str:
-    """Text of a record's README; every figure is read from `submission`."""
+def results_table(submission: Submission) -> str:
+    """Markdown table, one row per seed and one for the mean."""
     s = submission
     head = "| seed | val_bpb | val_loss (nats/token) | neural val_bpb | steps | train s | eval s | artifact bytes | code + artifact |"
     rows = [head, "|---:|---:|---:|---:|---:|---:|---:|---:|---:|"]
     for seed, r in s.seed_results.items():
         neural = "–" if r.neural_val_bpb is None else f"{r.neural_val_bpb:.8f}"
-        rows.append(
-            f"| {seed} | {r.val_bpb:.8f} | {r.val_loss:.8f} | {neural} | {r.steps:,} | {r.train_s:.1f} | {r.eval_s:.1f} "
-            f"| {r.artifact_bytes:,} | {r.bytes_total:,} |"
-        )
+        scores = f"{r.val_bpb:.8f} | {r.val_loss:.8f} | {neural} | {r.steps:,} | {r.train_s:.1f} | {r.eval_s:.1f}"
+        rows.append(f"| {seed} | {scores} | {r.artifact_bytes:,} | {r.bytes_total:,} |")
     spread = f" ± {s.val_bpb_std:.8f}" if s.val_bpb_std is not None else ""
     loss_spread = f" ± {s.val_loss_std:.8f}" if s.val_loss_std is not None else ""
-    summary_cells = f"**{s.val_bpb:.8f}**{spread} | {s.val_loss:.8f}{loss_spread}"
-    rows.append(f"| **mean of {len(s.seeds)}** | {summary_cells} | | | | | | {s.bytes_total:,} (largest) |")
+    mean = f"**{s.val_bpb:.8f}**{spread} | {s.val_loss:.8f}{loss_spread}"
+    rows.append(f"| **mean of {len(s.seeds)}** | {mean} | | | | | | {s.bytes_total:,} (largest) |")
+    return "\n".join(rows)
+
+
+def readme(submission: Submission, folder: Path, changes: str, audit: schema.AuditSummary | None) -> str:
+    """Text of a record's README; every figure is read from `submission`."""
+    s = submission
     facts = [
         f"Track `{s.track}` ({TRACKS[s.track].title}), {s.date}, by {s.author} (@{s.github_id}), rules `{s.rules_version}`.",
         f"Corpus `{s.data.corpus}` version `{s.data.version[:12]}…`, validation {s.data.val_tokens:,} tokens, {s.data.val_bytes:,} bytes.",
@@ -370,15 +369,16 @@ def readme(submission: Submission, folder: Path, changes: str, audit: schema.Aud
         facts.append(f"For scale: `xz -9e` needs {bits_per_byte(s.data):.4f} bits per byte on the same text.")
     parts = [f"# {s.name}", s.blurb if changes != s.blurb else "", "\n".join(facts)]
     parts += ["## What changed", f"{CHANGES_BEGIN}\n{changes}\n{CHANGES_END}"]
-    parts += ["## Results", "\n".join(rows), f"![Training and validation loss]({LOSS_PICTURE})\n\n![Score per seed]({SCORE_PICTURE})"]
+    parts += ["## Results", results_table(s), f"![Training and validation loss]({LOSS_PICTURE})\n\n![Score per seed]({SCORE_PICTURE})"]
     parts += ["## Audit", audit_text(audit), "## Reproduce", reproduction(s, folder), "## Files", files_text(s)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def audit_text(audit: schema.AuditSummary | None) -> str:
+def audit_text(audit: schema.AuditSummary | None, linked: bool = True) -> str:
     if audit is None:
         return "Not audited yet."
-    lines = [f"**{audit.verdict}** ({audit.level}, referee rules `{audit.rules_version}`); details in [AUDIT.md](AUDIT.md)."]
+    report = "[AUDIT.md](AUDIT.md)" if linked else "AUDIT.md"
+    lines = [f"**{audit.verdict}** ({audit.level}, referee rules `{audit.rules_version}`); details in {report}."]
     return "\n".join(lines + [f"* {reason}" for reason in audit.reasons])
 
 
@@ -502,8 +502,7 @@ def summary(folder: Path, submission: Submission) -> str:
         ("time", f"training {max(r.train_s for r in rows):.1f} s, evaluation {max(r.eval_s for r in rows):.1f} s (slowest seed)"),
         (
             "author",
-            f"{s.author} (@{s.github_id})"
-            + ("; set --author and --github-id before a pull request" if ANONYMOUS in (s.author, s.github_id) else ""),
+            f"{s.author} (@{s.github_id})" + ("; set --author and --github-id before a pull request" if ANONYMOUS in (s.author, s.github_id) else ""),
         ),
         ("look at", f"{folder / 'README.md'}, {folder / LOSS_PICTURE}, {folder / SCORE_PICTURE}"),
         ("next", f"python -m eval check {folder} && python -m eval audit {folder} && python -m eval pack --refresh {folder}"),

@@ -1,9 +1,15 @@
 """Runs, records and damaged logs made in-process for the records tests: every number is chosen here, so expectations are worked by hand."""
 
+import argparse
 import hashlib
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from eval import pack
 
 # The source holds everything that misleads a log parser: markers, result lines, step lines, non-ASCII text, tabs, CR.
 TRICKY_SOURCE = (
@@ -96,3 +102,36 @@ class FakeRun:
         (folder / "train.log").write_bytes(self.log())
         (folder / "artifact.bin").write_bytes(self.artifact)
         return folder
+
+
+def cli(module: ModuleType, *argv: object) -> int:
+    """One referee command, parsed as `python -m eval` does, without importing the other commands."""
+    parser = argparse.ArgumentParser(allow_abbrev=False)
+    module.register(parser.add_subparsers(dest="command", required=True))
+    args = parser.parse_args([module.__name__.rpartition(".")[2], *map(str, argv)])
+    return args.run(args)
+
+
+def three_seeds(folder: Path, **overrides: object) -> list[Path]:
+    """Run folders of seeds 1337, 42 and 2025 at exactly 1.00, 1.03 and 0.97 bits per byte: mean 1, sample standard deviation 0.03."""
+    bits = {1337: 1.0, 42: 1.03, 2025: 0.97}
+    return [
+        FakeRun(**({"seed": seed, "nats": 2000 * math.log(2) * b, "artifact": b"w" * (700 + seed % 10)} | overrides)).write(folder / f"s{seed}")
+        for seed, b in bits.items()
+    ]
+
+
+def pack_three(root: Path, name: str = "Example record", **overrides: object) -> Path:
+    """A packed three-seed record under root/records; returns its folder."""
+    logs = three_seeds(root / "runs" / name.replace(" ", "-"), **overrides)
+    options = ["--author", "Ann Author", "--github-id", "ann", "--date", "2026-11-24", "--blurb", "One sentence."]
+    assert cli(pack, *logs, "--name", name, "--records-dir", root / "records", *options) == 0
+    return next((root / "records").glob(f"*/2026-11-24_{name.lower().replace(' ', '-')}"))
+
+
+def upstream_records() -> Path:
+    """The public sample records beside the repository; skips the calling test where they are not there."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "upstream_records"
+    if not path.is_dir():
+        pytest.skip(f"no public sample records at {path}")
+    return path

@@ -1,0 +1,271 @@
+"""The log parser against both dialects and against every kind of damage that logs arrive with."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from records_support import TRICKY_SOURCE, FakeRun, upstream_records
+
+from eval.errors import UserError
+from eval.logs import Log, data_of, environment_of, override_settings, parse_log, seconds, seed_result
+
+RUN = FakeRun(seed=42, overrides=("ngram_order=5", 'note="result val_loss:0.5 step:1/2 train_loss:9"'))
+HEAD, BODY = RUN.head(), RUN.body()
+
+
+def parse(tmp_path, content: bytes) -> Log:
+    path = tmp_path / "train.log"
+    path.write_bytes(content)
+    return parse_log(path)
+
+
+def content_of(log: Log) -> dict:
+    """All that a log says, without line numbers."""
+    result = seed_result(log)
+    return {
+        "facts": {name: fact.value for name, fact in log.facts.items()},
+        "steps": [(s.step, s.of, s.train_loss, s.val_loss, s.val_bpb, s.train_s) for s in log.steps],
+        "overrides": sorted(log.overrides),
+        "source": log.source,
+        "result": result and result.model_copy(update={"log": None, "log_sha256": None}),
+        "problems": log.problems,
+    }
+
+
+def joined(lines: list[str]) -> bytes:
+    return ("\n".join(lines) + "\n").encode()
+
+
+@pytest.fixture
+def reference(tmp_path) -> dict:
+    return content_of(parse(tmp_path, RUN.log()))
+
+
+def test_native_log_is_read_completely(tmp_path):
+    log = parse(tmp_path, RUN.log())
+    assert log.native and log.problems == []
+    assert log.source == TRICKY_SOURCE.encode()
+    assert log.seed == 42
+    result = seed_result(log)
+    assert (result.val_bpb, result.val_loss, result.nats) == (1.0, 1.38629436, 1386.294361)
+    assert (result.scored_tokens, result.scored_bytes, result.steps) == (1000, 2000, 400)
+    assert (result.train_s, result.eval_s, result.artifact_bytes) == (61.5, 4.25, 700)
+    assert (result.neural_val_bpb, result.parameters) == (1.25, 123456)
+    assert log.text("config.preset") == "docs_cpu" and log.text("config.sha256") == "d" * 64
+    assert override_settings(log) == ["ngram_order=5", 'note="result val_loss:0.5 step:1/2 train_loss:9"']  # the seed is no override
+    data = data_of(log)
+    assert (data.corpus, data.train_tokens, data.val_tokens, data.val_bytes) == ("docs", 9000, 1001, 2000)
+    environment = environment_of(log)
+    assert environment.cpu == 'Test CPU "X" 3' and environment.cuda is None and environment.gpus == 0 and environment.world_size == 1
+    assert [s.step for s in log.steps] == [*range(0, 401, 50), 400]
+    assert log.steps[1].train_s == 7.5 and log.steps[1].train_loss == 4.7778
+    assert log.steps[-1].val_loss == 2.9
+
+
+def test_facts_point_at_their_lines(tmp_path):
+    log = parse(tmp_path, RUN.log())
+    lines = RUN.log().decode().split("\n")
+    for fact in log.facts.values():
+        assert lines[fact.line - 1] == fact.text
+    assert log.facts["result.val_bpb"].line == len(lines) - 1  # the file ends with a newline
+
+
+# --- damage that must not change what is read ---
+
+
+def coloured(data: bytes) -> bytes:
+    return b"\n".join(b"\x1b[1;32m" + line + b"\x1b[0m" for line in data.split(b"\n"))
+
+
+def prefixed(data: bytes) -> bytes:
+    return b"\n".join(b"[rank0]: " + line for line in data.split(b"\n"))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda d: d.replace(b"\n", b"\r\n"),
+        coloured,
+        lambda d: coloured(d).replace(b"\n", b"\r\n"),
+        prefixed,
+        lambda d: coloured(prefixed(d)),
+        lambda d: b"some launcher warning\n\x1b]0;title\x07another\n" + d,
+        lambda d: d + b"\n[rank1]:[W318 14:38:18] Warning: destroy_process_group was not called\n",
+        lambda d: d.rstrip(b"\n"),
+        lambda d: d.replace(b"\nneural", b"\n 40%|####      | 4/10\r 50%|#####     | 5/10\rneural"),
+    ],
+    ids=["crlf", "colour", "colour-crlf", "rank-prefix", "colour-prefix", "preamble", "epilogue", "no-final-newline", "progress-bar"],
+)
+def test_damage_changes_nothing(tmp_path, reference, damage):
+    assert content_of(parse(tmp_path, damage(RUN.log()))) == reference
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_order_of_lines_does_not_matter(tmp_path, reference, seed):
+    body = BODY[:]
+    random.Random(seed).shuffle(body)
+    assert content_of(parse(tmp_path, HEAD + joined(body))) == reference
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_ranks_that_interleave(tmp_path, reference, seed):
+    """Other ranks' lines between, repeated lines of several ranks, and lines that run into each other for want of a newline."""
+    rng = random.Random(seed)
+    noise = ["[rank3]:[W318 14:38:18.835 Utils.hpp:112] Warning: deprecated", "gptq_quantize: 66 layers", "[2026] ncclx NCCL WARN Call failed"]
+    body: list[str] = []
+    for line in BODY:
+        body += rng.sample(noise, rng.randint(0, 2))
+        body += [line] * rng.choice([1, 1, 8])
+    text = "\n".join(body) + "\n"
+    for line in BODY:
+        if line.startswith(("step:", "result ")) and rng.random() < 0.5:
+            text = text.replace("\n" + line, line, 1)
+    assert content_of(parse(tmp_path, HEAD + text.encode())) == reference
+
+
+def test_a_line_cut_by_another_rank_keeps_its_first_half(tmp_path):
+    step = next(line for line in BODY if line.startswith("step:100/"))
+    cut = step.index("train_time")
+    body = joined(BODY).decode().replace(step, f"{step[:cut]}[rank2]:[W318 1:2:3] warning\n{step[cut:]}")
+    log = parse(tmp_path, HEAD + body.encode())
+    assert log.problems == [] and next(s for s in log.steps if s.step == 100).train_loss == 4.1429
+
+
+# --- damage that must be reported ---
+
+
+def test_every_truncation_is_noticed(tmp_path):
+    whole = RUN.log()
+    end = whole.index(b"\nresult val_loss", len(HEAD))
+    for cut in [*range(0, len(HEAD), 97), *range(len(HEAD), end, 211), *range(end, len(whole) - 5, 3)]:
+        log = parse(tmp_path, whole[:cut])
+        assert log.problems, f"cut at {cut} of {len(whole)} went unnoticed"
+        # The seed is the last token: a result line without it is not used at all.
+        assert log.seed is None and (not log.native or seed_result(log) is None)
+
+
+def test_contradictions_are_reported(tmp_path):
+    other = FakeRun(seed=42, nats=1300.0)
+    assert any("result.val_bpb" in p for p in parse(tmp_path, RUN.log() + joined([other.result()])).problems)
+    step = next(line for line in BODY if line.startswith("step:100/"))
+    twice = parse(tmp_path, RUN.log() + joined([step.replace("train_loss:4", "train_loss:5")]))
+    assert any("step 100" in p and "more than one run" in p for p in twice.problems)
+
+
+def test_source_must_match_its_hash(tmp_path):
+    broken = RUN.log().replace(b"math.exp", b"math.sin", 1)
+    log = parse(tmp_path, broken)
+    assert log.source is None and any("embedded source is not" in p for p in log.problems)
+    assert log.seed == 42  # the rest is still read, from behind the source, not from inside it
+    unmarked = RUN.log().replace(b"===== source", b"===== sauce", 1)
+    assert any("no embedded source" in p for p in parse(tmp_path, unmarked).problems)
+
+
+@pytest.mark.parametrize("token", ["val_loss:nan", "val_loss:", "val_bpb:1,0", "steps:4.5"])
+def test_malformed_result_is_no_result(tmp_path, token):
+    name = token.split(":")[0]
+    line = " ".join(token if part.startswith(name + ":") else part for part in BODY[-1].split(" "))
+    log = parse(tmp_path, HEAD + joined([*BODY[:-1], line]))
+    assert log.problems and seed_result(log) is None
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.binary(max_size=400), st.integers(0, 5000), st.booleans())
+def test_no_bytes_make_the_parser_fail(tmp_path_factory, junk, position, native):
+    whole = RUN.log() if native else b"seed:1\n1/2 train_loss: 3.0\nstopping_early: x train_time:10ms step:2/2\nfinal val_loss:1 val_bpb:0.5\n"
+    position %= len(whole)
+    log = parse(tmp_path_factory.mktemp("junk"), whole[:position] + junk + whole[position:])
+    for name in log.facts:
+        log.number(name), log.integer(name)
+    seed_result(log)
+
+
+def test_missing_and_huge_files_are_user_errors(tmp_path):
+    with pytest.raises(UserError, match=r"train\.log: cannot be read"):
+        parse_log(tmp_path / "train.log")
+    with (tmp_path / "huge.log").open("wb") as file:
+        file.truncate(65 * 2**20)
+    with pytest.raises(UserError, match="at most 67,108,864 bytes"):
+        parse_log(tmp_path / "huge.log")
+
+
+@pytest.mark.parametrize(("text", "value"), [("1234ms", 1.234), ("0.8m", 48.0), ("508.8s", 508.8), ("12", 12.0), ("fast", None), ("", None)])
+def test_durations(text, value):
+    assert seconds(text) == (pytest.approx(value) if value is not None else None)
+
+
+# --- public logs ---
+
+# Read off the files by eye: (seed, parameters, ranks, val tokens, steps, train s, code bytes, total bytes, step lines, final bpb, final loss).
+PUBLIC = {
+    "2026-03-17_NaiveBaseline/train.log": (1337, 17059912, 8, 63779840, 13780, 600.038, 47642, 15863489, 355, 1.2243657, 2.07269931),
+    "2026-03-20_PR187_EMA_Ngram/train.log": (1337, 25254992, 8, 62021632, 9268, 600.031, 64223, 14942971, 67, 0.93933506, None),
+    "2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233/train_seed42.log": (
+        42, 26993756, 8, 62021632, 7103, 600.059, 67603, 15540675, 27, 1.12360306, None,
+    ),
+    "2026-03-29_Loader_FullGPTQ_XSA11_BigramHash2816/train_seed2025.log": (
+        2025, 27038812, 8, 62021632, 6703, 586.065, 96398, 15983626, 26, 1.11212378, 1.87776945,
+    ),
+    "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2/train_seed42.log": (
+        42, 35943512, 8, 40540160, 4986, 588.136, 15516, 15988983, 17, 1.08664424, 2.80691494,
+    ),
+    "2026-04-27_SP8192_LQER_SparseGate_BOSSmearFix_9HpStack_1.0611/train_seed42.log": (
+        42, 35945671, 8, 47851520, 4945, 599.592, 157868, 15897259, 15, 1.05989454, 2.31944212,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_logs_are_read(name):
+    log = parse_log(upstream_records() / name)
+    found = (
+        log.seed, log.integer("model.parameters"), log.integer("env.world_size"), log.integer("data.val_tokens"), log.integer("result.steps"),
+        log.number("result.train_s"), log.integer("result.code_bytes"), log.integer("result.bytes_total"), len(log.steps), log.final.val_bpb,
+        log.final.val_loss,
+    )  # fmt: skip
+    assert found == PUBLIC[name] and log.problems == []
+    assert seed_result(log).val_bpb == log.final.val_bpb
+
+
+def test_public_environment_is_read():
+    log = parse_log(upstream_records() / "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2" / "train_seed1.log")
+    environment = environment_of(log)
+    assert environment.gpu == "NVIDIA H100 80GB HBM3" and environment.gpus == 8 and environment.torch == "2.11.0+cu130"
+    assert (environment.python, environment.driver, environment.cuda) == ("3.10.12", "580.126.09", "13.0")
+    assert log.steps[6].train_s == pytest.approx(48.0) and log.steps[0].val_bpb == 3.4878
+
+
+@pytest.mark.parametrize("damage", [lambda d: d.replace(b"\n", b"\r\n"), coloured, prefixed], ids=["crlf", "colour", "prefix"])
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_logs_survive_damage(tmp_path, name, damage):
+    raw = (upstream_records() / name).read_bytes()
+    assert content_of(parse(tmp_path, damage(raw))) == content_of(parse(tmp_path, raw))
+
+
+DUMP = '''import math
+# final_int8_zlib_roundtrip_exact val_loss:0.00000001 val_bpb:0.00000001
+TEXT = """
+====================================================================================================
+seed:7
+model_params:1
+step:1/2 train_loss:0.1 train_time:1ms
+final_exact val_loss:0.2 val_bpb:0.1
+"""
+def main(): pass
+'''
+
+
+def test_public_source_dump_is_not_evidence(tmp_path):
+    """Some scripts write their own code into the log, between rulers, and that code contains what a parser looks for."""
+    ruler = "=" * 100
+    log = "seed:3\nmodel_params:5\nstep:1/9 train_loss:2.5 train_time:10ms\nfinal val_loss:1.5 val_bpb:0.9\n"
+    for text in (f"{DUMP}{ruler}\nRunning Python 3.12\n{ruler}\n{log}", f"logs/x.txt\n{ruler}\n{DUMP}{ruler}\n{log}"):
+        parsed = parse(tmp_path, text.encode())
+        assert (parsed.seed, parsed.integer("model.parameters"), parsed.final.val_bpb, len(parsed.steps)) == (3, 5, 0.9, 1)
+        assert parsed.problems == []
+
+
+def test_public_log_without_a_score_is_truncated(tmp_path):
+    log = parse(tmp_path, b"seed:3\nstep:1/9 train_loss:2.5 train_time:10ms\nTraceback (most recent call last):\n")
+    assert any("truncated" in p for p in log.problems) and any("exception" in p for p in log.problems)
