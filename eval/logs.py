@@ -14,6 +14,8 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import ValidationError
+
 from eval.errors import UserError
 from eval.schema import Data, Environment, SeedResult
 
@@ -182,8 +184,8 @@ def _cut_source(log: Log, raw: bytes) -> bytes:
             log.source = body
             head = text[: begin.end()]
             line = head.count(b"\n")
-            log._state("source.sha256", begin["sha256"].decode(), line, begin[0].decode().strip())
-            log._state("source.bytes", str(length), line, begin[0].decode().strip())
+            log._state("source.sha256", begin["sha256"].decode(), line, begin[0].decode("utf-8", "replace").strip())
+            log._state("source.bytes", str(length), line, begin[0].decode("utf-8", "replace").strip())
             if not text[begin.end() + length :].lstrip(b"\r\n").startswith(SOURCE_END):
                 log.problems.append(f"the source that begins at line {line} is not followed by '{SOURCE_END.decode()}'")
             return head + b"\n" * body.count(b"\n") + text[begin.end() + length :]
@@ -333,31 +335,37 @@ def data_of(log: Log) -> Data:
     return Data(**{n: log.text(f"data.{n}") for n in text}, **{n: log.integer(f"data.{n}") for n in counts})
 
 
+SEED_FACTS = {
+    "nats": "result.nats",
+    "scored_tokens": "result.scored_tokens",
+    "scored_bytes": "result.scored_bytes",
+    "steps": "result.steps",
+    "train_s": "result.train_s",
+    "eval_s": "result.eval_s",
+    "parameters": "model.parameters",
+    "artifact_bytes": "result.artifact_bytes",
+    "artifact_sha256": "artifact.sha256",
+    "bytes_total": "result.bytes_total",
+    "pre_quant_val_loss": "final.pre_quant_val_loss",
+    "pre_quant_val_bpb": "final.pre_quant_val_bpb",
+    "neural_val_loss": "neural.val_loss",
+    "neural_val_bpb": "neural.val_bpb",
+}
+
+
 def seed_result(log: Log) -> SeedResult | None:
-    """What a log of either dialect proves about its seed; None when it holds no final score."""
+    """What a log of either dialect proves about its seed; None when it holds no final score.
+
+    Raises UserError when a value is malformed, such as a hash of the wrong length."""
     final = log.final
     if final is None:
         return None
-    return SeedResult(
-        val_loss=final.val_loss,
-        val_bpb=final.val_bpb,
-        nats=log.number("result.nats"),
-        scored_tokens=log.integer("result.scored_tokens"),
-        scored_bytes=log.integer("result.scored_bytes"),
-        steps=log.integer("result.steps"),
-        train_s=log.number("result.train_s"),
-        eval_s=log.number("result.eval_s"),
-        parameters=log.integer("model.parameters"),
-        artifact_bytes=log.integer("result.artifact_bytes"),
-        artifact_sha256=log.text("artifact.sha256"),
-        bytes_total=log.integer("result.bytes_total"),
-        pre_quant_val_loss=log.number("final.pre_quant_val_loss"),
-        pre_quant_val_bpb=log.number("final.pre_quant_val_bpb"),
-        neural_val_loss=log.number("neural.val_loss"),
-        neural_val_bpb=log.number("neural.val_bpb"),
-        log=log.path.name,
-        log_sha256=log.sha256,
-    )
+    values = {name: log.text(fact) for name, fact in SEED_FACTS.items()}
+    try:
+        return SeedResult(val_loss=final.val_loss, val_bpb=final.val_bpb, log=log.path.name, log_sha256=log.sha256, **values)
+    except ValidationError as error:
+        problem = error.errors()[0]
+        raise UserError(f"{log.path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}, found {problem['input']!r}; train again") from None
 
 
 # --- Public logs ---

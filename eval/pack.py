@@ -151,8 +151,8 @@ def compare_runs(runs: list[Run]) -> None:
     first = runs[0]
     seeds: dict[int, Run] = {}
     for run in runs:
-        if other := seeds.setdefault(run.seed, run) if seeds.get(run.seed, run) is not run else None:
-            raise UserError(f"{run.log.path}: seed {run.seed} again, as in {other.log.path}; give every seed once")
+        if (known := seeds.setdefault(run.seed, run)) is not run:
+            raise UserError(f"{run.log.path}: seed {run.seed} again, as in {known.log.path}; give every seed once")
         aspects = {
             "code (sha256)": lambda r: r.log.text("source.sha256"),
             "config (sha256)": lambda r: r.log.text("config.sha256"),

@@ -174,7 +174,7 @@ class Submission(Strict):
     seed_results: dict[str, SeedResult] = Field(default_factory=dict)
     config: RunConfig | None = None
     data: Data | None = None
-    environment: Environment = Field(default_factory=Environment)
+    environment: Environment | None = None
     stated: dict[str, float] = Field(default_factory=dict, description="imported: aggregates by public key, recomputed by `check`")
     notes: dict[str, str] = Field(default_factory=dict, description="imported: free text by its public key")
     unknown: dict[str, JsonValue] = Field(default_factory=dict, description="imported: keys that the importer has no name for")
@@ -186,12 +186,7 @@ class Submission(Strict):
         if list(self.seed_results) != [str(seed) for seed in self.seeds]:
             raise ValueError(f"seeds {self.seeds} and the keys of seed_results {list(self.seed_results)} differ")
         missing = [name for name in PACKED_FIELDS if getattr(self, name) is None]
-        missing += [
-            f"seed_results.{seed}.{name}"
-            for seed, r in self.seed_results.items()
-            for name in PACKED_SEED_FIELDS
-            if getattr(r, name) is None
-        ]
+        missing += [f"seed_results.{seed}.{name}" for seed, r in self.seed_results.items() for name in PACKED_SEED_FIELDS if getattr(r, name) is None]
         if missing or not self.seeds:
             raise ValueError(f"a packed record states {', '.join(missing) or 'at least one seed'}")
         if self.stated or self.notes or self.unknown:
@@ -325,6 +320,7 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
             out["unknown"][key] = value
     if alone and "seed_results" not in out:
         out["seed_results"] = {str(out.get("seeds", [ALONE])[0]): {"val_bpb": raw.get("val_bpb"), "val_loss": raw.get("val_loss")} | alone}
+    out["environment"] = out["environment"] or None
     return Submission.model_validate(_settle_totals(out))
 
 

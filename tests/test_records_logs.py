@@ -1,5 +1,6 @@
 """The log parser against both dialects and against every kind of damage that logs arrive with."""
 
+import contextlib
 import random
 
 import pytest
@@ -178,7 +179,8 @@ def test_no_bytes_make_the_parser_fail(tmp_path_factory, junk, position, native)
     log = parse(tmp_path_factory.mktemp("junk"), whole[:position] + junk + whole[position:])
     for name in log.facts:
         log.number(name), log.integer(name)
-    seed_result(log)
+    with contextlib.suppress(UserError):
+        seed_result(log)
 
 
 def test_missing_and_huge_files_are_user_errors(tmp_path):

@@ -1,0 +1,314 @@
+"""The packager: figures worked by hand, every reason to refuse, and a folder that is there whole or not at all."""
+
+import hashlib
+import json
+import math
+import re
+import shutil
+
+import pytest
+from records_support import TRICKY_SOURCE, FakeRun, cli, pack_three, three_seeds
+
+from eval import pack, schema
+from eval.errors import UserError
+from eval.logs import parse_log
+from eval.schema import Submission, json_schema, load_submission
+
+
+def packed(tmp_path, *runs, extra=()):
+    return cli(pack, *runs, "--name", "X", "--slug", "x", "--date", "2026-11-24", "--records-dir", tmp_path / "records", *extra)
+
+
+def test_folder_holds_what_a_record_needs(tmp_path):
+    folder = pack_three(tmp_path)
+    assert folder == tmp_path / "records" / "track_docs_cpu" / "2026-11-24_example-record"
+    seeds = (1337, 42, 2025)
+    expected = {"README.md", "submission.json", "train_gpt.py", "loss.png", "score.png"}
+    expected |= {f"train_seed{s}.log" for s in seeds} | {f"artifact_seed{s}.bin" for s in seeds}
+    assert {item.name for item in folder.iterdir()} == expected
+    assert (folder / "train_gpt.py").read_bytes() == TRICKY_SOURCE.encode()
+    for seed in seeds:
+        assert parse_log(folder / f"train_seed{seed}.log").source == TRICKY_SOURCE.encode()
+        assert (folder / f"artifact_seed{seed}.bin").read_bytes() == b"w" * (700 + seed % 10)
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]  # no temporary left
+
+
+def test_figures_match_hand_worked_ones(tmp_path):
+    s = load_submission(pack_three(tmp_path))
+    # 1.00, 1.03, 0.97 bits per byte at 2 bytes per token: loss = bits * 2 ln 2.
+    assert (s.val_bpb, s.val_bpb_std) == (1.0, 0.03)
+    assert s.val_loss == pytest.approx(2 * math.log(2), abs=1e-8) and s.val_loss_std == pytest.approx(0.06 * math.log(2), abs=1e-8)
+    assert s.bytes_artifact == 707 and s.bytes_code == len(TRICKY_SOURCE.encode())
+    assert s.bytes_total == 707 + s.bytes_code  # seed 1337: 700 + 1337 % 10
+    assert s.seeds == [1337, 42, 2025] and list(s.seed_results) == ["1337", "42", "2025"]
+    assert s.seed_results["42"].nats == pytest.approx(2060 * math.log(2), abs=1e-6)
+    assert s.code_sha256 == hashlib.sha256(TRICKY_SOURCE.encode()).hexdigest()
+    assert s.config.preset == "docs_cpu" and s.config.overrides == []
+    assert (s.author, s.github_id, str(s.date), s.track, s.origin) == ("Ann Author", "ann", "2026-11-24", "track_docs_cpu", "packed")
+
+
+def test_contest_fields_are_there(tmp_path):
+    raw = json.loads((pack_three(tmp_path) / "submission.json").read_text())
+    assert {"author", "github_id", "name", "blurb", "date", "val_loss", "val_bpb", "bytes_total", "bytes_code"} <= set(raw)
+
+
+def test_no_number_in_the_readme_is_typed(tmp_path):
+    folder = pack_three(tmp_path)
+    text = (folder / "README.md").read_text()
+    stated = (folder / "submission.json").read_text()
+    numbers = set(re.findall(r"\b\d+\.\d{8}\b", text))
+    assert {"1.00000000", "1.03000000", "0.97000000", "1.25000000"} <= numbers
+    assert all(re.search(rf"\b{re.escape(n.rstrip('0'))}0*\b", stated) for n in numbers)
+    assert "--seed 2025 --data-dir data/datasets/docs_sp1024" in text and "--preset docs_cpu" in text
+    assert "train_gpt.py train" in text and "python -m data docs" in text
+
+
+def test_pictures_and_readme_are_reproducible(tmp_path):
+    first, second = pack_three(tmp_path / "a"), pack_three(tmp_path / "b")
+    for name in ("README.md", "submission.json", "loss.png", "score.png"):
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    assert (first / "loss.png").read_bytes().startswith(b"\x89PNG") and (first / "loss.png").stat().st_size < 120_000
+
+
+def test_overrides_reach_the_reproduction_command(tmp_path):
+    runs = three_seeds(tmp_path / "runs", overrides=("ngram_order=5", 'label="two words"'), preset=None)
+    assert packed(tmp_path, *runs) == 0
+    text = next((tmp_path / "records").rglob("README.md")).read_text()
+    assert "train --ngram-order 5 --label '\"two words\"' --seed 42 " in text
+
+
+def test_several_ranks_use_torchrun(tmp_path):
+    env = FakeRun().env.replace("world_size:1", "world_size:8")
+    assert packed(tmp_path, *three_seeds(tmp_path / "runs", env=env)) == 0
+    assert "torchrun --standalone --nproc_per_node=8 records/" in next((tmp_path / "records").rglob("README.md")).read_text()
+
+
+# --- refusals ---
+
+DIFFERENCES = {
+    "code": {"source": TRICKY_SOURCE + "# more\n"},
+    "config (sha256)": {"config": "e" * 64},
+    "config overrides": {"overrides": ("ngram_order=5",)},
+    "preset": {"preset": "docs_gpu"},
+    "data": {"version": "e" * 64},
+    "number of ranks": {"env": FakeRun().env.replace("world_size:1", "world_size:2")},
+}
+
+
+@pytest.mark.parametrize("aspect", DIFFERENCES)
+def test_seeds_that_differ_in_more_than_the_seed_are_refused(tmp_path, aspect):
+    first = FakeRun().write(tmp_path / "a")
+    second = FakeRun(seed=42, **DIFFERENCES[aspect]).write(tmp_path / "b")
+    with pytest.raises(UserError, match=re.escape(aspect)) as error:
+        packed(tmp_path, first, second)
+    assert str(second) in str(error.value) and str(first) in str(error.value)
+    assert not (tmp_path / "records").exists()
+
+
+def test_the_same_seed_twice_is_refused(tmp_path):
+    with pytest.raises(UserError, match="seed 1337 again"):
+        packed(tmp_path, FakeRun().write(tmp_path / "a"), FakeRun(nats=1400.0).write(tmp_path / "b"))
+
+
+def test_a_manifest_made_elsewhere_is_the_same_data(tmp_path):
+    """The manifest's hash covers where and when it was made; the corpus version, the tokenizer and the counts identify the data."""
+    second = FakeRun(seed=42).write(tmp_path / "b")
+    log = second / "train.log"
+    log.write_bytes(log.read_bytes().replace(b"manifest_sha256:" + b"c" * 64, b"manifest_sha256:" + b"f" * 64))
+    assert packed(tmp_path, FakeRun().write(tmp_path / "a"), second) == 0
+
+
+def edited(run, old: str, new: str):
+    log = run / "train.log"
+    text = log.read_bytes()
+    head, mark, tail = text.rpartition(b"===== end source =====")
+    assert old.encode() in tail
+    log.write_bytes(head + mark + tail.replace(old.encode(), new.encode()))
+    return run
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("result val_loss:1.38629436", "result val_loss:1.38629440", "val_loss"),
+        ("val_bpb:1.00000000 nats", "val_bpb:0.99999990 nats", "val_bpb"),
+        ("scored_tokens:1000", "scored_tokens:1001", "val_loss"),
+        ("val_tokens:1001", "val_tokens:1201", "scored_tokens"),
+        ("bytes_total:1217", "bytes_total:1216", "bytes_total"),
+        ("code_bytes:517 bytes_total:1217", "code_bytes:500 bytes_total:1200", "code_bytes"),
+        ("code_sha256:5", "code_sha256:6", "sha256 of the code"),
+        ("artifact file:artifact.bin bytes:700 sha256:", "artifact file:artifact.bin bytes:700 sha256:0", "artifact_sha256: String should match"),
+        ("artifact file:artifact.bin", "artifact file:other.bin", "missing"),
+        ("config sha256:", "konfig sha256:", "config sha256"),
+        ("data corpus:docs", "data", "corpus"),
+    ],
+)
+def test_logs_that_contradict_themselves_are_refused(tmp_path, old, new, message):
+    run = edited(FakeRun().write(tmp_path / "a"), old, new)
+    with pytest.raises(UserError, match=message):
+        packed(tmp_path, run)
+    assert not (tmp_path / "records").exists()
+
+
+def test_an_artifact_of_another_run_is_refused(tmp_path):
+    run = FakeRun().write(tmp_path / "a")
+    (run / "artifact.bin").write_bytes(b"W" + b"eights" + b"weights" * 99)
+    with pytest.raises(UserError, match=r"artifact\.bin: sha256 of the artifact"):
+        packed(tmp_path, run)
+
+
+def test_incomplete_and_foreign_logs_are_refused(tmp_path):
+    run = FakeRun().write(tmp_path / "a")
+    whole = (run / "train.log").read_bytes()
+    (run / "train.log").write_bytes(whole[: whole.rindex(b"result val_loss")])
+    with pytest.raises(UserError, match="truncated: expected one complete 'result"):
+        packed(tmp_path, run)
+    (run / "train.log").write_bytes(b"step:1/2 train_loss:1\nfinal val_bpb:1.0\n")
+    with pytest.raises(UserError, match="log_format:1"):
+        packed(tmp_path, run)
+    with pytest.raises(UserError, match="cannot be read"):
+        packed(tmp_path, tmp_path / "nothing")
+
+
+def test_caps(tmp_path):
+    big = FakeRun(artifact=b"x" * 2_000_001).write(tmp_path / "big")
+    with pytest.raises(UserError, match="commits at most 2,000,000"):
+        packed(tmp_path, big)
+    assert packed(tmp_path, big, extra=["--track", "track_non_record_16mb"]) == 0
+    folder = tmp_path / "records" / "track_non_record_16mb" / "2026-11-24_x"
+    assert not list(folder.glob("*.bin"))  # big tracks name the artifact, git does not hold it
+    row = load_submission(folder).seed_results["1337"]
+    assert row.artifact is None and row.artifact_bytes == 2_000_001 and row.artifact_sha256 == hashlib.sha256(b"x" * 2_000_001).hexdigest()
+    over = FakeRun(artifact=b"x" * (16_000_000 - 516)).write(tmp_path / "over")  # the code has 517 bytes
+    with pytest.raises(UserError, match="16,000,001 bytes, the cap is 16,000,000"):
+        packed(tmp_path, over, extra=["--track", "track_10min_16mb"])
+
+
+@pytest.mark.parametrize("options", [["--slug", "Not Kebab"], ["--date", "24.11.2026"], ["--base", "2020-01-01_none"], ["--changes", "nowhere.md"]])
+def test_bad_options_are_user_errors(tmp_path, options):
+    with pytest.raises(UserError):
+        packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=options)
+
+
+# --- the target folder ---
+
+
+def test_packing_completes_a_folder_that_holds_the_script(tmp_path):
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    folder.mkdir(parents=True)
+    (folder / "train_gpt.py").write_text(TRICKY_SOURCE)
+    assert packed(tmp_path, FakeRun().write(tmp_path / "a")) == 0
+    assert (folder / "submission.json").is_file()
+
+
+def test_packing_never_loses_files(tmp_path):
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    folder.mkdir(parents=True)
+    run = FakeRun().write(tmp_path / "a")
+    (folder / "notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"holds notes\.txt"):
+        packed(tmp_path, run, extra=["--replace"])
+    (folder / "notes.txt").unlink()
+    (folder / "train_gpt.py").write_text("another script\n")
+    with pytest.raises(UserError, match="differs from the source in the logs"):
+        packed(tmp_path, run)
+    assert packed(tmp_path, run, extra=["--replace"]) == 0
+    with pytest.raises(UserError, match="a record of this name exists"):
+        packed(tmp_path, run)
+    better = FakeRun(nats=1300.0).write(tmp_path / "b")
+    assert packed(tmp_path, better, extra=["--replace"]) == 0
+    assert load_submission(folder).val_bpb == pytest.approx(1300 / math.log(2) / 2000, abs=1e-8)
+
+
+def test_failure_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch):
+    assert packed(tmp_path, FakeRun().write(tmp_path / "a")) == 0
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    before = (folder / "submission.json").read_bytes()
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(pack, "loss_picture", fail)
+    with pytest.raises(OSError, match="disk full"):
+        packed(tmp_path, FakeRun(nats=1300.0).write(tmp_path / "b"), extra=["--replace"])
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+    assert (folder / "submission.json").read_bytes() == before
+
+
+def test_refresh_keeps_the_text_and_shows_the_audit(tmp_path):
+    changes = tmp_path / "changes.md"
+    changes.write_text("Longer warm-down.\n\n* cost 3 lines\n")
+    assert packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--changes", changes, "--blurb", "short"]) == 0
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    before = (folder / "README.md").read_text()
+    assert "Longer warm-down.\n\n* cost 3 lines" in before and "Not audited yet." in before
+    (folder / "README.md").write_text(before.replace("1.00000000", "0.10000000"))  # a typed figure does not survive
+    assert cli(pack, "--refresh", folder) == 0
+    assert (folder / "README.md").read_text() == before
+
+
+def test_requirements_and_base(tmp_path):
+    base = pack_three(tmp_path)
+    requirements = tmp_path / "more.txt"
+    requirements.write_text("einops==0.8.1\n")
+    options = ["--requirements", requirements, "--base", base.name]
+    assert packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=options) == 0
+    folder = base.parent / "2026-11-24_x"
+    assert (folder / "requirements.txt").read_text() == "einops==0.8.1\n"
+    assert load_submission(folder).base_record == base.name
+    assert f"Builds on [`{base.name}`](../{base.name}/)." in (folder / "README.md").read_text()
+
+
+def manifest(folder, **val):
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"version": "a" * 64, "splits": {"val": {"source_bytes": 2000, "xz_bytes": 600} | val}}
+    (folder / "manifest.json").write_text(json.dumps(content))
+    return folder
+
+
+def test_xz_figure_comes_from_the_manifest_of_the_same_corpus(tmp_path, capsys):
+    run = FakeRun().write(tmp_path / "a")
+    assert packed(tmp_path, run, extra=["--dataset", manifest(tmp_path / "data")]) == 0
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    assert load_submission(folder).data.xz_bytes == 600
+    assert "2.4000 bits per byte" in capsys.readouterr().out and "2.4000 bits per byte" in (folder / "README.md").read_text()  # 600 * 8 / 2000
+    shutil.rmtree(folder)
+    assert packed(tmp_path, run, extra=["--dataset", manifest(tmp_path / "data", source_bytes=1999)]) == 0
+    assert load_submission(folder).data.xz_bytes is None
+
+
+def test_summary_says_what_a_user_wants_to_know(tmp_path, capsys):
+    folder = pack_three(tmp_path)
+    out = capsys.readouterr().out
+    for text in (str(folder), "1.00000000 ± 0.030000, 3 seed(s)", "1.25000000", "of 16,000,000", "training 61.5 s", "README.md"):
+        assert text in out
+
+
+# --- schema ---
+
+
+def test_exported_json_schema_accepts_records_and_rejects_incomplete_ones(tmp_path):
+    """The exported schema must say what the pydantic model enforces; checked with an independent reading of its main parts."""
+    exported = json_schema()
+    raw = json.loads((pack_three(tmp_path) / "submission.json").read_text())
+    assert set(raw) <= set(exported["properties"])
+    assert set(exported["then"]["required"]) <= set(raw)
+    assert set(exported["then"]["properties"]["seed_results"]["additionalProperties"]["required"]) <= set(raw["seed_results"]["42"])
+    for name in exported["then"]["required"]:
+        with pytest.raises(ValueError, match=name if name not in ("seeds", "seed_results") else "seed"):
+            Submission.model_validate({k: v for k, v in raw.items() if k != name})
+    for name in schema.PACKED_SEED_FIELDS:
+        broken = json.loads(json.dumps(raw))
+        del broken["seed_results"]["42"][name]
+        with pytest.raises(ValueError, match=f"seed_results.42.{name}"):
+            Submission.model_validate(broken)
+    for bad in ({"val_bpb": float("nan")}, {"val_bpb": -1}, {"extra": 1}, {"date": "yesterday"}, {"track": "track_mine"}, {"code_sha256": "xyz"}):
+        with pytest.raises(ValueError):
+            Submission.model_validate(raw | bad)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema_version": 1}', '{"name": "x"}', '{"name": "x", "val_bpb": "low"}'])
+def test_broken_submission_json_is_a_user_error(tmp_path, content):
+    (tmp_path / "submission.json").write_text(content)
+    with pytest.raises(UserError, match=r"submission\.json"):
+        load_submission(tmp_path)
