@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import re
 import sys
 from pathlib import Path
 
@@ -16,6 +17,12 @@ def fraction(text: str) -> float:
     if not 0 < value < 1:
         raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
     return value
+
+
+def dataset_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", text):
+        raise argparse.ArgumentTypeError(f"expected letters, digits, - and _, got {text!r}")
+    return text
 
 
 def run_docs(args: argparse.Namespace) -> int:
@@ -58,7 +65,7 @@ def parser() -> argparse.ArgumentParser:
 
     text = command("text", run_text, "Build a dataset from your own UTF-8 text or JSON-lines files (one object a line, its text field).")
     text.add_argument("files", nargs="+", type=Path, help="files, or folders to search for text and JSON-lines files")
-    text.add_argument("--name", default="text", help="dataset name; the folder is NAME_sp<vocabulary>")
+    text.add_argument("--name", type=dataset_name, default="text", help="dataset name; the folder is NAME_sp<vocabulary>")
     text.add_argument(
         "--documents",
         choices=("blocks", "lines", "files"),

@@ -1,5 +1,6 @@
 """Documents to a dataset folder: dedup, split by hash, tokenizer, shards, manifest."""
 
+import functools
 import hashlib
 import lzma
 import platform
@@ -17,7 +18,7 @@ from data.common import BOS, UserError, atomic_write, batched_by_bytes, default_
 from data.corpora import Corpus
 from data.manifest import Manifest, Split, TokenizerEntry, check_files, load_manifest
 from data.shards import write_split
-from data.tokenizer import Tokenizer, load_tokenizer, train_tokenizer
+from data.tokenizer import load_tokenizer, train_tokenizer
 
 XZ_LIMIT = 64_000_000  # bytes; xz -9e does about 1.5 MB/s, and a validation set beyond this would take most of a minute
 
@@ -33,25 +34,17 @@ class Encoded:
     lossless: bool
 
 
-_tokenizer: Tokenizer | None = None
+worker_tokenizer = functools.cache(load_tokenizer)  # once per process: loading a model costs more than encoding a batch
 
 
-def set_tokenizer(tokenizer: Tokenizer) -> None:
-    global _tokenizer  # one per worker process: loading a model costs more than encoding a batch
-    _tokenizer = tokenizer
-
-
-def load_in_worker(path: Path) -> None:
-    set_tokenizer(load_tokenizer(path))
-
-
-def encode_batch(texts: list[str]) -> Encoded:
+def encode_batch(tokenizer_path: Path, texts: list[str]) -> Encoded:
     """Encodes and proves the bytes of every document: table sum = bytes that the decoder writes. UserError with both numbers otherwise."""
-    table, parts, source_bytes, counted_bytes, lossless = _tokenizer.table, [], 0, 0, True
+    tokenizer = worker_tokenizer(tokenizer_path)
+    table, parts, source_bytes, counted_bytes, lossless = tokenizer.table, [], 0, 0, True
     bos = np.array([BOS], np.uint16)
     for text in texts:
-        ids = np.concatenate([bos, _tokenizer.encode(text)])
-        counted, decoded = int(table.token_bytes(ids).sum()), _tokenizer.decoded_bytes(ids[1:])
+        ids = np.concatenate([bos, tokenizer.encode(text)])
+        counted, decoded = int(table.token_bytes(ids).sum()), tokenizer.decoded_bytes(ids[1:])
         if counted != decoded:
             raise UserError(
                 f"tokenizer refused: the byte table counts {counted:,} bytes, its decoder writes {decoded:,}, in the document {text[:60]!r}"
@@ -173,11 +166,11 @@ def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -
     discard(folder)
     entries: dict[str, Split] = {}
     lossless = True
-    with ProcessPoolExecutor(job.workers, initializer=load_in_worker, initargs=(tokenizer_path,)) as pool:
+    with ProcessPoolExecutor(job.workers) as pool:
         xz = pool.submit(xz_size, splits["val"])
         for split, texts in splits.items():
             tally = Tally()
-            batches = pool.map(encode_batch, batched_by_bytes(texts))
+            batches = pool.map(functools.partial(encode_batch, tokenizer_path), batched_by_bytes(texts))
             with tqdm(total=sum(map(len, texts)), desc=f"tokenizing {split}", unit="B", unit_scale=True, disable=None) as bar:
                 files = write_split(folder, job.name, split, tally.watch(batches, bar))
             lossless = lossless and tally.lossless

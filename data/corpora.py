@@ -1,6 +1,7 @@
 """Where documents come from: the docstrings of pinned packages, or the user's own files."""
 
 import ast
+import gc
 import importlib.metadata
 import json
 import sys
@@ -90,7 +91,8 @@ def docs_corpus(workers: int) -> Corpus:
         own = (file for file in distribution.files if file.suffix == ".py" and not {"..", "test", "tests"} & set(file.parts))
         files += sorted(str(distribution.locate_file(file)) for file in own)
     documents, unparsable, surrogates = [], [], 0
-    with ProcessPoolExecutor(workers) as pool:
+    # A syntax tree holds no garbage; letting the cycle collector walk it costs a sixth of the time.
+    with ProcessPoolExecutor(workers, initializer=gc.disable) as pool:
         results = pool.map(_docstrings_of_file, files, chunksize=16)
         for path, found in zip(files, tqdm(results, "docstrings", len(files), unit="file", disable=None), strict=True):
             if found is None:
@@ -151,7 +153,7 @@ def blocks(text: str, min_characters: int) -> Iterator[str]:
         if size >= min_characters and not line.strip():
             yield "\n".join(lines).strip("\r\n")
             lines, size = [], 0
-        else:
+        elif lines or line.strip():
             lines.append(line)
             size += len(line) + 1
     yield "\n".join(lines).strip("\r\n")

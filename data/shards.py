@@ -44,7 +44,7 @@ def write_shard(path: Path, arrays: Iterable[np.ndarray]) -> int:
 def write_split(folder: Path, prefix: str, split: str, arrays: Iterable[np.ndarray], shard_tokens: int = SHARD_TOKENS) -> list[ShardFile]:
     """Cuts a token stream into `<prefix>_<split>_%06d.bin` of exactly `shard_tokens` tokens each, the last one shorter."""
     files: list[ShardFile] = []
-    pending = iter(arrays)
+    pending = (array for array in arrays if len(array))
     rest: np.ndarray | None = next(pending, None)
 
     def one_shard() -> Iterator[np.ndarray]:

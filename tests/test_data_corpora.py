@@ -1,0 +1,146 @@
+"""Documents: what becomes one, and which inputs are refused with file, position and remedy."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data import corpora
+from data.common import UserError
+
+SOURCE = '''"""Module."""
+def f():
+    """First line.
+
+        indented
+    \tafter a tab
+          deeper
+    """
+    class Inner:
+        r"""Raw \\d."""
+    try:
+        pass
+    except ValueError:
+        def handler(): "one line"
+    match 1:
+        case 1:
+            async def g(): """In a case."""
+x = """no docstring"""
+'''
+
+
+def test_docstrings_at_any_depth():
+    assert sorted(corpora.docstrings(SOURCE.encode())) == sorted(
+        ["Module.", "First line.\n\nindented\nafter a tab\n  deeper", "Raw \\d.", "one line", "In a case."]
+    )
+
+
+def test_source_encodings_are_honoured():
+    assert corpora.docstrings('# -*- coding: latin-1 -*-\n"""é"""'.encode("latin-1")) == ["é"]
+    with pytest.raises(SyntaxError):
+        corpora.docstrings(b'"""\xe9"""')
+
+
+def test_unparsable_files_are_counted_not_hidden(monkeypatch, tmp_path):
+    """One package of three files: one fine, one broken, one with a surrogate in its docstring; a test folder is left out."""
+    text = "word " * 50
+
+    class Distribution:
+        files = None
+
+        @staticmethod
+        def locate_file(file):
+            return tmp_path / "site-packages" / file
+
+    names = ("p/good.py", "p/bad.py", "p/odd.py", "p/tests/good.py", "../../bin/tool.py", "p/data.txt")
+    for name in names[:4]:
+        path = Distribution.locate_file(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text({"p/bad.py": "def (", "p/odd.py": f'"""{text}\\ud800"""'}.get(name, f'"""{text}{name}"""\ndef f(): """short"""'))
+    Distribution.files = [corpora.Path(name) for name in names]
+    monkeypatch.setattr(corpora, "DOCS_PACKAGES", ("p",))
+    monkeypatch.setattr(corpora.importlib.metadata, "version", lambda name: "1.0+cpu")
+    monkeypatch.setattr(corpora.importlib.metadata, "distribution", lambda name: Distribution)
+    corpus = corpora.docs_corpus(1)
+    assert corpus.documents == [f"{text}p/good.py"]
+    assert corpus.provenance["files"] == 3
+    assert corpus.provenance["unparsable_files"] == ["p/bad.py"]
+    assert corpus.provenance["documents_not_unicode"] == 1
+    assert corpus.provenance["recipe"]["packages"] == {"p": "1.0"}  # a build of the same sources, not another version
+
+
+def test_a_missing_package_is_named(monkeypatch):
+    monkeypatch.setattr(corpora, "DOCS_PACKAGES", ("no-such-package",))
+    with pytest.raises(UserError, match="no-such-package is not installed"):
+        corpora.docs_recipe()
+
+
+lines = st.text(alphabet="ab \t\r\n", max_size=80)
+
+
+@given(text=lines, least=st.integers(1, 20))
+def test_blocks_lose_no_line(text, least):
+    documents = [document for document in corpora.blocks(text, least) if document.strip()]
+    kept = [line.strip("\r") for document in documents for line in document.split("\n") if line.strip()]
+    assert kept == [line.strip("\r") for line in text.split("\n") if line.strip()]
+    assert all(document in text for document in documents)  # verbatim pieces of the file
+
+
+def test_blocks_join_up_to_the_minimum():
+    text = "one\n\ntwo two\n\n\n  three\n\nfour"
+    assert list(corpora.blocks(text, 1)) == ["one", "two two", "  three", "four"]
+    assert list(corpora.blocks(text, 9)) == ["one\n\ntwo two", "  three\n\nfour"]
+    assert list(corpora.blocks(text, 1000)) == [text]
+
+
+def test_units_of_plain_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("x\ny\n\nz\n")
+    assert corpora.text_corpus([path], "lines", 1).documents == ["x", "y", "z"]
+    assert corpora.text_corpus([path], "files", 1).documents == ["x\ny\n\nz\n"]
+    assert corpora.text_corpus([path], "blocks", 1).documents == ["x\ny", "z"]
+
+
+def test_json_lines(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("\ufeff".encode() + b"\n".join(json.dumps({"text": t, "id": 1}).encode() for t in ("é\n\nb", " ", "c")) + b"\n\n")
+    assert corpora.text_corpus([path], "blocks", 1).documents == ["é\n\nb", "c"]
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
+        (b'{"text": "a"}\n{"body": "b"}\n', "line 2 has no text field"),
+        (b"[1]\n", "line 1 has no text field"),
+        (b'{"text": 5}\n', "line 1 has no text field that is a string"),
+        (b'{"text": "\\ud800"}\n', "line 1 holds a lone surrogate"),
+        (b'{"text": "a"}\n{"text": "\xff"}\n', "not UTF-8 at byte 24"),
+        (b"[" * 100_000 + b"\n", "line 1 is no JSON"),
+    ],
+)
+def test_bad_json_lines_are_located(tmp_path, raw, says):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=says):
+        corpora.text_corpus([path], "blocks", 1)
+
+
+def test_bad_utf8_is_located(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"caf\xe9 au lait")
+    with pytest.raises(UserError, match=r"a\.txt: not UTF-8 at byte 3 \(0xe9"):
+        corpora.text_corpus([path], "files", 1)
+
+
+def test_folders_and_missing_files(tmp_path):
+    for name in ("b.txt", "sub/a.jsonl", "sub/c.md", "ignored.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("x")
+    assert [path.name for path in corpora.text_files([tmp_path])] == ["b.txt", "a.jsonl", "c.md"]
+    with pytest.raises(UserError, match="no such file"):
+        corpora.text_files([tmp_path / "absent.txt"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="below this folder"):
+        corpora.text_files([tmp_path / "empty"])

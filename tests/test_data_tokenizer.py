@@ -1,0 +1,164 @@
+"""Tokenizers and the byte table: lossless where promised, counted as the decoder writes, deterministic, refused when unfit."""
+
+import io
+import platform
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece as spm
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from data.bytes import SPACE, ByteTable
+from data.common import UserError
+from data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer, train_tokenizer
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+PUBLIC = sorted((SHARED / "tokenizers").glob("*.model"))
+needs_public = pytest.mark.skipif(not PUBLIC, reason="the public tokenizers are not on this machine (../shared/tokenizers)")
+TEXTS = [f"def f{i}(x):\n    return x + {i * i}  # the square\n\n    Héllo   wörld {SPACE} {i}\t-- naïve" for i in range(300)]
+
+
+@pytest.fixture(scope="module")
+def ours() -> SentencePieceTokenizer:
+    return SentencePieceTokenizer(train_tokenizer(TEXTS, 340))
+
+
+def foreign(**options) -> bytes:
+    """A model trained with other people's settings."""
+    writer = io.BytesIO()
+    settings = dict(model_type="bpe", vocab_size=340, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2, num_threads=2)
+    spm.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=writer, **(settings | options))
+    return writer.getvalue()
+
+
+@settings(max_examples=300, deadline=None)
+@given(text=st.text(max_size=60) | st.text(alphabet=f"aé {SPACE}\n\t\0日<s>0x", max_size=60))
+@example("<s></s><unk><pad><0x0A>")
+@example(f"{SPACE}{SPACE} {SPACE}")
+@example("  \r\n\ufeff\u3000\u2028 x  ")
+def test_ours_is_lossless(ours, text):
+    ids = ours.encode(text)
+    assert ids.dtype == np.uint16
+    assert (ids > 3).all()  # no control or unknown token, so BOS marks documents and nothing else
+    assert ours.decode(ids) == text
+    assert ours.table.decode(ids) == text.encode()
+    assert ours.table.token_bytes(ids).sum() == len(text.encode()) == ours.decoded_bytes(ids)
+
+
+def test_ours_is_reproducible_and_anonymous():
+    model = train_tokenizer(TEXTS, 340)
+    assert model == train_tokenizer(iter(TEXTS), 340)
+    assert not any(word.encode() in model for word in (str(Path.cwd()), "/tmp", ".model", platform.node()))
+
+
+def test_ours_has_the_ids_and_pieces_asked_for(ours):
+    assert ours.vocab_size == 340
+    assert [ours.sp.id_to_piece(i) for i in range(5)] == ["<pad>", "<s>", "</s>", "<unk>", "<0x00>"]
+    pieces = [ours.sp.id_to_piece(i) for i in range(260, 340)]
+    assert SPACE in pieces
+    assert SPACE * 2 in pieces  # indentation costs one token
+    assert not [piece for piece in pieces if len(piece.strip(SPACE)) > 1 and any(c.isdigit() for c in piece)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "size", "says"),
+    [(TEXTS, 260, "expected 261"), (TEXTS, 1 << 17, "expected 261"), (["abc abc"], 1024, "at most"), (TEXTS, 262, "smaller than required_chars")],
+)
+def test_impossible_vocabularies_are_explained(texts, size, says):
+    with pytest.raises(UserError, match=says):
+        train_tokenizer(texts, size)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        dict(),  # nmt_nfkc, dummy prefix, whitespace collapsed
+        dict(add_dummy_prefix=False),  # as the public tokenizers
+        dict(normalization_rule_name="identity", remove_extra_whitespaces=False),  # a dummy prefix and nothing else
+        dict(byte_fallback=False, vocab_size=80, character_coverage=0.98),  # unknown pieces
+        dict(user_defined_symbols=["def", f"{SPACE}return", "\ue001"], control_symbols=["<mask>"]),
+        dict(model_type="unigram", hard_vocab_limit=False),
+        dict(treat_whitespace_as_suffix=True),
+    ],
+    ids=lambda options: ",".join(options) or "defaults",
+)
+def test_the_table_counts_what_any_decoder_writes(options):
+    tokenizer = SentencePieceTokenizer(foreign(**options))
+
+    @settings(max_examples=60, deadline=None)
+    @given(
+        text=st.lists(st.sampled_from([*"ab \t\n", "def", " return", "héllo", "日", "<mask>", "<unk>", "\ue001", "x + 4"]), max_size=12).map("".join)
+    )
+    def check(text):
+        ids = np.concatenate([[1], tokenizer.encode(text)]).astype(np.uint16)
+        assert tokenizer.table.token_bytes(ids).sum() == tokenizer.decoded_bytes(ids[1:]) == len(tokenizer.table.decode(ids))
+
+    check()
+
+
+def test_worked_example():
+    """ " a" after BOS loses its space when the decoder strips it; elsewhere it is 2 bytes. Marks are nothing, a byte piece is one."""
+    pieces = [b"", b"", b"", b"", b"\xff", b" a", b"bc", b" "]
+    stream = np.array([1, 5, 6, 5, 7, 4, 1, 7, 5, 3, 2])
+    assert ByteTable.of_pieces(pieces, strips_first=True).token_bytes(stream).tolist() == [0, 1, 2, 2, 1, 1, 0, 0, 2, 0, 0]
+    assert ByteTable.of_pieces(pieces, strips_first=False).token_bytes(stream).tolist() == [0, 2, 2, 2, 1, 1, 0, 1, 2, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("model", "says"),
+    [
+        (lambda: b"no model at all", "not a SentencePiece model"),
+        (lambda: foreign(pad_id=-1, bos_id=1, eos_id=2, unk_id=0), "expected pad 0, BOS 1, EOS 2, UNK 3, found"),
+        (lambda: _without_space_mark(), "U.2581, the space mark, is no piece of its own"),
+    ],
+)
+def test_unfit_models_are_refused(model, says):
+    with pytest.raises(UserError, match=says):
+        SentencePieceTokenizer(model())
+
+
+def _without_space_mark() -> bytes:
+    """The trainer met no space and left it to byte fallback, as happened to a published tokenizer."""
+    writer = io.BytesIO()
+    texts = ["abcdefgh" * 40] * 400
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(texts), model_writer=writer, model_type="bpe", vocab_size=280, byte_fallback=True, character_coverage=0.98,
+        pad_id=0, bos_id=1, eos_id=2, unk_id=3, add_dummy_prefix=False, max_sentence_length=10000, minloglevel=2, hard_vocab_limit=False,
+    )  # fmt: skip
+    return writer.getvalue()
+
+
+@given(text=st.text(max_size=80))
+def test_bytes_are_bytes(text):
+    tokenizer = ByteTokenizer()
+    ids = tokenizer.encode(text)
+    assert ids.tolist() == [4 + byte for byte in text.encode()]
+    assert tokenizer.decode(ids) == text
+    assert tokenizer.table.token_bytes(ids).sum() == len(text.encode())
+
+
+def test_byte_tokenizer_file(tmp_path):
+    path = tmp_path / "byte.json"
+    path.write_bytes(ByteTokenizer.model)
+    assert load_tokenizer(path).kind == "bytes"
+    path.write_text('{"vocab_size": 256}')
+    with pytest.raises(UserError, match="found vocab_size 256"):
+        load_tokenizer(path)
+    path.write_text("[]")
+    with pytest.raises(UserError, match="expected the JSON description"):
+        load_tokenizer(path)
+
+
+@needs_public
+@pytest.mark.parametrize("path", PUBLIC, ids=lambda path: path.stem)
+def test_public_tokenizers_count_exactly(path):
+    """Every 1,000-character piece of the multilingual files and of the start of an English one: counted = decoded, to the byte."""
+    tokenizer = load_tokenizer(path)
+    files = [*sorted((SHARED / "text" / "multilingual").glob("*.txt")), SHARED / "text" / "abc_rural.txt"]
+    texts = [text[i : i + 1000] for text in (file.read_text()[:200_000] for file in files) for i in range(0, len(text), 1000)]
+    assert len(texts) > 100
+    for text in texts:
+        ids = np.concatenate([[1], tokenizer.encode(text)]).astype(np.uint16)
+        assert tokenizer.table.token_bytes(ids).sum() == tokenizer.decoded_bytes(ids[1:])
