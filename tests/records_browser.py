@@ -1,6 +1,7 @@
 """Headless Chromium driven over its debugging pipe (file descriptors 3 and 4): no driver program, no WebSocket library, no port."""
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -22,12 +23,19 @@ class Browser:
         self.profile = tempfile.mkdtemp(prefix="chromium-")
         to_read, self.to_write = os.pipe()
         self.from_read, from_write = os.pipe()
-        # The child must see the pipe as descriptors 3 and 4; sh renumbers them, whatever they are here.
-        flags = f"--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --hide-scrollbars --user-data-dir={self.profile}"
-        shell = f"exec 3<&{to_read} 4>&{from_write}; exec '{CHROMIUM}' {flags} --remote-debugging-pipe about:blank"
-        self.process = subprocess.Popen(["sh", "-c", shell], pass_fds=(to_read, from_write), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        os.close(to_read)
-        os.close(from_write)
+        ends = [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (to_read, from_write)]  # clear of 3 and 4, wherever pipe() put them
+
+        def descriptors() -> None:
+            os.dup2(ends[0], 3)
+            os.dup2(ends[1], 4)
+
+        flags = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run", "--hide-scrollbars"]
+        command = [CHROMIUM, *flags, f"--user-data-dir={self.profile}", "--remote-debugging-pipe", "about:blank"]
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        # close_fds would close 3 and 4 as well; Python's other descriptors are not inherited anyway (PEP 446).
+        self.process = subprocess.Popen(command, preexec_fn=descriptors, close_fds=False, **quiet)
+        for fd in (to_read, from_write, *ends):
+            os.close(fd)
         self.buffer = b""
         self.serial = 0
         self.problems: list[str] = []

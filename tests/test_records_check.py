@@ -1,0 +1,330 @@
+"""Evidence checks: an untouched record passes, every single change to it is caught, and the six public records get the verdicts found by hand."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+from records_support import FakeRun, cli, pack_three, upstream_records
+
+from eval import check, pack, schema
+from eval.check import Verdict, agrees, check_folder
+from eval.errors import UserError
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return pack_three(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture
+def record(packed, tmp_path):
+    folder = tmp_path / "records" / packed.parent.name / packed.name
+    shutil.copytree(packed, folder)
+    return folder
+
+
+def verdicts(folder, verdict=Verdict.FAIL) -> dict[str, str]:
+    return {c.name: c.detail for c in check_folder(folder).checks if c.verdict is verdict}
+
+
+def test_an_untouched_record_passes(record):
+    report = check_folder(record)
+    assert verdicts(record) == {}
+    assert {c.name for c in report.checks if c.verdict is Verdict.CANNOT_TELL} == {"audit"}  # nobody has audited it
+    names = {c.name for c in report.checks if c.verdict is Verdict.PASS}
+    assert {"files", "json", "date", "folder", "log", "seeds", "headline", "val_loss", "seed_results", "derived", "readme", "arithmetic"} <= names
+    assert {"code_bytes", "compiles", "source", "bytes_total", "cap", "artifacts", "comparable", "parameters", "implied_bytes"} <= names
+
+
+def leaves(value, path=()):
+    if isinstance(value, dict | list):
+        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from leaves(inner, (*path, key))
+    else:
+        yield path, value
+
+
+def changed(value):
+    if isinstance(value, bool | None):
+        return value
+    if isinstance(value, float):
+        return value + 1e-8
+    if isinstance(value, int):
+        return value + 1
+    return value[:-1] + ("0" if value[-1] != "0" else "1")
+
+
+def test_every_digit_of_submission_json_is_checked(record):
+    """The last digit of each value in turn. Free text is the author's; what names it is shown nowhere else in numbers."""
+    path = record / "submission.json"
+    original = json.loads(path.read_text())
+    free = {("author",), ("github_id",), ("name",), ("blurb",), ("rules_version",), ("base_record",)}
+    unnoticed = []
+    for where, value in leaves(original):
+        altered = json.loads(json.dumps(original))
+        holder = altered
+        for key in where[:-1]:
+            holder = holder[key]
+        holder[where[-1]] = changed(value)
+        path.write_text(json.dumps(altered, indent=2))
+        fails = verdicts(record)
+        if not fails or (where not in free and set(fails) == {"readme"}):
+            unnoticed.append((".".join(map(str, where)), sorted(fails)))
+    # Text that the README shows is caught there; the rest must be caught by the evidence itself.
+    assert unnoticed == [], unnoticed
+
+
+def test_each_failure_names_the_line(record):
+    path = record / "submission.json"
+    path.write_text(path.read_text().replace('"val_bpb": 1.03,', '"val_bpb": 1.02,'))
+    failed = next(c for c in check_folder(record).checks if c.name == "seed_results")
+    assert failed.verdict is Verdict.FAIL and "seed 42" in failed.detail and "1.02" in failed.detail and "1.03" in failed.detail
+    stated, logged = failed.evidence
+    lines = path.read_text().splitlines()
+    assert stated.file == "submission.json" and '"val_bpb": 1.02' in lines[stated.line - 1]
+    log = (record / "train_seed42.log").read_text().splitlines()
+    assert logged.file == "train_seed42.log" and log[logged.line - 1].startswith("result val_loss:")
+
+
+def replace_in(path, old: bytes, new: bytes, last: bool = True):
+    data = path.read_bytes()
+    head, mark, tail = data.rpartition(old) if last else data.partition(old)
+    assert mark
+    path.write_bytes(head + new + tail)
+
+
+@pytest.mark.parametrize(
+    ("damage", "name"),
+    [
+        (lambda f: replace_in(f / "artifact_seed42.bin", b"w", b"W"), "artifacts"),
+        (lambda f: (f / "artifact_seed42.bin").unlink(), "artifacts"),
+        (lambda f: replace_in(f / "train_gpt.py", b"math.exp(-x)", b"math.exp(+x)"), "source"),
+        (lambda f: (f / "train_gpt.py").write_text("def f(:\n"), "compiles"),
+        (lambda f: replace_in(f / "train_seed42.log", b"val_bpb:1.03000000 nats", b"val_bpb:1.02000000 nats"), "arithmetic"),
+        (lambda f: replace_in(f / "train_seed42.log", b"val_tokens:1001", b"val_tokens:1101"), "coverage"),
+        (lambda f: replace_in(f / "train_seed42.log", b"val_bytes:2000", b"val_bytes:2001"), "implied_bytes"),
+        (lambda f: replace_in(f / "train_seed42.log", b"version:aaaa", b"version:baaa"), "comparable"),
+        (lambda f: replace_in(f / "train_seed42.log", b"steps:400", b"steps:401"), "derived"),
+        (lambda f: replace_in(f / "train_seed42.log", b"step:100/400", b"step:101/400"), "derived"),  # the log's hash moves
+        (lambda f: replace_in(f / "train_seed42.log", b" seed:42", b" seed:43"), "seeds"),
+        (lambda f: replace_in(f / "train_seed42.log", b"result val_loss", b"result val_los"), "log"),
+        (lambda f: (f / "train_seed42.log").unlink(), "seeds"),
+        (
+            lambda f: shutil.copy(f / "train_seed42.log", f / "train_seed7.log") and replace_in(f / "train_seed7.log", b" seed:42", b" seed:7"),
+            "seeds",
+        ),
+        (lambda f: replace_in(f / "README.md", b"1.03000000", b"1.02000000", last=False), "readme"),
+        (lambda f: (f / "README.md").unlink(), "files"),
+        (lambda f: (f / "score.png").unlink(), "readme"),
+        (lambda f: (f / "submission.json").unlink(), "files"),
+        (lambda f: (f / "submission.json").write_text("{"), "json"),
+        (lambda f: (f / "helper.py").write_text("x = 1\n"), "uncounted"),
+        (lambda f: (f / "train_seed42.log").write_bytes((f / "train_seed42.log").read_bytes() + b"#" * 1_000_000), "log_size"),
+        (lambda f: f.rename(f.with_name("2026-11-25_example-record")), "date"),
+        (lambda f: f.rename(f.with_name("2026-11-24_Example_Record")), "folder"),
+        (lambda f: shutil.move(f, f.parent.parent / "track_10min_16mb" / f.name), "folder"),
+    ],
+)
+def test_damage_is_caught(record, damage, name):
+    damage(record)
+    folder = record if record.exists() else next(p for p in record.parent.parent.rglob("*") if p.is_dir() and "xample" in p.name)
+    assert name in verdicts(folder), check.format_report(check_folder(folder))
+
+
+def test_clocks_of_the_ten_minute_track(tmp_path):
+    """600 s plus one step for training, 600 s for evaluation."""
+    env = FakeRun().env.replace("world_size:1", "world_size:8")
+    slow = {"train_s": 601.6, "eval_s": 600.0, "steps": 400, "env": env}  # a step lasts 1.504 s
+    for overrides, expected in (
+        (slow, {"train_time"}),
+        (slow | {"train_s": 601.4}, set()),
+        (slow | {"train_s": 590.0, "eval_s": 600.1}, {"eval_time"}),
+        (slow | {"train_s": 590.0, "env": FakeRun().env}, {"world_size"}),
+    ):
+        root = tmp_path / str(len(list(tmp_path.iterdir())))
+        run = FakeRun(**overrides).write(root / "run")
+        cli(pack, run, "--name", "X", "--track", "track_10min_16mb", "--date", "2026-11-24", "--records-dir", root / "records")
+        assert set(verdicts(next((root / "records").glob("*/*")))) == expected, overrides
+
+
+# --- public records: verdicts found by reading the files ---
+
+DATA_ONLY = {"files", "compiles", "artifacts"}  # the samples come without script, README and weights
+UPSTREAM = {
+    # No mistake but the date; the first export of the validation set is known by its 155.77 MB.
+    "2026-03-17_NaiveBaseline": ({"date"}, set()),
+    # The loss belongs to the sliding score 1.14776, the headline to the n-gram table; the shipped script is not the one that was measured.
+    "2026-03-20_PR187_EMA_Ngram": ({"date", "val_loss", "code_bytes", "implied_bytes"}, {"seed_results"}),
+    # Best of three seeds as headline; the folder's own name says 1.1233, which is the mean.
+    "2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233": ({"json", "headline", "val_loss"}, set()),
+    "2026-03-29_Loader_FullGPTQ_XSA11_BigramHash2816": ({"json"}, {"val_loss"}),
+    "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2": (set(), set()),
+    # Counts its script compressed (31,999) and ships 158,429 bytes; 4.7 s of calibration and 99 s of compression after 599.6 s of training.
+    "2026-04-27_SP8192_LQER_SparseGate_BOSSmearFix_9HpStack_1.0611": (
+        {"json", "seed_results", "aggregates", "code_bytes", "cap"},
+        {"aggregates", "train_time", "eval_time"},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_public_records_get_the_verdicts_found_by_hand(name):
+    report = check_folder(upstream_records() / name)
+    failed, unclear = UPSTREAM[name]
+    assert {c.name for c in report.checks if c.verdict is Verdict.FAIL} == failed
+    assert {c.name for c in report.checks if c.verdict is Verdict.CANNOT_TELL} - {"audit"} == unclear | DATA_ONLY
+    assert all(c.evidence for c in report.checks if c.verdict is Verdict.FAIL), "a failure without a line that proves it"
+    for c in report.checks:
+        for evidence in c.evidence:
+            if evidence.line is not None:
+                lines = (upstream_records() / name / evidence.file).read_text().splitlines()
+                assert lines[evidence.line - 1].strip().startswith(evidence.text.strip()[:40])
+
+
+def details(name: str) -> str:
+    return check.format_report(check_folder(upstream_records() / name))
+
+
+def test_public_findings_are_explained():
+    best_of = details("2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233")
+    assert "train_seed1337.log alone, the best of 3 logs; their mean is 1.12331641" in best_of
+    assert "train.log is a byte-identical copy of train_seed1337.log" in best_of
+    hashed = details("2026-03-20_PR187_EMA_Ngram")
+    assert "it means 1.14776 bpb, the headline says 0.93933506" in hashed
+    # 62,021,632 tokens * 1.93793804 / 0.93933506 / ln 2 = 184.602 MB
+    assert 62_021_632 * 1.93793804 / 0.93933506 / math.log(2) / 1e6 == pytest.approx(184.602, abs=5e-4)
+    assert "184.602 MB" in hashed and "+22.2%" in hashed
+    packed = details("2026-04-27_SP8192_LQER_SparseGate_BOSSmearFix_9HpStack_1.0611")
+    assert f"{15_875_551 + 158_429:,}" in packed and "compressed, 31,999 bytes, which is not the file" in packed
+    assert "740.8 s with the phases that it leaves out" in packed  # 508.785 + 20.4 + 49.995 + 24.0 + 137.6
+    assert "val_bpb_std 0.0009 (divides by n; the sample value is 0.00111)" in packed
+
+
+@pytest.mark.parametrize("name", UPSTREAM)
+def test_every_field_of_public_submissions_is_imported(name):
+    """No value is lost on the way into the schema: each leaf of the file is found in the imported record."""
+    raw = json.loads((upstream_records() / name / "submission.json").read_text())
+    imported = schema.load_submission(upstream_records() / name)
+    assert imported.unknown == {}
+    kept = [value for _, value in leaves(imported.model_dump(mode="json"))]
+    for where, value in leaves(raw):
+        if where == ("track",):
+            assert imported.track == f"track_{value}"
+        elif where == ("date",):
+            assert str(imported.date) == value[:10]
+        elif where == ("hardware",):
+            assert value == f"{imported.environment.gpus}x{imported.environment.gpu.removeprefix(' ')}" or imported.environment.gpu in value
+        else:
+            assert any(value == k for k in kept), (where, value)
+
+
+def public_folder(tmp_path, submission: dict, logs: dict[str, str], code: str = "import math\n"):
+    folder = tmp_path / "2026-05-01_Somebody"
+    folder.mkdir()
+    (folder / "submission.json").write_text(json.dumps(submission, indent=1))
+    (folder / "README.md").write_text(f"# x\n\nval_bpb {submission.get('val_bpb')}\n")
+    (folder / "train_gpt.py").write_text(code)
+    for name, text in logs.items():
+        (folder / name).write_text(text)
+    return folder
+
+
+def public_log(seed: int, bpb: float, code: int = 12, artifact: int = 1000, tokens: int = 62_021_632) -> str:
+    loss = bpb * 1.68846
+    return (
+        f"val_loader:shards pattern=x tokens:{tokens}\nmodel_params:5\nworld_size:8 grad_accum_steps:1\nmax_wallclock_seconds:600.000\nseed:{seed}\n"
+        f"step:1/9 train_loss:5.0 train_time:10ms\nstopping_early: wallclock_cap train_time:599000ms step:9/9\nCode size: {code} bytes\n"
+        f"Serialized model int6+zstd: {artifact} bytes\nTotal submission size int6+zstd: {artifact + code} bytes\n"
+        f"final_exact val_loss:{loss:.8f} val_bpb:{bpb:.8f} eval_time:1000ms\n"
+    )
+
+
+GOOD = {"author": "a", "github_id": "b", "name": "n", "blurb": "", "date": "2026-05-01", "bytes_total": 1012, "bytes_code": 12}
+
+
+def test_a_consistent_public_record_fails_nothing(tmp_path):
+    bits = {1: 1.10, 2: 1.12, 3: 1.14}
+    stated = GOOD | {"val_bpb": 1.12, "val_loss": round(1.12 * 1.68846, 8), "seeds": [1, 2, 3], "val_bpb_std": 0.02}
+    folder = public_folder(tmp_path, stated, {f"train_seed{s}.log": public_log(s, b) for s, b in bits.items()})
+    assert verdicts(folder) == {}
+    assert "source" in verdicts(folder, Verdict.CANNOT_TELL)  # nothing ties a public log to the script
+
+
+@pytest.mark.parametrize(
+    ("change", "name", "text"),
+    [
+        ({"val_bpb": 1.10, "val_loss": round(1.10 * 1.68846, 8)}, "headline", "train_seed1.log alone, the best of 3 logs; their mean is 1.12000000"),
+        ({"val_bpb": 1.12 / 1.17}, "headline", "neither the mean 1.12000000 nor any log's final score"),
+        ({"val_loss": 1.80}, "val_loss", "final losses average 1.89107520"),
+        ({"val_bpb_std": 0.01}, "aggregates", "val_bpb_std 0.01, recomputed 0.02"),
+        ({"seeds": [1, 2]}, "seeds", "log of seed 3, which submission.json leaves out"),
+        ({"seeds": [1, 2, 3, 4]}, "seeds", "no log for seed 4"),
+        ({"bytes_code": 13}, "code_bytes", "the script has 12 bytes, stated or logged 13"),
+        ({"bytes_total": 1000}, "bytes_total", "1,000 stated"),
+        ({"date": "2026-05-02"}, "date", "the folder says 2026-05-01"),
+        ({"github_id": ""}, "json", "github_id"),
+        ({"seed_results": {"1": {"val_bpb": 1.1}, "2": {"val_bpb": 1.13}}}, "seed_results", "seed 2: val_bpb 1.13, its log says 1.12"),
+    ],
+)
+def test_lies_in_public_submissions_are_found(tmp_path, change, name, text):
+    stated = GOOD | {"val_bpb": 1.12, "val_loss": round(1.12 * 1.68846, 8), "val_bpb_std": 0.02} | change
+    folder = public_folder(tmp_path, stated, {f"train_seed{s}.log": public_log(s, b) for s, b in {1: 1.10, 2: 1.12, 3: 1.14}.items()})
+    assert text in verdicts(folder).get(name, ""), check.format_report(check_folder(folder))
+
+
+def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
+    """Leading spaces counted twice: bytes 17 % too many, bpb 17 % too low, loss unchanged."""
+    log = public_log(1, 1.2).replace("val_bpb:1.20000000", f"val_bpb:{1.2 / 1.17:.8f}")
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": round(1.2 / 1.17, 8)}, {"train.log": log})
+    assert "+17.0%" in verdicts(folder)["implied_bytes"]
+
+
+@pytest.mark.parametrize(
+    ("log", "name", "text"),
+    [
+        (public_log(1, 1.12, artifact=15_999_989), "cap", "15,999,989 + script as shipped 12 = 16,000,001"),
+        (public_log(1, 1.12).replace("599000ms step:9/9", "601000ms step:900/900"), "train_time", "601.000 s, limit 600 s + one step"),
+        (public_log(1, 1.12).replace("eval_time:1000ms", "eval_time:617000ms"), "eval_time", "617.000 s, limit 600 s"),
+        (public_log(1, 1.12).replace("world_size:8", "world_size:1"), "world_size", "is 8 GPUs"),
+        (
+            public_log(1, 1.12).replace("Total submission size int6+zstd: 1012", "Total submission size int6+zstd: 1000"),
+            "bytes_total",
+            "not artifact + code",
+        ),
+        (public_log(1, 1.12) + "Traceback (most recent call last):\n", "log", "raised an exception"),
+        ("".join(public_log(1, 1.12).splitlines(True)[:-1]), "log", "truncated"),
+    ],
+)
+def test_budgets_and_broken_public_logs(tmp_path, log, name, text):
+    total = next((int(t) for t in re.findall(r"Total .*: (\d+) bytes", log)), 1012)
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.12, "bytes_total": total}, {"train.log": log})
+    assert text in verdicts(folder).get(name, ""), check.format_report(check_folder(folder))
+
+
+@pytest.mark.parametrize(
+    ("stated", "computed", "same"),
+    [
+        (1.1122, 1.11222462, True),
+        (1.1122, 1.11226, False),
+        (1.1, 1.10004, True),
+        (1.1, 1.1001, False),
+        (0.93933506, 0.939335061, True),
+        (0.93933506, 0.93933507, False),
+    ],
+)
+def test_agreement_to_the_last_stated_digit(stated, computed, same):
+    assert agrees(stated, computed) is same
+
+
+def test_json_output_and_exit_codes(record, capsys):
+    assert cli(check, record, "--json") == 0
+    report = json.loads(capsys.readouterr().out)[0]
+    assert report["verdict"] == "CANNOT-TELL" and report["name"] == "Example record" and len(report["checks"]) > 20
+    (record / "artifact_seed42.bin").write_bytes(b"")
+    assert cli(check, record) == 1
+    out = capsys.readouterr().out
+    assert "FAIL        artifacts" in out and "submission.json:" in out
+    with pytest.raises(UserError, match="expected a record folder, found nothing"):
+        cli(check, record / "none")

@@ -1,0 +1,115 @@
+"""The pull-request command in throw-away repositories: one commit, only additions, nothing else touched."""
+
+import shutil
+import subprocess
+
+import pytest
+from records_support import FakeRun, cli, pack_three
+
+from eval import pr
+from eval.errors import UserError
+
+BRANCH = "record/2026-11-24_example-record"
+
+
+@pytest.fixture
+def git(tmp_path, monkeypatch):
+    """A repository with one commit on main and a packed, uncommitted record; calls run git there."""
+    for name in ("AUTHOR", "COMMITTER"):
+        monkeypatch.setenv(f"GIT_{name}_NAME", "Tester")
+        monkeypatch.setenv(f"GIT_{name}_EMAIL", "tester@example.org")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
+
+    def run(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+
+    run("init", "-q", "-b", "main")
+    (tmp_path / ".gitattributes").write_text("*.log text eol=crlf\n")  # a filter that would change the bytes of a log
+    (tmp_path / ".gitignore").write_text("/runs/\n*.bin\n")
+    (tmp_path / "file.txt").write_text("one\n")
+    run("add", ".gitattributes", ".gitignore", "file.txt")
+    run("commit", "-q", "-m", "start")
+    return run
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    return pack_three(tmp_path_factory.mktemp("packed"))
+
+
+@pytest.fixture
+def record(git, packed, tmp_path):
+    folder = tmp_path / "records" / packed.parent.name / packed.name
+    shutil.copytree(packed, folder)
+    return folder
+
+
+def test_branch_adds_the_folder_and_nothing_else(git, record, tmp_path, capsys):
+    (tmp_path / "file.txt").write_text("edited, not committed\n")
+    (tmp_path / "staged.txt").write_text("staged\n")
+    git("add", "staged.txt")
+    status, head = git("status", "--porcelain"), git("rev-parse", "HEAD")
+    assert cli(pr, record, "--root", tmp_path) == 0
+    assert git("rev-parse", "HEAD") == head and git("status", "--porcelain") == status and git("branch", "--show-current") == "main\n"
+    assert git("rev-list", f"main..{BRANCH}").count("\n") == 1
+    changes = git("diff", "--no-renames", "--name-status", "main", BRANCH).splitlines()
+    place = f"records/track_docs_cpu/{record.name}"
+    assert sorted(changes) == sorted(f"A\t{place}/{item.name}" for item in record.iterdir())
+    for item in record.iterdir():  # byte for byte, whatever .gitattributes and .gitignore say
+        stored = subprocess.run(["git", "cat-file", "blob", f"{BRANCH}:{place}/{item.name}"], cwd=tmp_path, capture_output=True, check=True)
+        assert stored.stdout == item.read_bytes()
+    title, body = (tmp_path / "runs" / f"{record.name}.pr.md").read_text().split("\n\n", 1)
+    assert title == "Record: Example record, val_bpb 1.00000 (3-seed mean)" == git("log", "-1", "--format=%s", BRANCH).strip()
+    for text in ("| 42 | 1.03000000 |", "## Evidence", "PASS", "## Audit", "--seed 2025", "adds one folder"):
+        assert text in body
+    assert BRANCH in capsys.readouterr().out
+
+
+def refused(record, tmp_path, match, *options):
+    with pytest.raises(UserError, match=match):
+        cli(pr, record, "--root", tmp_path, *options)
+    branches = subprocess.run(["git", "branch", "--list", "record/*"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    return branches
+
+
+def test_a_failing_record_is_refused(git, record, tmp_path):
+    (record / "artifact_seed42.bin").write_bytes(b"other weights")
+    assert refused(record, tmp_path, r"1 check\(s\) fail, first artifacts") == ""
+
+
+def test_files_that_pack_does_not_write_are_refused(git, record, tmp_path):
+    (record / "notes.txt").write_text("mine")
+    assert refused(record, tmp_path, r"notes\.txt: not a file that pack writes") == ""
+    (record / "notes.txt").unlink()
+    (record / "requirements.txt").symlink_to("/etc/hostname")
+    assert refused(record, tmp_path, r"requirements\.txt: not a file that pack writes") == ""
+
+
+def test_an_edited_committed_record_is_refused(git, record, tmp_path):
+    git("add", "-f", str(record))
+    git("commit", "-q", "-m", "record")
+    assert refused(record, tmp_path, "already in main; a record's pull request only adds") == ""
+    text = record / "README.md"
+    text.write_text(text.read_text().replace("One sentence.", "Another sentence.", 1))
+    # Based on the commit before, the folder is new; but it differs from what is committed here.
+    assert refused(record, tmp_path, "check|uncommitted", "--base", "main~1") == ""
+    git("checkout", "-q", "--", str(text))
+    assert cli(pr, record, "--root", tmp_path, "--base", "main~1") == 0
+    assert git("rev-list", "--count", f"main~1..{BRANCH}") == "1\n"
+
+
+def test_an_existing_branch_is_kept(git, record, tmp_path):
+    git("branch", BRANCH)
+    before = git("rev-parse", BRANCH)
+    refused(record, tmp_path, "exists; delete it")
+    assert git("rev-parse", BRANCH) == before
+
+
+def test_anonymous_misplaced_and_baseless_records_are_refused(git, record, tmp_path):
+    assert refused(record, tmp_path, "expected a branch or commit", "--base", "nowhere") == ""
+    assert refused(record, tmp_path / "records", "expected .*records/TRACK/DATE_slug") == ""
+    from eval import pack
+
+    run = FakeRun().write(tmp_path / "runs" / "x")
+    cli(pack, run, "--name", "Nobody", "--date", "2026-11-24", "--records-dir", tmp_path / "records", "--author", "anonymous", "--github-id", "x")
+    assert refused(record.parent / "2026-11-24_nobody", tmp_path, "the author is anonymous") == ""
