@@ -1,4 +1,4 @@
-"""`python -m data docs|text|verify`: corpora to tokenizer to shards. Bad input prints one line and exits with code 2."""
+"""`python -m data docs|text|fineweb|verify`: corpora to tokenizer to shards. Bad input prints one line and exits with code 2."""
 
 import argparse
 import hashlib
@@ -40,6 +40,14 @@ def run_text(args: argparse.Namespace) -> int:
     return 0
 
 
+def run_fineweb(args: argparse.Namespace) -> int:
+    from data.hub import Export, Request, fineweb  # the hub's client takes a while to import, and only this command needs it
+
+    export = Export(args.repo_id, args.revision, args.prefix)
+    fineweb(Request(export, args.variant, args.train_shards, args.with_docs, args.data_root, args.workers))
+    return 0
+
+
 def run_verify(args: argparse.Namespace) -> int:
     return 0 if all([verify(folder) for folder in args.folders]) else 2
 
@@ -78,6 +86,15 @@ def parser() -> argparse.ArgumentParser:
     size.add_argument("--vocab-size", type=int, default=1024, help="pieces of the tokenizer to train")
     size.add_argument("--tokenizer", type=Path, help="an existing SentencePiece .model, or the .json of a byte tokenizer")
     building(text)
+
+    web = command("fineweb", run_fineweb, "Download the published FineWeb export: full validation set, the first N training shards.")
+    web.add_argument("--variant", default="sp1024", help="sp1024, sp2048, sp4096, sp8192, byte260, or a dataset's name in the export")
+    web.add_argument("--train-shards", type=int, default=80, help="training shards of 100 M tokens, from the first")
+    web.add_argument("--with-docs", action="store_true", help="also fetch the document list (45 GB), for python -m data retokenize")
+    web.add_argument("--repo-id", default="willdepueoai/parameter-golf", help="dataset repository; HF_ENDPOINT names another hub")
+    web.add_argument("--revision", default="main", help="branch, tag or commit")
+    web.add_argument("--prefix", default="datasets", help="folder of the export in the repository")
+    building(web)
 
     check = command("verify", run_verify, "Check datasets against their manifests: hashes, counts, token range, bytes, overlap.")
     check.add_argument("folders", nargs="+", type=Path, help="dataset folders")

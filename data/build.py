@@ -5,7 +5,7 @@ import hashlib
 import lzma
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,68 +14,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.common import BOS, UserError, atomic_write, batched_by_bytes, default_workers
+from data.common import UserError, atomic_write, default_workers
 from data.corpora import Corpus
-from data.manifest import Manifest, Split, TokenizerEntry, check_files, load_manifest
+from data.encode import Counts, Encoded, batched, encode_batch
+from data.manifest import Manifest, Split, TokenizerEntry, check_files, load_manifest, summary
 from data.shards import write_split
 from data.tokenizer import load_tokenizer, train_tokenizer
 
 XZ_LIMIT = 64_000_000  # bytes; xz -9e does about 1.5 MB/s, and a validation set beyond this would take most of a minute
 
 
-@dataclass(frozen=True)
-class Encoded:
-    """One batch: tokens uint16 with a BOS before every document, its bytes by the byte table, and whether every document came back."""
-
-    tokens: np.ndarray
-    documents: int
-    source_bytes: int
-    counted_bytes: int
-    lossless: bool
-
-
-worker_tokenizer = functools.cache(load_tokenizer)  # once per process: loading a model costs more than encoding a batch
-
-
-def encode_batch(tokenizer_path: Path, texts: list[str]) -> Encoded:
-    """Encodes and proves the bytes of every document: table sum = bytes that the decoder writes. UserError with both numbers otherwise."""
-    tokenizer = worker_tokenizer(tokenizer_path)
-    table, parts, source_bytes, counted_bytes, lossless = tokenizer.table, [], 0, 0, True
-    bos = np.array([BOS], np.uint16)
-    for text in texts:
-        ids = np.concatenate([bos, tokenizer.encode(text)])
-        counted, decoded = int(table.token_bytes(ids).sum()), tokenizer.decoded_bytes(ids[1:])
-        if counted != decoded:
-            raise UserError(
-                f"tokenizer refused: the byte table counts {counted:,} bytes, its decoder writes {decoded:,}, in the document {text[:60]!r}"
-            )
-        source = text.encode()
-        lossless = lossless and counted == len(source) and table.decode(ids) == source
-        source_bytes += len(source)
-        counted_bytes += counted
-        parts.append(ids)
-    return Encoded(np.concatenate(parts), len(texts), source_bytes, counted_bytes, lossless)
-
-
-@dataclass
-class Tally:
-    """Adds up batches as they stream past on their way to the shards."""
-
-    documents: int = 0
-    source_bytes: int = 0
-    counted_bytes: int = 0
-    tokens: int = 0
-    lossless: bool = True
-
-    def watch(self, batches: Iterator[Encoded], bar: tqdm) -> Iterator[np.ndarray]:
-        for batch in batches:
-            self.documents += batch.documents
-            self.source_bytes += batch.source_bytes
-            self.counted_bytes += batch.counted_bytes
-            self.tokens += len(batch.tokens)
-            self.lossless = self.lossless and batch.lossless
-            bar.update(batch.source_bytes)
-            yield batch.tokens
+def tally(batches: Iterable[Encoded], counts: Counts) -> Iterator[np.ndarray]:
+    """The batches' tokens, their counts added up as they stream past on their way to the shards."""
+    for batch in batches:
+        counts += batch.counts
+        yield batch.tokens
 
 
 def split_documents(documents: list[str], val_fraction: float) -> dict[str, list[str]]:
@@ -169,13 +122,14 @@ def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -
     with ProcessPoolExecutor(job.workers) as pool:
         xz = pool.submit(xz_size, splits["val"])
         for split, texts in splits.items():
-            tally = Tally()
-            batches = pool.map(functools.partial(encode_batch, tokenizer_path), batched_by_bytes(texts))
-            with tqdm(total=sum(map(len, texts)), desc=f"tokenizing {split}", unit="B", unit_scale=True, disable=None) as bar:
-                files = write_split(folder, job.name, split, tally.watch(batches, bar))
-            lossless = lossless and tally.lossless
-            counts = {"documents": tally.documents, "source_bytes": tally.source_bytes, "counted_bytes": tally.counted_bytes, "tokens": tally.tokens}
-            entries[split] = Split(**counts, files=files)
+            counts = Counts()
+            batches = pool.map(functools.partial(encode_batch, tokenizer_path), batched(texts))
+            bar = tqdm(batches, f"tokenizing {split}", unit=" MB", disable=None)
+            files = write_split(folder, job.name, split, tally(bar, counts))
+            lossless = lossless and counts.lossless
+            entries[split] = Split(
+                documents=counts.documents, source_bytes=counts.source_bytes, counted_bytes=counts.counted_bytes, tokens=counts.tokens, files=files
+            )
         entries["val"].xz_bytes = xz.result()
     for text in splits["val"] if lossless else ():
         if tokenizer.decode(tokenizer.encode(text)) != text:  # the byte table agreed already; this asks the decoder of the library
@@ -202,7 +156,7 @@ def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -
         },
     )
     manifest.save(folder)
-    print(summary(folder, manifest, time.perf_counter() - started))
+    print(summary(folder, manifest, f", {time.perf_counter() - started:.1f} s"))
     return manifest
 
 
@@ -212,19 +166,3 @@ def discard(folder: Path) -> None:
     (folder / "manifest.json").unlink(missing_ok=True)
     for path in folder.glob("*_[0-9][0-9][0-9][0-9][0-9][0-9].bin"):
         path.unlink()
-
-
-def summary(folder: Path, manifest: Manifest, seconds: float) -> str:
-    lines = [f"{folder}: corpus {manifest.corpus}, version {manifest.version[:16]}…, {seconds:.1f} s"]
-    for name, split in manifest.splits.items():
-        lines.append(
-            f"  {name:5} {split.documents:>9,} documents {split.source_bytes:>14,} source bytes {split.tokens:>13,} tokens "
-            f"{split.source_bytes / split.tokens:.4f} bytes/token in {len(split.files)} shards"
-        )
-    val = manifest.splits["val"]
-    if val.xz_bytes is not None:
-        lines.append(f"  xz -9e on the validation text: {val.xz_bytes:,} bytes, {8 * val.xz_bytes / val.source_bytes:.4f} bits per byte")
-    if not manifest.tokenizer.lossless:
-        lost = [f"{name} {split.source_bytes - split.counted_bytes:+,}" for name, split in manifest.splits.items()]
-        lines.append(f"  lossy tokenizer: source less decoded bytes: {', '.join(lost)}; scores count the decoded bytes")
-    return "\n".join(lines)

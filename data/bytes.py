@@ -46,11 +46,11 @@ class ByteTable:
         # Asking the decoder is exact; the flags that decide it sit in a protobuf that would need another package to read.
         return cls.of_pieces(pieces, strips_first=probe is not None and not sp.decode([probe]).startswith(" "))
 
-    def token_bytes(self, tokens: np.ndarray) -> np.ndarray:
-        """int64 [N] bytes of each token of a stream whose documents each begin with BOS."""
+    def token_bytes(self, tokens: np.ndarray, previous: int = BOS) -> np.ndarray:
+        """int64 [N] bytes of each token of a stream whose documents each begin with BOS; `previous` is the token before the stream's first."""
         sizes = self.sizes[tokens]
         if self.strips_first and len(tokens):
-            first = np.concatenate([[True], tokens[:-1] == BOS])
+            first = np.concatenate([[previous], tokens[:-1]]) == BOS
             sizes = sizes - (first & self.leading[tokens])
         return sizes
 

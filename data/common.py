@@ -1,9 +1,9 @@
-"""What every data command shares: the user's error, files that appear whole or not at all, hashes, batches."""
+"""What every data command shares: the user's error, files that appear whole or not at all, hashes."""
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -38,16 +38,3 @@ def sha256_file(path: Path) -> str:
 def default_workers() -> int:
     """Cores this process may use (a container's or a batch system's share, not the machine's)."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def batched_by_bytes(texts: Iterable[str], limit: int = 1 << 20) -> Iterator[list[str]]:
-    """Consecutive groups of texts of about `limit` characters: work items of even cost whatever the document length."""
-    batch, size = [], 0
-    for text in texts:
-        batch.append(text)
-        size += len(text)
-        if size >= limit:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch

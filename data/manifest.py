@@ -1,5 +1,6 @@
 """`manifest.json` beside the shards: what the dataset is made of, by count and by sha256. Training and scoring check it at start."""
 
+import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
@@ -30,6 +31,7 @@ class Split(Strict):
     counted_bytes: int = Field(ge=0)  # by the byte table; equals source_bytes when the tokenizer is lossless
     tokens: int = Field(ge=0)  # BOS included
     files: list[ShardFile]
+    byte_files: list[ShardFile] = []  # sidecar of a context-dependent transform: one uint16 per token, its bytes; one file per shard
     xz_bytes: int | None = None  # validation only: its source bytes concatenated, under xz -9e
 
 
@@ -37,7 +39,11 @@ class Manifest(Strict):
     format: Literal[1] = 1
     name: str
     corpus: str
-    version: str = Field(pattern=r"^[0-9a-f]{64}$")  # sha256 over the documents' sha256 digests in order, train then val
+    version: str = Field(pattern=r"^[0-9a-f]{64}$")  # identifies the text, whatever the tokenizer; see version_rule
+    # documents: sha256 over the documents' sha256 digests in order, train then val.
+    # file: sha256 over "<sha256 of the documents file> <validation documents>", known without reading 45 GB.
+    # shards: sha256 over the validation shards' sha256, where a published set names no documents file; depends on the tokenizer.
+    version_rule: Literal["documents", "file", "shards"] = "documents"
     tokenizer: TokenizerEntry
     splits: dict[Literal["train", "val"], Split]
     provenance: dict[str, Any]
@@ -80,10 +86,32 @@ def check_files(folder: Path, manifest: Manifest) -> None:
     """Size and sha256 of every file that the manifest names; UserError on the first that differs."""
     tokenizer_path(folder, manifest.tokenizer)
     for split in manifest.splits.values():
-        for entry in split.files:
+        for entry in split.files + split.byte_files:
             path, size = folder / entry.name, HEADER_BYTES + 2 * entry.tokens
             held = path.stat().st_size if path.is_file() else None
             if held != size:
                 raise UserError(f"{path}: manifest says {size:,} bytes, found {'no file' if held is None else f'{held:,}'}; build the dataset again")
             if (found := sha256_file(path)) != entry.sha256:
                 raise UserError(f"{path}: manifest says sha256 {entry.sha256[:16]}…, found {found[:16]}…; build the dataset again")
+
+
+def file_version(docs_sha256: str, val_documents: int) -> str:
+    return hashlib.sha256(f"{docs_sha256} {val_documents}".encode()).hexdigest()
+
+
+def summary(folder: Path, manifest: Manifest, note: str = "") -> str:
+    """The manifest in a few lines for the terminal."""
+    lines = [f"{folder}: corpus {manifest.corpus}, version {manifest.version[:16]}…{note}"]
+    for name, split in manifest.splits.items():
+        known = split.source_bytes if split.source_bytes is not None else split.counted_bytes
+        lines.append(
+            f"  {name:5} {split.documents:>11,} documents {known:>15,} {'source' if split.source_bytes is not None else 'decoded'} bytes "
+            f"{split.tokens:>14,} tokens {known / split.tokens:.4f} bytes/token in {len(split.files)} shards"
+        )
+        if split.source_bytes is not None and split.source_bytes != split.counted_bytes:
+            lines.append(
+                f"        lossy tokenizer: {split.counted_bytes:,} bytes decoded ({split.counted_bytes - split.source_bytes:+,}); scores count these"
+            )
+        if split.xz_bytes is not None:
+            lines.append(f"        xz -9e on its text: {split.xz_bytes:,} bytes, {8 * split.xz_bytes / split.source_bytes:.4f} bits per byte")
+    return "\n".join(lines)

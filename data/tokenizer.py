@@ -40,6 +40,8 @@ class SentencePieceTokenizer:
                 "become three tokens or unknown and be miscounted; train it with required_chars or enough character coverage"
             )
         self.table = ByteTable.of_sentencepiece(self.sp)
+        # Private-use pieces mark a reversible transform of the text (upper case, say): their bytes depend on their context.
+        self.marks = [i for i in range(self.vocab_size) if len(piece := self.sp.id_to_piece(i)) == 1 and "\ue000" <= piece <= "\uf8ff"]
         self.unk_surface = len(self.sp.decode([UNK]).encode())
         # A model that neither normalises nor strips can still not tell a written U+2581 from a space; spelling it in bytes keeps it.
         self.spell = None
@@ -69,6 +71,7 @@ class ByteTokenizer:
 
     kind = "bytes"
     vocab_size = FIRST_BYTE_ID + 256
+    marks: tuple[int, ...] = ()
     table = ByteTable.of_pieces([b""] * FIRST_BYTE_ID + [bytes([i]) for i in range(256)])
     model = (
         json.dumps(
@@ -86,7 +89,7 @@ class ByteTokenizer:
         return np.frombuffer(text.encode(), np.uint8).astype(np.uint16) + np.uint16(FIRST_BYTE_ID)
 
     def decode(self, ids: np.ndarray) -> str:
-        return self.table.decode(ids).decode()
+        return self.table.decode(ids).decode(errors="replace")
 
     def decoded_bytes(self, ids: np.ndarray) -> int:
         return int((ids >= FIRST_BYTE_ID).sum())

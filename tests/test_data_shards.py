@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.common import UserError, atomic_write
@@ -20,6 +20,7 @@ def test_format_is_the_contests(tmp_path):
     assert read_shard(tmp_path / "a.bin").tolist() == [1, 513, 65535]
 
 
+@settings(deadline=None, max_examples=60)
 @given(lengths=st.lists(st.integers(0, 23), min_size=1, max_size=12), shard_tokens=st.integers(1, 30))
 def test_cutting_keeps_the_stream(tmp_path_factory, lengths, shard_tokens):
     folder = tmp_path_factory.mktemp("cut")
