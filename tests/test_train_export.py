@@ -1,0 +1,172 @@
+"""The artifact: exact round trip, the cap, and refusal of anything damaged, foreign or hostile."""
+
+import dataclasses
+import hashlib
+import json
+import pickle
+import struct
+
+import pytest
+import torch
+from conftest import TINY
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train_gpt as tg
+
+BASE = dataclasses.replace(tg.Config(), **TINY)
+
+
+def random_model(cfg: tg.Config, seed: int = 0) -> tg.GPT:
+    torch.manual_seed(seed)
+    model = tg.GPT(cfg)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.copy_(torch.randn_like(p))
+    return model
+
+
+@pytest.fixture(scope="module")
+def artifact() -> bytes:
+    return tg.pack(random_model(BASE), BASE, "a" * 64)[0]
+
+
+def test_reload_gives_what_was_exported_and_a_second_export_is_the_same_bytes(artifact):
+    model, cfg, tokenizer = tg.unpack(artifact, "x")
+    assert (cfg.model_dim, cfg.eval_stride, tokenizer) == (BASE.model_dim, BASE.eval_stride, "a" * 64)
+    original = dict(random_model(BASE).named_parameters())
+    for name, p in model.named_parameters():
+        w = original[name]
+        if p.ndim == 2 and name.endswith("weight"):
+            rms = (p - w).pow(2).mean().sqrt()
+            assert rms < 0.06, name  # int6 of a unit normal row: about step / sqrt(12) = 0.03
+        else:
+            assert torch.equal(p, w.half().float() if name in ("embed", "bigram") else w), name
+    symbols, scale = tg.quantize_rows(original["blocks.0.fc.weight"], 31)
+    assert torch.equal(dict(model.named_parameters())["blocks.0.fc.weight"], symbols.float() * scale.float()[:, None])
+    assert tg.pack(random_model(BASE), BASE, "a" * 64)[0] == artifact
+
+
+@pytest.mark.parametrize("formats", [("int8", "fp16", "fp16"), ("int5", "int8", "fp32"), ("fp16", "fp32", "fp32"), ("int6", "int6", "fp16")])
+def test_every_format_round_trips(formats):
+    cfg = dataclasses.replace(BASE, matrix_format=formats[0], embed_format=formats[1], control_format=formats[2], late_k_fp16_layers=1)
+    model = random_model(cfg)
+    data = tg.pack(model, cfg, "")[0]
+    loaded = dict(tg.unpack(data, "x")[0].named_parameters())
+    tolerance = {"int8": 0.02, "int6": 0.06, "int5": 0.12, "fp16": 1e-3, "fp32": 0.0}
+    for name, p in model.named_parameters():
+        rule = next(r for r, claims in tg.export_rules(cfg).items() if claims(name, p))
+        assert (loaded[name] - p).pow(2).mean().sqrt() <= tolerance[tg.export_format(rule, cfg)], name
+    assert torch.equal(loaded["blocks.3.attention.k.weight"], dict(model.named_parameters())["blocks.3.attention.k.weight"].half().float())
+
+
+def test_clip_search_is_never_worse_than_no_clipping():
+    w = torch.distributions.StudentT(3.0).sample((64, 256))
+    for levels in tg.LEVELS.values():
+        symbols, scale = tg.quantize_rows(w, levels)
+        plain = (w.abs().amax(-1) / levels).bfloat16().float()[:, None]
+        error = (symbols * scale.float()[:, None] - w).square().sum(-1)
+        assert (error <= ((w / plain).round().clamp(-levels, levels) * plain - w).square().sum(-1) + 1e-4).all()
+        assert symbols.abs().max() <= levels
+    assert tg.quantize_rows(torch.zeros(2, 8), 31)[0].abs().max() == 0
+
+
+def test_export_rules_and_optimizer_groups_partition_the_parameters():
+    model = tg.GPT(BASE)
+    for rules in (tg.PARAM_GROUPS, tg.export_rules(dataclasses.replace(BASE, late_k_fp16_layers=2))):
+        assert sum(len(g) for g in tg.partition(model, rules, "x").values()) == len(list(model.parameters()))
+    model.extra = torch.nn.Parameter(torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="extra"):
+        tg.partition(model, tg.PARAM_GROUPS, "optimizer groups")
+    with pytest.raises(ValueError, match="smear"):
+        tg.partition(tg.GPT(BASE), tg.PARAM_GROUPS | {"again": lambda name, p: name == "smear"}, "optimizer groups")
+
+
+def test_25m_random_weights_fit_under_the_cap():
+    cfg = tg.Config()
+    model = random_model(cfg)
+    data = tg.export(model, cfg, "", tg.Runtime(), code_bytes=100_000)
+    assert 15_000_000 < len(data) <= 15_900_000  # the steps widen just enough: the cap is used, not wasted
+    loaded = tg.unpack(data, "x")[0]
+    w, q = model.blocks[0].fc.weight, loaded.blocks[0].fc.weight
+    assert (q - w).pow(2).mean().sqrt() < 0.1
+
+
+def test_over_the_cap_says_by_how_much_and_what_weighs_most(monkeypatch):
+    monkeypatch.setattr(tg, "SIZE_CAP_BYTES", 10_000)
+    with pytest.raises(tg.UserError, match=r"10,000 bytes, found [\d,]+, [\d,]+ over; heaviest tensors \(bytes\): embed [\d,]+, blocks"):
+        tg.export(random_model(BASE), dataclasses.replace(BASE, fit_cap=0), "", tg.Runtime(), code_bytes=0)
+
+
+def test_diverged_weights_are_refused():
+    model = random_model(BASE)
+    with torch.no_grad():
+        model.smear[0] = float("nan")
+    with pytest.raises(tg.UserError, match="NaN or infinity in smear"):
+        tg.pack(model, BASE, "")
+
+
+def refused(data: bytes) -> str:
+    with pytest.raises(tg.UserError) as caught:
+        tg.unpack(data, "file.bin")
+    text = str(caught.value)
+    assert text.startswith("file.bin: expected") and "\n" not in text
+    return text
+
+
+def sealed(header: dict, payload: bytes, version: int = tg.ARTIFACT_VERSION) -> bytes:
+    raw = json.dumps(header).encode()
+    body = tg.ARTIFACT_MAGIC + struct.pack("<IIQ", version, len(raw), len(payload)) + raw + payload
+    return body + hashlib.sha256(body).digest()
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+def test_any_flipped_byte_and_any_truncation_is_refused(artifact, data):
+    at = data.draw(st.integers(0, len(artifact) - 1))
+    damaged = bytearray(artifact)
+    damaged[at] ^= data.draw(st.integers(1, 255))
+    refused(bytes(damaged))
+    refused(artifact[:at])
+    refused(artifact + b"\0")
+
+
+def test_wrong_version_pickle_and_foreign_content_are_refused(artifact):
+    header, payload = tg.read_header(artifact, "x")
+    assert "version 1, found 2" in refused(sealed(header, bytes(payload), version=2))
+    assert "PGOLFART" in refused(pickle.dumps({"weights": [1, 2, 3]}))
+    assert "PGOLFART" in refused(b"")
+    refused(sealed({}, b""))
+    refused(sealed([1], b""))
+    refused(sealed(header | {"codec": "none"}, bytes(payload)))
+    refused(sealed(header | {"tensors": header["tensors"][1:]}, bytes(payload)))
+    refused(sealed(header | {"tensors": [["embed", [1 << 40, 2], "fp16"], *header["tensors"][1:]]}, bytes(payload)))
+    refused(sealed(header | {"config": header["config"] | {"num_layers": 1 << 30}}, bytes(payload)))
+    refused(sealed(header | {"config": header["config"] | {"eval_stride": 0}}, bytes(payload)))
+    refused(sealed(header | {"config": header["config"] | {"rope_base": "x"}}, bytes(payload)))
+
+
+@pytest.mark.parametrize("codec", ["lzma", "zstd", "brotli"])
+def test_decompression_bombs_stop_at_the_promised_size(codec):
+    import brotli
+    import lzma
+    import zstandard
+
+    bomb = b"\0" * (1 << 26)
+    packed = {
+        "lzma": lambda: lzma.compress(bomb, format=lzma.FORMAT_RAW, filters=tg.RAW_LZMA),
+        "zstd": lambda: zstandard.ZstdCompressor().compress(bomb),
+        "brotli": lambda: brotli.compress(bomb, quality=5),
+    }[codec]()
+    with pytest.raises(ValueError, match="found more"):
+        tg.decompress(codec, packed, 1000)
+    with pytest.raises(ValueError):
+        tg.decompress(codec, packed[:20], 1 << 26)
+    assert tg.decompress(codec, packed, len(bomb)) == bomb
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.binary(min_size=1, max_size=3000))
+def test_compress_picks_a_codec_that_gives_the_bytes_back(data):
+    codec, packed = tg.compress(data)
+    assert tg.decompress(codec, packed, len(data)) == data
