@@ -493,18 +493,17 @@ def summary(folder: Path, submission: Submission) -> str:
     rows = list(s.seed_results.values())
     neural = [r.neural_val_bpb for r in rows if r.neural_val_bpb is not None]
     spread = f" ± {s.val_bpb_std:.6f}" if s.val_bpb_std is not None else ""
+    place = os.path.relpath(folder)
+    unsigned = "; give --author and --github-id before a pull request" if ANONYMOUS in (s.author, s.github_id) else ""
     lines = [
-        ("record", str(folder)),
+        ("record", place),
         ("val_bpb", f"{s.val_bpb:.8f}{spread}, {len(s.seeds)} seed(s)"),
         ("neural alone", f"{schema.mean(neural):.8f}" if neural else None),
         ("xz -9e", f"{bits_per_byte(s.data):.4f} bits per byte on the same text" if s.data.xz_bytes else None),
         ("artifact", f"{s.bytes_artifact:,} bytes; with code {s.bytes_total:,} of {TRACKS[s.track].bytes_cap:,}"),
         ("time", f"training {max(r.train_s for r in rows):.1f} s, evaluation {max(r.eval_s for r in rows):.1f} s (slowest seed)"),
-        (
-            "author",
-            f"{s.author} (@{s.github_id})" + ("; set --author and --github-id before a pull request" if ANONYMOUS in (s.author, s.github_id) else ""),
-        ),
-        ("look at", f"{folder / 'README.md'}, {folder / LOSS_PICTURE}, {folder / SCORE_PICTURE}"),
-        ("next", f"python -m eval check {folder} && python -m eval audit {folder} && python -m eval pack --refresh {folder}"),
+        ("author", f"{s.author} (@{s.github_id}){unsigned}"),
+        ("look at", f"{place}/README.md (figures, pictures, how to repeat it)"),
+        ("next", f"python -m eval check {place}; python -m eval audit {place}; python -m eval pack --refresh {place}"),
     ]
     return "\n".join(f"{label:<13}{value}" for label, value in lines if value)

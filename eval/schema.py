@@ -231,6 +231,10 @@ def _without_empty(value: Any) -> Any:
     return {key: _without_empty(inner) for key, inner in value.items() if inner != {}}
 
 
+class ImportProblem(Exception):
+    """A public submission.json holds something that cannot be what its key says."""
+
+
 def load_submission(folder: Path) -> Submission:
     """Read a folder's `submission.json`, ours or a public one.
 
@@ -246,6 +250,8 @@ def load_submission(folder: Path) -> Submission:
         raise UserError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     try:
         return Submission.model_validate(raw) if "schema_version" in raw else import_public(raw, folder)
+    except ImportProblem as problem:
+        raise UserError(f"{path}: {problem}; see records/schema.json") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the record"
@@ -281,7 +287,7 @@ ALONE = "stated"  # seed_results key for values that a public file states withou
 def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission:
     """Map one public `submission.json` (any of the contest's key sets) to a Submission with origin `imported`. Drops nothing.
 
-    Raises pydantic.ValidationError when name or val_bpb is missing or a value has an impossible type."""
+    Raises ImportProblem for seeds that are no integers, pydantic.ValidationError when name or val_bpb is missing or a type is impossible."""
     out: dict[str, Any] = {"origin": "imported", "track": track_of(folder), "stated": {}, "notes": {}, "unknown": {}, "environment": {}}
     alone: dict[str, Any] = {}
     for key, value in raw.items():
@@ -292,12 +298,12 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
         elif key == "track" and isinstance(value, str):
             out["track"] = value if value.startswith("track_") else f"track_{value}"
         elif key == "seeds" and isinstance(value, list | dict):
-            out["seeds"] = [int(seed) for seed in value]
+            out["seeds"] = _seed_numbers(key, value)
             if isinstance(value, dict):
                 out["seed_results"] = _import_seeds(value, out["unknown"])
         elif key == "seed_results" and isinstance(value, dict):
             out["seed_results"] = _import_seeds(value, out["unknown"])
-            out.setdefault("seeds", [int(seed) for seed in value])
+            out.setdefault("seeds", _seed_numbers(key, value))
         elif key in ("hardware", "gpu") and isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*[x×]\s*(.+)", value)):
             out["environment"] |= {"gpus": int(match[1]), "gpu": match[2]}
         elif key.startswith("bytes_model") or key == "artifact_bytes":
@@ -324,6 +330,13 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
     return Submission.model_validate(_settle_totals(out))
 
 
+def _seed_numbers(key: str, seeds: list | dict) -> list[int]:
+    try:
+        return [int(seed) for seed in seeds]
+    except (TypeError, ValueError):
+        raise ImportProblem(f"{key}: expected integers, found {seeds!r:.80}") from None
+
+
 def _import_seeds(seeds: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
     """Per-seed values by our names; what has no name goes to `unknown` as `seed_results.SEED.key`."""
     out = {}
@@ -344,7 +357,8 @@ def _settle_totals(out: dict[str, Any]) -> dict[str, Any]:
     within the range of the seeds' values, they are totals: weights alone would all be smaller, by the size of the code."""
     rows = [row for row in out.get("seed_results", {}).values() if row.get("artifact_bytes") is not None]
     sizes = [row["artifact_bytes"] for row in rows]
-    if sizes and out.get("bytes_total") is not None and min(sizes) <= out["bytes_total"] <= max(sizes):
+    whole = all(isinstance(size, int) for size in (*sizes, out.get("bytes_total")))
+    if sizes and whole and min(sizes) <= out["bytes_total"] <= max(sizes):
         for row in rows:
             row["bytes_total"] = row.pop("artifact_bytes")
     return out
