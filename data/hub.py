@@ -137,7 +137,7 @@ def patiently(export: Export, call: Callable[[], T]) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except (hub_errors.HfHubHTTPError, hub_errors.HFValidationError, OSError, RuntimeError) as error:
+        except (hub_errors.HTTPError, hub_errors.HFValidationError, hub_errors.XetDownloadError, OSError) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
                 raise UserError(f"disk full while downloading to {hub.constants.HF_HUB_CACHE}; free some space and run the command again") from error
             response = getattr(error, "response", None)
