@@ -175,9 +175,7 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
     """Preset, then upper-case field names in the environment (SEED=42), then flags (--seed 42); returns the config and its log lines.
 
     Raises UserError for an environment value of the wrong type or a broken rule; argparse refuses unknown flags (exit code 2)."""
-    parser = argparse.ArgumentParser(
-        prog="train_gpt.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
-    )
+    parser = argparse.ArgumentParser(prog="train_gpt.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default=environ.get("PRESET", "reference"))
     for f in fields(Config):
         parser.add_argument("--" + f.name.replace("_", "-"), type=type(f.default), metavar=type(f.default).__name__, help=f"default {f.default}")
@@ -185,9 +183,7 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
     preset = given.pop("preset")
     if preset not in PRESETS:
         raise UserError(f"environment PRESET: expected one of {', '.join(PRESETS)}, found {preset!r}; correct or unset it")
-    base = dataclasses.replace(
-        Config(), **{k: v for k, v in vars(parser.parse_args(PRESETS[preset].split())).items() if k != "preset" and v is not None}
-    )
+    base = dataclasses.replace(Config(), **{k: v for k, v in vars(parser.parse_args(PRESETS[preset].split())).items() if k != "preset" and v is not None})
     sources, lines = dict.fromkeys((k for k, v in given.items() if v is not None), "flag"), [f"config:preset {preset}"]
     for f in fields(Config):
         if given[f.name] is None and (raw := environ.get(f.name.upper())) is not None:
@@ -377,9 +373,7 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     candidates = [folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]]
     path = next((c for c in candidates if c.is_file()), None)
     if path is None:
-        raise UserError(
-            f"{candidates[-1]}: expected the tokenizer that the manifest names, found no file; rebuild the data set with `python -m data`"
-        )
+        raise UserError(f"{candidates[-1]}: expected the tokenizer that the manifest names, found no file; rebuild the data set with `python -m data`")
     if (found := sha256_file(path)) != entry["sha256"]:
         raise UserError(f"{path}: expected tokenizer sha256 {entry['sha256']}, found {found}; shards and tokenizer do not belong together")
     return path
@@ -392,19 +386,13 @@ def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
         return int((tokens >= 4).sum())  # byte260: ids 0..3 are control, the rest are bytes
     import sentencepiece
 
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer))
-    size = sp.vocab_size()
-    body, space, control = np.zeros(size, np.int64), np.zeros(size, bool), np.zeros(size, bool)
-    for i in range(size):
-        piece = sp.id_to_piece(i)
-        control[i] = sp.is_control(i) or sp.is_unused(i) or sp.is_unknown(i)
-        if sp.is_byte(i):
-            body[i] = 1
-        elif not control[i]:
-            space[i] = piece.startswith("\u2581")
-            body[i] = len(piece.removeprefix("\u2581").replace("\u2581", " ").encode())
+    sp, total = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)), 0
+    pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
+    control = np.array([sp.is_control(i) or sp.is_unused(i) or sp.is_unknown(i) for i in range(len(pieces))])
+    space = np.array([piece.startswith("\u2581") for piece in pieces]) & ~control
+    text = [len(piece.removeprefix("\u2581").replace("\u2581", " ").encode()) for piece in pieces]
+    body = np.where(control, 0, [1 if sp.is_byte(i) else n for i, n in enumerate(text)])
     dummy_prefix = sp.encode("a", out_type=str)[0].startswith("\u2581")
-    total = 0
     for start in range(0, len(tokens), 1 << 24):
         ids = np.asarray(tokens[start : start + (1 << 24)])
         previous = np.concatenate([tokens[start - 1 : start] if start else [BOS_ID], ids[:-1]]).astype(np.int64)
@@ -427,9 +415,7 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
     except OSError as error:
         raise UserError(f"{path}: expected a data set's manifest, found {error.strerror}; build one with `python -m data docs`") from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{path}: expected the manifest that `python -m data` writes, found {type(error).__name__} {error}; rebuild the data set"
-        ) from None
+        raise UserError(f"{path}: expected the manifest that `python -m data` writes, found {type(error).__name__} {error}; rebuild the data set") from None
     for name, entries in files.items():
         if not entries:
             raise UserError(f"{path}: expected at least one {name} shard, found none; rebuild the data set with more documents")
@@ -441,13 +427,13 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         shards = {name: [open_shard(p) for p, _, _ in entries] for name, entries in files.items()}
         every = [(p, n, h) for entries in files.values() for p, n, h in entries]
         for p, n, expected in every[rt.rank :: rt.world_size]:
-            tokens = open_shard(p, cfg.vocab_size)
-            if len(tokens) != n or (found := sha256_file(p)) != expected:
+            tokens, found = open_shard(p, cfg.vocab_size), sha256_file(p)
+            if len(tokens) != n or found != expected:
                 raise UserError(f"{p}: expected {n:,} tokens with sha256 {expected}, found {len(tokens):,} with {found}; rebuild the data set")
         val_tokens = np.concatenate(shards["val"]) if len(shards["val"]) > 1 else shards["val"][0]
         if len(val_tokens) < 2:
             raise UserError(f"{files['val'][0][0]}: expected at least 2 validation tokens, found {len(val_tokens)}; rebuild with more documents")
-        val_bytes = count_bytes(val_tokens[1:], tokenizer_path) + (0 if val_tokens[0] == BOS_ID else count_bytes(val_tokens[:1], tokenizer_path))
+        val_bytes = count_bytes(val_tokens[1:], tokenizer_path)
         if lossless and val_bytes != source_bytes:
             raise UserError(f"{path}: expected {source_bytes:,} validation bytes, found {val_bytes:,} by the byte table; rebuild the data set")
     except UserError as caught:
@@ -479,10 +465,7 @@ class Loader:
                 f"config: expected {rt.world_size} ranks x micro-batches of {self.micro_rows} rows to divide the batch of {self.rows_per_batch} rows; "
                 "change --micro-batch-tokens or the number of ranks"
             )
-        self.row = 0
-        self.pool = ThreadPoolExecutor(1)
-        self.pending = None
-
+        self.row, self.pool, self.pending = 0, ThreadPoolExecutor(1), None
         self.rows_per_epoch = max(1, (len(stream) - self.seq_len) // self.seq_len)
         self.epoch, self.order = -1, (0, 1, 0)  # order: phase, stride, shift of the epoch last used
 
@@ -769,10 +752,7 @@ class Optimizers:
         self.cfg, self.rt, self.params = cfg, rt, list(model.parameters())
         self.muon = Muon(groups["matrix"].values(), cfg, rt)
         self.adam = torch.optim.AdamW(
-            [
-                {"params": list(groups["embed"].values()), "base_lr": cfg.embed_lr},
-                {"params": list(groups["scalar"].values()), "base_lr": cfg.scalar_lr},
-            ],
+            [{"params": list(groups["embed"].values()), "base_lr": cfg.embed_lr}, {"params": list(groups["scalar"].values()), "base_lr": cfg.scalar_lr}],
             betas=(cfg.adam_beta1, cfg.adam_beta2),
             eps=1e-8,
             weight_decay=cfg.weight_decay,
@@ -850,6 +830,8 @@ class Average:
 
 # --- 8. Scoring ---
 
+HEAD_ELEMENTS = 1 << 23  # logits computed at a time: 64 MiB in float64
+
 
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
@@ -912,7 +894,7 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
         inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (inside, where, target))
         table[2, where_t] = delta.flatten()[inside].double()
         scored = hidden.flatten(0, 1)[inside]
-        rows = max(1, (1 << 23) // model.cfg.vocab_size)  # bounds the float64 logits to 64 MiB
+        rows = max(1, HEAD_ELEMENTS // model.cfg.vocab_size)
         for i in range(0, len(scored), rows):
             at = slice(i, i + rows)
             with rt.autocast():
@@ -1085,10 +1067,7 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_byt
     """The artifact under the cap: with fit_cap, quantisation steps are widened just enough (entropy falls by log2 of the factor per weight)."""
     limit, coarsen = SIZE_CAP_BYTES - code_bytes, 1.0
     quantised = sum(
-        p.numel()
-        for rule, ps in partition(model, export_rules(cfg), "export rules").items()
-        if export_format(rule, cfg) in LEVELS
-        for p in ps.values()
+        p.numel() for rule, ps in partition(model, export_rules(cfg), "export rules").items() if export_format(rule, cfg) in LEVELS for p in ps.values()
     )
     while True:
         data, weight = pack(model, cfg, tokenizer_sha256, coarsen)
@@ -1109,16 +1088,12 @@ def read_header(data: bytes, where: str) -> tuple[dict, memoryview]:
     """Header and compressed payload of an artifact whose every byte is verified. Raises UserError."""
     fixed = len(ARTIFACT_MAGIC) + 16
     if len(data) < fixed + 32 or data[: len(ARTIFACT_MAGIC)] != ARTIFACT_MAGIC:
-        raise UserError(
-            f"{where}: expected an artifact that starts with {ARTIFACT_MAGIC!r}, found {bytes(data[:8])!r} in {len(data)} bytes; export it again"
-        )
+        raise UserError(f"{where}: expected an artifact that starts with {ARTIFACT_MAGIC!r}, found {bytes(data[:8])!r} in {len(data)} bytes; export it again")
     version, header_bytes, payload_bytes = struct.unpack_from("<IIQ", data, len(ARTIFACT_MAGIC))
     if version != ARTIFACT_VERSION:
         raise UserError(f"{where}: expected artifact version {ARTIFACT_VERSION}, found {version}; use the train_gpt.py that wrote it")
     if len(data) != fixed + header_bytes + payload_bytes + 32:
-        raise UserError(
-            f"{where}: expected {fixed + header_bytes + payload_bytes + 32:,} bytes, found {len(data):,}; the file is cut or padded, copy it again"
-        )
+        raise UserError(f"{where}: expected {fixed + header_bytes + payload_bytes + 32:,} bytes, found {len(data):,}; the file is cut or padded, copy it again")
     if hashlib.sha256(data[:-32]).digest() != data[-32:]:
         raise UserError(f"{where}: expected content that matches its own sha256, found other bytes; the file is damaged, copy it again")
     try:
@@ -1311,11 +1286,7 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
                 os.replace(out / "train.log", out / "train.log.previous")
             write_atomically(out / "train.log", b"log_format:1\n")
         except (OSError, UserError) as caught:
-            error = (
-                caught
-                if isinstance(caught, UserError)
-                else UserError(f"{out}: expected a writable folder, found {caught.strerror}; choose another --out")
-            )
+            error = caught if isinstance(caught, UserError) else UserError(f"{out}: expected a writable folder, found {caught.strerror}; choose another --out")
     rt.raise_together(error)
     rt.log_path = out / "train.log"
     rt.log(f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} =====\n{source.decode()}\n===== end source =====", echo=False)
@@ -1418,9 +1389,7 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     groups: dict[str, list[str]] = {}
     for name, _ in model.named_parameters():
         part = name.split(".", 2)[-1] if name.startswith("blocks.") else name
-        group = {"embed": "embedding (tied head)", "bigram": "bigram table", "bigram_proj.weight": "bigram projection", "smear": "SmearGate"}.get(
-            part
-        )
+        group = {"embed": "embedding (tied head)", "bigram": "bigram table", "bigram_proj.weight": "bigram projection", "smear": "SmearGate"}.get(part)
         group = group or ("pre-enrichment" if part.startswith("enrich") else "skip weights" if part == "skips" else None)
         group = group or (
             "attention"
@@ -1492,9 +1461,7 @@ def command_generate(argv: Sequence[str], rt: Runtime) -> None:
         candidates = sorted((Path(__file__).parent / "data" / "tokenizers").glob("*.model"))
         args.tokenizer = next((c for c in candidates if sha256_file(c) == tokenizer_sha256), None)
     if args.tokenizer is None or not args.tokenizer.is_file() or sha256_file(args.tokenizer) != tokenizer_sha256:
-        raise UserError(
-            f"{args.tokenizer or 'data/tokenizers'}: expected the tokenizer with sha256 {tokenizer_sha256}, found none; pass --tokenizer FILE"
-        )
+        raise UserError(f"{args.tokenizer or 'data/tokenizers'}: expected the tokenizer with sha256 {tokenizer_sha256}, found none; pass --tokenizer FILE")
     sp = sentencepiece.SentencePieceProcessor(model_file=str(args.tokenizer))
     generator = torch.Generator().manual_seed(args.seed)
     prompt = [BOS_ID, *sp.encode(args.prompt)]

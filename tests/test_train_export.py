@@ -148,8 +148,9 @@ def test_wrong_version_pickle_and_foreign_content_are_refused(artifact):
 
 @pytest.mark.parametrize("codec", ["lzma", "zstd", "brotli"])
 def test_decompression_bombs_stop_at_the_promised_size(codec):
-    import brotli
     import lzma
+
+    import brotli
     import zstandard
 
     bomb = b"\0" * (1 << 26)

@@ -1,0 +1,37 @@
+# make record   set up, build the embedded corpus, train and score the reference model, package the record
+# make test     set up and run the tests
+# Options: SEEDS="1337 42 2025"   PYTHON=python3.12
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+PYTHON ?= python3
+SEEDS ?= 1337
+NAME ?= EMA + exact n-gram mixing
+SLUG ?= ema-ngram
+DATA := data/datasets/docs_sp1024
+BIN := .venv/bin
+GPUS = $(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)
+
+.PHONY: record test data setup
+
+setup: .venv/installed
+
+# The stamp is the whole state: a second run installs nothing, a changed pin installs again.
+.venv/installed: requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "error: expected Python >= 3.11, found " + sys.version.split()[0] + "; run make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+data: setup
+	$(BIN)/python -m data docs
+
+record: data
+	@for seed in $(SEEDS); do \
+	  if [ "$(GPUS)" -gt 0 ]; then launch="$(BIN)/torchrun --standalone --nproc_per_node=$(GPUS)"; else launch="$(BIN)/python"; fi; \
+	  $$launch train_gpt.py --preset docs_cpu --seed $$seed --data-dir $(DATA) --out runs/$(SLUG)_seed$$seed; \
+	done
+	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu
+
+test: setup
+	$(BIN)/python -m pytest -q

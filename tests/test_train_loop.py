@@ -1,0 +1,210 @@
+"""Training: data order, schedules, averaging, and the same numbers for every number of ranks."""
+
+import dataclasses
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY, flags, run_script
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import train_gpt as tg
+
+BASE = dataclasses.replace(tg.Config(), **TINY)
+
+
+def step_losses(log: Path) -> list[float]:
+    return [float(x) for x in re.findall(r"^step:\d+/\d+ train_loss:(\S+)", log.read_text(), flags=re.M)]
+
+
+@pytest.fixture(scope="module")
+def runs(dataset, tmp_path_factory):
+    """Five steps of the same configuration on 1, 2, 4 and 8 processes, with 10 digits of loss."""
+    folder = tmp_path_factory.mktemp("ranks")
+    script = folder / "precise.py"  # the root script, printing losses with more digits than a person wants to read
+    script.write_text((tg.Path(tg.__file__).read_text()).replace("train_loss:{mean_loss:.4f}", "train_loss:{mean_loss:.10f}"))
+    for n in (1, 2, 4, 8):
+        done = run_script(*flags(data_dir=dataset, out=folder / str(n), micro_batch_tokens=128), nproc=n, script=script)
+        assert done.returncode == 0, done.stderr[-3000:]
+    return folder
+
+
+@pytest.mark.parametrize("ranks", [2, 4, 8])
+def test_losses_and_score_do_not_depend_on_the_number_of_ranks(runs, ranks):
+    alone, together = step_losses(runs / "1" / "train.log"), step_losses(runs / str(ranks) / "train.log")
+    assert len(alone) == 5
+    np.testing.assert_allclose(together, alone, rtol=1e-4)
+    results = [re.search(r"^result .*val_bpb:(\S+)", (runs / str(n) / "train.log").read_text(), flags=re.M)[1] for n in (1, ranks)]
+    assert float(results[0]) == pytest.approx(float(results[1]), rel=1e-3)  # quantisation turns 1e-7 into an occasional step
+
+
+def test_micro_batches_do_not_change_the_losses(runs, dataset, tmp_path):
+    done = run_script(*flags(data_dir=dataset, out=tmp_path / "o", micro_batch_tokens=1024), script=runs / "precise.py")
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(step_losses(tmp_path / "o" / "train.log"), step_losses(runs / "1" / "train.log"), rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_score_and_another_seed_another(dataset, tmp_path):
+    lines = []
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        done = run_script(*flags(data_dir=dataset, out=tmp_path / name, iterations=3), env={"SEED": str(seed)})
+        assert done.returncode == 0, done.stderr
+        lines.append(re.search(r"val_bpb:(\S+) nats", (tmp_path / name / "train.log").read_text())[1])
+    assert lines[0] == lines[1] != lines[2]
+
+
+def test_all_ranks_stop_on_the_same_step_under_skewed_clocks(dataset, tmp_path):
+    """Rank 1's clock runs 50 times too fast; left to itself it would stop alone and rank 0 would wait for it for ever."""
+    skewed = tmp_path / "skewed.py"
+    skewed.write_text(
+        "import os, sys, time\n"
+        f"sys.path.insert(0, {str(Path(tg.__file__).parent)!r})\n"
+        "real, speed = time.perf_counter, 1 + 49 * int(os.environ['RANK'])\n"
+        "time.perf_counter = lambda: speed * real()\n"
+        "import train_gpt\n"
+        "steps = train_gpt.train\n"
+        "def train(*args):\n"
+        "    result = steps(*args)\n"
+        "    print(f'rank {os.environ[\"RANK\"]} stopped after {result[0]} steps', flush=True)\n"
+        "    return result\n"
+        "train_gpt.train = train\n"
+        "sys.exit(train_gpt.main(sys.argv[1:]))\n"
+    )
+    done = run_script(*flags(data_dir=dataset, out=tmp_path / "o", iterations=100_000, train_seconds=2.0, warmdown_steps=20), nproc=2, script=skewed)
+    assert done.returncode == 0, done.stderr[-3000:]
+    stopped = dict(re.findall(r"rank (\d) stopped after (\d+) steps", done.stdout))
+    assert set(stopped) == {"0", "1"} and stopped["0"] == stopped["1"] and int(stopped["0"]) > 1
+
+
+def test_state_after_warm_up_is_the_state_before(dataset):
+    cfg = dataclasses.replace(BASE, warmup_steps=4, qat_lr_scale=0.5)
+    torch.manual_seed(0)
+    model = tg.GPT(cfg)
+    optimizers, rt = tg.Optimizers(model, cfg, tg.Runtime()), tg.Runtime()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    random_state = torch.random.get_rng_state()
+    tg.warm_up(model, model, optimizers, cfg, rt)
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+    assert torch.equal(random_state, torch.random.get_rng_state())
+    assert all(not t.any() for t in optimizers.state()) and all(p.grad is None for p in model.parameters())
+
+    def two_steps(m: tg.GPT, o: tg.Optimizers) -> list[torch.Tensor]:
+        ids = torch.arange(4 * 33).view(4, 33) % 260
+        for step in range(2):
+            tg.training_step(m, [(ids[:, :-1], ids[:, 1:])], rt)
+            o.step(step, 1.0)
+        return [p.detach().clone() for p in m.parameters()]
+
+    torch.manual_seed(0)
+    fresh = tg.GPT(cfg)
+    assert all(torch.equal(a, b) for a, b in zip(two_steps(model, optimizers), two_steps(fresh, tg.Optimizers(fresh, cfg, rt)), strict=True))
+
+
+def test_ema_and_swa_equal_their_closed_forms():
+    cfg = dataclasses.replace(BASE, ema_decay=0.9, swa_every=2)
+    model = torch.nn.Linear(2, 2).double()
+    start = model.weight.detach().clone()
+    average, history = tg.Average(model, cfg), []
+    for i in range(6):
+        with torch.no_grad():
+            model.weight.add_(i + 1.0)
+        history.append(model.weight.detach().clone())
+        average.update(snapshot=i % 2 == 1)
+    ema = 0.9**6 * start + sum(0.1 * 0.9 ** (5 - i) * w for i, w in enumerate(history))
+    assert torch.allclose(average.ema[0], ema, atol=1e-12)
+    average.copy_to_model()
+    assert torch.allclose(model.weight, (ema + sum(history[1::2]) / 3) / 2, atol=1e-12)
+
+
+def test_schedules():
+    by_steps = dataclasses.replace(BASE, iterations=100, warmdown_steps=40, train_seconds=0.0)
+    assert [tg.learning_rate_scale(s, 0.0, by_steps) for s in (0, 60, 80, 100)] == [1.0, 1.0, 0.5, 0.0]
+    by_clock = dataclasses.replace(BASE, iterations=10**6, warmdown_steps=40, train_seconds=100.0)  # one step a second
+    assert [tg.learning_rate_scale(s, float(s), by_clock) for s in (0, 60, 80, 100, 101)] == [1.0, 1.0, 0.5, 0.0, 0.0]
+    cfg = dataclasses.replace(BASE, muon_momentum_start=0.9, muon_momentum=0.98, muon_momentum_warmup_steps=10)
+    assert [round(tg.muon_momentum(s, cfg), 6) for s in (0, 5, 10, 99)] == [0.9, 0.94, 0.98, 0.98]
+
+
+def test_newton_schulz_brings_singular_values_near_one():
+    g = torch.randn(3, 24, 16, generator=torch.Generator().manual_seed(0))
+    for x in (g, g.mT):
+        s = torch.linalg.svdvals(tg.newton_schulz(x, 5))
+        assert s.min() > 0.3 and s.max() < 1.3  # the quintic's fixed band (Jordan et al. 2024)
+        assert torch.linalg.svdvals(tg.newton_schulz(x, 0)).min() < 0.1
+
+
+def loader(length: int, rank: int = 0, world_size: int = 1, seed: int = 0, **changes: object) -> tg.Loader:
+    stream = tg.TokenStream([np.arange(i, min(i + 700, length), dtype=np.uint16) for i in range(0, length, 700)])
+    return tg.Loader(stream, dataclasses.replace(BASE, seed=seed, **changes), tg.Runtime(rank=rank, world_size=world_size))
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(33, 5000), st.integers(0, 9))
+def test_an_epoch_visits_every_row_once_and_stays_inside_the_stream(length, seed):
+    it = loader(length, seed=seed)
+    n = it.rows_per_epoch
+    for epoch in range(2):
+        starts = sorted(it.row_start(epoch * n + i) for i in range(n))
+        assert len(set(starts)) == n and starts[0] >= 0 and starts[-1] + 33 <= length
+        assert all(b - a == 32 for a, b in zip(starts, starts[1:], strict=False))
+    it.close()
+
+
+@pytest.mark.parametrize("world_size", [2, 4, 8])
+def test_ranks_read_disjoint_parts_of_the_same_global_batches(world_size):
+    alone = loader(5000, micro_batch_tokens=256)
+    peers = [loader(5000, rank, world_size, micro_batch_tokens=128) for rank in range(world_size)]
+    for _ in range(7):  # 7 batches of 32 rows: more than an epoch
+        expected = torch.cat([x for x, _ in alone.next()])
+        batches = [peer.next() for peer in peers]
+        assert torch.equal(torch.cat([x for batch in batches for x, _ in batch]), expected)
+        assert all(torch.equal(x[:, 1:], y[:, :-1]) for batch in batches for x, y in batch)
+    for it in (alone, *peers):
+        it.close()
+
+
+def test_streams_read_across_shard_borders():
+    stream = tg.TokenStream([np.arange(0, 5), np.arange(5, 6), np.arange(6, 20)])
+    assert all((stream.read(a, b - a) == np.arange(a, b)).all() for a in range(20) for b in range(a + 1, 21))
+
+
+def test_grad_clip_and_qat_are_used(dataset):
+    def weights(**changes: object) -> torch.Tensor:
+        cfg = dataclasses.replace(BASE, iterations=2, **changes)
+        torch.manual_seed(0)
+        model = tg.GPT(cfg)
+        data = tg.open_dataset(dataset, cfg, tg.Runtime())
+        tg.train(model, data, cfg, tg.Runtime())
+        assert not any(m.quantize for m in model.modules() if isinstance(m, tg.Linear))
+        return model.enrich_in.weight.detach().clone()
+
+    plain = weights()
+    assert torch.equal(plain, weights())
+    for change in ({"grad_clip": 1e-3}, {"qat_lr_scale": 2.0}, {"swa_every": 1, "swa_lr_scale": 2.0}, {"weight_decay": 0.5}, {"newton_schulz_steps": 1}):
+        assert not torch.equal(plain, weights(**change)), change
+
+
+def test_the_log_is_self_contained(runs):
+    log = (runs / "1" / "train.log").read_text()
+    header = re.search(r"===== source train_gpt.py bytes:(\d+) sha256:(\w+) =====\n", log)
+    source = log[header.end() :].encode()[: int(header[1])]
+    assert source == (runs / "precise.py").read_bytes() and tg.hashlib.sha256(source).hexdigest() == header[2]
+    last = log.strip().splitlines()[-1]
+    result = dict(token.split(":", 1) for token in last.split()[1:])
+    assert last.startswith("result ") and int(result["bytes_total"]) == int(result["artifact_bytes"]) + int(header[1])
+    assert int(result["artifact_bytes"]) == (runs / "1" / "artifact.bin").stat().st_size
+    bpb = float(result["nats"]) / np.log(2) / int(result["scored_bytes"])
+    assert bpb == pytest.approx(float(result["val_bpb"]), abs=1e-8)
+
+
+def test_the_result_line_reports_the_reloaded_artifact(runs, dataset, tmp_path):
+    manifest = json.loads((dataset / "manifest.json").read_text())
+    val = dataset / manifest["splits"]["val"]["files"][0]["name"]
+    done = run_script("score", "--artifact", runs / "1" / "artifact.bin", "--tokens", val, "--out", tmp_path / "o")
+    assert done.returncode == 0, done.stderr
+    result = (runs / "1" / "train.log").read_text().strip().splitlines()[-1]
+    assert np.load(tmp_path / "o" / f"{val.stem}.nll.npy").sum() == pytest.approx(float(re.search(r"nats:(\S+)", result)[1]), abs=1e-6)
