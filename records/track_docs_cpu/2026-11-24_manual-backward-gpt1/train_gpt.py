@@ -248,7 +248,8 @@ def pretraining_step(tokens_NT1: Tensor, flat: Tensor, cfg: Config, lr: float | 
 
 # --- Artifact: MAGIC, sha256 of the rest, an npz of the flat weights in fp16 and of the configuration as JSON ---
 def export(flat: Tensor, cfg: Config) -> bytes:
-    np.savez_compressed(buffer := io.BytesIO(), config=json.dumps(asdict(cfg)), flat=flat.numpy().astype(np.float16))
+    config = {k: v for k, v in asdict(cfg).items() if k not in ("data_dir", "out")}  # paths say nothing about the model
+    np.savez_compressed(buffer := io.BytesIO(), config=json.dumps(config), flat=flat.numpy().astype(np.float16))
     return MAGIC + sha256(buffer.getvalue()).digest() + buffer.getvalue()
 
 
@@ -264,9 +265,8 @@ def load(path: Path) -> tuple[Tensor, Config]:
 # --- Scoring ---
 def score_streams(model: tuple[Tensor, Config], streams: list[np.ndarray], probes: list[list[int]], batch: int = 32) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per stream: nats [N−1] of each next token, and log-probabilities [probes, V] after the probed positions; float64.
-    The grid of windows is anchored at the start of a stream, and they share batches of one fixed shape, padded after their end, where causality
-    keeps it out of the scores: where a stream is cut changes no earlier score, not even by rounding. A window (stream, start, first, end) reads
-    start..end−1 and scores first..end−1; the last one is repeated to fill its batch."""
+    Windows (stream, start, first, end) read start..end−1 and score first..end−1, on a grid anchored at the start of the stream. They share
+    batches of one shape, padded after their end, so that where a stream is cut changes no earlier score, not even by rounding."""
     weights, cfg = unflatten(*model), model[1]
     T, S = cfg.context, max(1, cfg.context // 2)
     windows = [(s, max(0, k + S - T), k, min(len(x), k + S)) for s, x in enumerate(streams) for k in range(0, len(x), S)]
@@ -293,11 +293,10 @@ def score_command(args: argparse.Namespace) -> None:
     streams = {path.name.removesuffix(".bin"): read_shard(path, cfg.vocab_size) for path in args.tokens}
     try:
         probes = json.loads(read_file(args.probes)) if args.probes else {}
-        valid = len(streams) == len(args.tokens) and all(set(probes.get(stem, [])) <= set(range(len(x))) for stem, x in streams.items())
-    except (ValueError, TypeError, AttributeError):
-        valid = False
-    if not valid:
-        raise UserError(f"{args.probes}: expected distinct stream names, and JSON {{name: [positions within the stream]}}; correct the file")
+        if len(streams) < len(args.tokens) or not all(set(probes.get(stem, [])) <= set(range(len(x))) for stem, x in streams.items()):
+            raise ValueError(f"a name twice or a position outside its stream: {[(stem, len(x)) for stem, x in streams.items()]}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"{args.probes}: expected JSON {{stream name: [positions]}}, found {error}; correct the file") from error
     for stem, arrays in zip(streams, score_streams(model, list(streams.values()), [probes.get(stem, []) for stem in streams]), strict=True):
         for kind, array in zip(("nll", "probe") if stem in probes else ("nll",), arrays, strict=False):
             np.save(buffer := io.BytesIO(), array, allow_pickle=False)
@@ -308,6 +307,11 @@ def score_command(args: argparse.Namespace) -> None:
 def train_command(args: argparse.Namespace) -> None:
     cfg = Config(**{k: v for k, v in vars(args).items() if k != "command"})
     stream, val, val_bytes, data_line = load_data(Path(cfg.data_dir), cfg.vocab_size)
+    T, rng = cfg.context, np.random.default_rng(cfg.seed)
+    if len(stream) <= 2 * T:
+        raise UserError(f"{cfg.data_dir}: expected more than {2 * T} training tokens, found {len(stream)}; shorten the context or add text")
+    # every block of T tokens once, in an order and at an offset that the seed decides, before any comes again
+    starts = np.resize(rng.permutation((len(stream) - T - 1) // T), (cfg.steps, cfg.batch, 1)) * T + rng.integers(T)
     code, out = Path(__file__).read_bytes(), Path(cfg.out)
     source = f"log_format:1\n===== source train_gpt.py bytes:{len(code)} sha256:{sha256(code).hexdigest()} =====\n{code.decode()}\n===== end source =====\n"
     write_file(out / "train.log", source.encode())
@@ -329,11 +333,6 @@ def train_command(args: argparse.Namespace) -> None:
     log(f"model parameters:{flat.numel()}")
     rates = torch.tensor((cfg.embedding_lr, cfg.embedding_lr, cfg.block_lr, cfg.head_lr))
     lr, losses = rates.repeat_interleave(torch.tensor(list(cfg.group_sizes.values()))), []
-    T, rng = cfg.context, np.random.default_rng(cfg.seed)
-    if len(stream) <= 2 * T:
-        raise UserError(f"{cfg.data_dir}: expected more than {2 * T} training tokens, found {len(stream)}; shorten the context or add text")
-    # every block of T tokens once, in an order and at an offset that the seed decides, before any comes again
-    starts = np.resize(rng.permutation((len(stream) - T - 1) // T), (cfg.steps, cfg.batch, 1)) * T + rng.integers(T)
     start = time.perf_counter()
     for step, at in enumerate(starts, 1):
         scale = min(1, step / 100, (cfg.steps + 1 - step) / (cfg.decay_share * cfg.steps))

@@ -224,7 +224,8 @@ class MiniGPT:  # parameters by name in `weights`; any number of tokens up to th
 # --- Artifact: MAGIC, sha256 of the rest, an npz of the parameters in fp16 and of the configuration as JSON ---
 def export(model: MiniGPT) -> bytes:
     tensors = {name: w.astype(np.float16) for name, w in model.weights.items()}
-    np.savez_compressed(buffer := io.BytesIO(), config=json.dumps(asdict(model.cfg)), **tensors)
+    config = {k: v for k, v in asdict(model.cfg).items() if k not in ("data_dir", "out")}  # paths say nothing about the model
+    np.savez_compressed(buffer := io.BytesIO(), config=json.dumps(config), **tensors)
     return MAGIC + sha256(buffer.getvalue()).digest() + buffer.getvalue()
 
 
@@ -242,9 +243,8 @@ def load(path: Path) -> MiniGPT:
 # --- Scoring ---
 def score_streams(model: MiniGPT, streams: list[np.ndarray], probes: list[list[int]], batch: int = 8) -> list[tuple[np.ndarray, np.ndarray]]:
     """Per stream: nats [N−1] of each next token, and log-probabilities [probes, V] after the probed positions; float64.
-    The grid of windows is anchored at the start of a stream, and they share batches of one fixed shape, padded after their end, where causality
-    keeps it out of the scores: where a stream is cut changes no earlier score, not even by rounding. A window (stream, start, first, end) reads
-    start..end−1 and scores first..end−1; the last one is repeated to fill its batch."""
+    Windows (stream, start, first, end) read start..end−1 and score first..end−1, on a grid anchored at the start of the stream. They share
+    batches of one shape, padded after their end, so that where a stream is cut changes no earlier score, not even by rounding."""
     T, S = model.cfg.context_len, max(1, model.cfg.context_len // 2)
     windows = [(s, max(0, k + S - T), k, min(len(x), k + S)) for s, x in enumerate(streams) for k in range(0, len(x), S)]
     windows += windows[-1:] * (-len(windows) % batch)
@@ -302,6 +302,11 @@ def update(name: str, w: np.ndarray, g: np.ndarray, state: list[np.ndarray], cfg
 def train_command(args: argparse.Namespace) -> None:
     cfg = Config(**{k: v for k, v in vars(args).items() if k != "command"})
     stream, val, val_bytes, data_line = load_data(Path(cfg.data_dir), cfg.vocab_size)
+    T, rng = cfg.context_len, np.random.default_rng(cfg.seed)
+    if len(stream) <= 2 * T:
+        raise UserError(f"{cfg.data_dir}: expected more than {2 * T} training tokens, found {len(stream)}; shorten the context or add text")
+    # every block of T tokens once, in an order and at an offset that the seed decides, before any comes again
+    starts = np.resize(rng.permutation((len(stream) - T - 1) // T), (cfg.steps, cfg.batch, 1)) * T + rng.integers(T)
     code, out = Path(__file__).read_bytes(), Path(cfg.out)
     source = f"log_format:1\n===== source train_gpt.py bytes:{len(code)} sha256:{sha256(code).hexdigest()} =====\n{code.decode()}\n===== end source =====\n"
     write_file(out / "train.log", source.encode())
@@ -323,11 +328,6 @@ def train_command(args: argparse.Namespace) -> None:
     w, tokens = model.weights, cfg.batch * cfg.context_len
     log(f"model parameters:{sum(x.size for x in w.values())}")
     state = {name: [np.zeros_like(x), np.zeros_like(x), np.ones(1, np.float32)] for name, x in w.items()}
-    T, rng = cfg.context_len, np.random.default_rng(cfg.seed)
-    if len(stream) <= 2 * T:
-        raise UserError(f"{cfg.data_dir}: expected more than {2 * T} training tokens, found {len(stream)}; shorten the context or add text")
-    # every block of T tokens once, in an order and at an offset that the seed decides, before any comes again
-    starts = np.resize(rng.permutation((len(stream) - T - 1) // T), (cfg.steps, cfg.batch, 1)) * T + rng.integers(T)
     start = time.perf_counter()
     with ThreadPoolExecutor(2) as pool:  # four fixed parts of the batch for two threads: the sums do not depend on the machine's cores
         for step, at in enumerate(starts, 1):
