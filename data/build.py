@@ -6,7 +6,6 @@ import lzma
 import platform
 import time
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data.common import UserError, atomic_write, default_workers
+from data.common import UserError, atomic_write, default_workers, process_pool
 from data.corpora import Corpus
 from data.encode import Counts, Encoded, batched, encode_batch
 from data.manifest import Manifest, Split, TokenizerEntry, check_files, load_manifest, summary
@@ -78,7 +77,7 @@ class Job:
         return self.data_root / "datasets" / f"{self.name}_{kind}{tokenizer.vocab_size if tokenizer else self.vocab_size}"
 
 
-def place_tokenizer(job: Job, train_texts: list[str]) -> Path:
+def place_tokenizer(job: Job, train_texts: Iterable[str]) -> Path:
     """The tokenizer under data_root/tokenizers: trained on the training split alone, or a copy of the user's file."""
     folder = job.data_root / "tokenizers"
     if job.tokenizer is None:
@@ -119,7 +118,7 @@ def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -
     discard(folder)
     entries: dict[str, Split] = {}
     lossless = True
-    with ProcessPoolExecutor(job.workers) as pool:
+    with process_pool(job.workers) as pool:
         xz = pool.submit(xz_size, splits["val"])
         for split, texts in splits.items():
             counts = Counts()

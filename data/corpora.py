@@ -7,7 +7,6 @@ import json
 import sys
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data.common import UserError
+from data.common import UserError, process_pool
 
 
 @dataclass
@@ -74,6 +73,7 @@ def docstrings(source: bytes) -> list[str]:
 
 
 def _docstrings_of_file(path: str) -> list[str] | None:
+    gc.disable()  # in a worker process: a syntax tree holds no garbage, and walking it for some costs a sixth of the time
     try:
         return docstrings(Path(path).read_bytes())
     except (SyntaxError, ValueError, RecursionError):
@@ -91,8 +91,7 @@ def docs_corpus(workers: int) -> Corpus:
         own = (file for file in distribution.files if file.suffix == ".py" and not {"..", "test", "tests"} & set(file.parts))
         files += sorted(str(distribution.locate_file(file)) for file in own)
     documents, unparsable, surrogates = [], [], 0
-    # A syntax tree holds no garbage; letting the cycle collector walk it costs a sixth of the time.
-    with ProcessPoolExecutor(workers, initializer=gc.disable) as pool:
+    with process_pool(workers) as pool:
         results = pool.map(_docstrings_of_file, files, chunksize=16)
         for path, found in zip(files, tqdm(results, "docstrings", len(files), unit="file", disable=None), strict=True):
             if found is None:
@@ -167,29 +166,25 @@ def jsonl_texts(path: Path) -> Iterator[str]:
             line = decode_utf8(path, raw, offset).removeprefix("\ufeff")
             offset += len(raw)
             if line.strip():
-                yield jsonl_text(path, number, line)
+                yield jsonl_text(path, f"line {number:,}", line)
 
 
-def jsonl_text(path: Path, number: int, line: str) -> str:
+def jsonl_text(path: Path, where: str, line: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: line {number:,} is no JSON ({error}); expected one object a line with a text field") from error
+        raise UserError(f"{path}: {where} is no JSON ({error}); expected one object a line with a text field") from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise UserError(f'{path}: line {number:,} has no text field that is a string; expected {{"text": "..."}}, found {line.strip()[:60]}')
+        raise UserError(f'{path}: {where} has no text field that is a string; expected {{"text": "..."}}, found {line.strip()[:60]}')
     if not is_text(text):
-        raise UserError(f"{path}: line {number:,} holds a lone surrogate (\\ud800..\\udfff), which has no UTF-8 form; repair the line")
+        raise UserError(f"{path}: {where} holds a lone surrogate (\\ud800..\\udfff), which has no UTF-8 form; repair the line")
     return text
 
 
 def text_corpus(files: list[Path], unit: str, min_characters: int) -> Corpus:
     """unit: "blocks", "lines" or "files" for plain text; a JSON line is always one document. Whitespace-only documents are dropped."""
-    split = {
-        "blocks": partial(blocks, min_characters=min_characters),
-        "lines": lambda text: iter(text.split("\n")),
-        "files": lambda text: iter([text]),
-    }[unit]
+    split = {"blocks": partial(blocks, min_characters=min_characters), "lines": lambda text: iter(text.split("\n")), "files": lambda text: iter([text])}[unit]
     documents: list[str] = []
     for path in tqdm(files, "reading", unit="file", disable=None):
         found = jsonl_texts(path) if path.suffix in JSONL_SUFFIXES else split(decode_utf8(path, path.read_bytes()))

@@ -22,7 +22,7 @@ from huggingface_hub import errors as hub_errors
 from pydantic import BaseModel, ValidationError
 from tqdm import tqdm
 
-from data.common import BOS, UserError, sha256_file
+from data.common import BOS, DOCS_FILE, UserError, process_pool, sha256_file
 from data.corpora import jsonl_texts
 from data.encode import worker_tokenizer
 from data.manifest import Manifest, Split, TokenizerEntry, file_version, load_manifest, summary
@@ -32,7 +32,6 @@ from data.verify import check_encoding
 T = TypeVar("T")
 ATTEMPTS = 5
 MAX_WAIT = 300  # seconds; a server that asks for more is not going to help this run
-DOCS_FILE = "docs_selected.jsonl"
 
 
 @dataclass(frozen=True)
@@ -337,9 +336,7 @@ def choose_files(export: Export, request: Request, stats: Stats) -> dict[str, li
         names["val_bytes"] = []  # most datasets have no sidecar; one that has must have it whole
     absent = [name for kind in names for name in names[kind] if name not in there]
     if absent:
-        raise UserError(
-            f"{source}: its manifest promises {request.dataset}/{absent[0]} (one of {len(absent)}), which is not there; choose another --revision"
-        )
+        raise UserError(f"{source}: its manifest promises {request.dataset}/{absent[0]} (one of {len(absent)}), which is not there; choose another --revision")
     return {kind: [there[name] for name in names[kind]] for kind in names}
 
 
@@ -354,9 +351,7 @@ def fetch_manifest(export: Export, request: Request) -> PublicManifest:
         return PublicManifest.model_validate_json(target.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(
-            f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}; expected the export's list of datasets and tokenizers"
-        ) from error
+        raise UserError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}; expected the export's list of datasets and tokenizers") from error
 
 
 def fineweb(request: Request) -> Manifest:
@@ -395,7 +390,7 @@ def fineweb(request: Request) -> Manifest:
 def describe(request: Request, shards: dict[str, list[Remote]], tokenizer: Path, docs: Remote | None, recipe: dict[str, Any]) -> Manifest:
     """Our manifest, from what lies on disk; refuses shards that the tokenizer did not make."""
     paths = {kind: [file.target for file in files] for kind, files in shards.items()}
-    with ProcessPoolExecutor(request.workers) as pool:
+    with process_pool(request.workers) as pool:
         splits = {kind: measure_split(pool, tokenizer, paths[kind], paths["val_bytes"] if kind == "val" else []) for kind in ("train", "val")}
     model = worker_tokenizer(tokenizer)
     agreement = check_encoding(request.folder, splits["val"], model)

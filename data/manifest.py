@@ -109,9 +109,7 @@ def summary(folder: Path, manifest: Manifest, note: str = "") -> str:
             f"{split.tokens:>14,} tokens {known / split.tokens:.4f} bytes/token in {len(split.files)} shards"
         )
         if split.source_bytes is not None and split.source_bytes != split.counted_bytes:
-            lines.append(
-                f"        lossy tokenizer: {split.counted_bytes:,} bytes decoded ({split.counted_bytes - split.source_bytes:+,}); scores count these"
-            )
+            lines.append(f"        lossy tokenizer: {split.counted_bytes:,} bytes decoded ({split.counted_bytes - split.source_bytes:+,}); scores count these")
         if split.xz_bytes is not None:
             lines.append(f"        xz -9e on its text: {split.xz_bytes:,} bytes, {8 * split.xz_bytes / split.source_bytes:.4f} bits per byte")
     return "\n".join(lines)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from data.bytes import ByteTable
-from data.common import BOS, UNK, UserError, default_workers, sha256_file
+from data.common import BOS, UNK, UserError, default_workers, process_pool, sha256_file
 from data.encode import worker_tokenizer
 from data.manifest import Manifest, Split, load_manifest, tokenizer_path
 from data.shards import read_shard
@@ -129,7 +129,7 @@ def check_documents(folder: Path, manifest: Manifest, tokenizer: Path, workers: 
     held_out: set[bytes] = set()
     val_texts, version = b"", hashlib.sha256()
     want_text = manifest.tokenizer.lossless and manifest.version_rule == "documents"
-    with ProcessPoolExecutor(workers) as pool:
+    with process_pool(workers) as pool:
         for name in ("val", "train"):
             split, count, counted, overlap = manifest.splits[name], 0, 0, 0
             bar = tqdm(scan_split(pool, folder, split, tokenizer, want_text), f"documents of {name}", unit="shard", disable=None, leave=False)
