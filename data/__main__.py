@@ -1,4 +1,4 @@
-"""`python -m data docs|text|fineweb|retokenize|verify`: corpora to tokenizer to shards. Bad input prints one line and exits with code 2."""
+"""`python -m data docs|text|fineweb|retokenize|bytes|verify`: corpora to tokenizer to shards. Bad input prints one line and exits with code 2."""
 
 import argparse
 import hashlib
@@ -11,6 +11,8 @@ from data.build import Job, build
 from data.common import DATA_ROOT, UserError, default_workers, sha256_file
 from data.corpora import docs_corpus, docs_recipe, text_corpus, text_files
 from data.shards import SHARD_TOKENS
+from data.tokenizer import load_tokenizer
+from data.truth import print_report
 from data.verify import verify
 
 
@@ -69,6 +71,11 @@ def run_retokenize(args: argparse.Namespace) -> int:
     job = Job(args.data_root, args.name, args.vocab_size, args.tokenizer, workers=args.workers)
     cluster = Cluster(args.machine, args.slurm, args.slurm_time)
     retokenize(job, args.docs, args.val_documents, args.shard_tokens, CHUNK_BYTES, cluster)
+    return 0
+
+
+def run_bytes(args: argparse.Namespace) -> int:
+    print_report({path.stem: load_tokenizer(path) for path in args.tokenizer}, text_files(args.files))
     return 0
 
 
@@ -132,6 +139,10 @@ def parser() -> argparse.ArgumentParser:
     where.add_argument("--machine", type=machine, default="0/1", metavar="I/N", help="do share I of N; run it on N machines with a common file system")
     where.add_argument("--slurm", metavar="PARTITION", help="submit to Slurm through datatrove instead, --workers items at a time")
     again.add_argument("--slurm-time", default="24:00:00", help="time limit of the Slurm jobs")
+
+    truth = command("bytes", run_bytes, "Report source, decoded and counted bytes of tokenizers on files; refuse a wrong byte table.")
+    truth.add_argument("files", nargs="+", type=Path, help="text or JSON-lines files, or folders of them")
+    truth.add_argument("--tokenizer", type=Path, action="append", required=True, help="a SentencePiece .model; may be repeated")
 
     check = command("verify", run_verify, "Check datasets against their manifests: hashes, counts, token range, bytes, overlap.")
     check.add_argument("folders", nargs="+", type=Path, help="dataset folders")

@@ -149,19 +149,10 @@ def last_document(folder: Path) -> np.ndarray:
 
 
 TAMPERED = {
-    "an id beyond the vocabulary": (
-        lambda f: rewrite_shard(f, "val", lambda t: np.where(np.arange(len(t)) == 9, 400, t)),
-        "ids below the vocabulary",
-    ),
-    "a validation document in train": (
-        lambda f: rewrite_shard(f, "train", lambda t: np.concatenate([t, last_document(f)])),
-        "train documents also in val",
-    ),
+    "an id beyond the vocabulary": (lambda f: rewrite_shard(f, "val", lambda t: np.where(np.arange(len(t)) == 9, 400, t)), "ids below the vocabulary"),
+    "a validation document in train": (lambda f: rewrite_shard(f, "train", lambda t: np.concatenate([t, last_document(f)])), "train documents also in val"),
     "a document lost": (lambda f: rewrite_shard(f, "val", lambda t: t[: -len(last_document(f))]), "documents"),
-    "a token changed": (
-        lambda f: rewrite_shard(f, "train", lambda t: np.where(np.arange(len(t)) == 5, t[6], t)),
-        "corpus version, from decoded text",
-    ),
+    "a token changed": (lambda f: rewrite_shard(f, "train", lambda t: np.where(np.arange(len(t)) == 5, t[6], t)), "corpus version, from decoded text"),
     "no BOS at the start": (lambda f: rewrite_shard(f, "train", lambda t: t[1:]), "first token"),
     "bytes overstated": (lambda f: edit_manifest(f, lambda m: m["splits"]["val"].update(counted_bytes=10**6)), "bytes by the table"),
     "source bytes overstated": (lambda f: edit_manifest(f, lambda m: m["splits"]["val"].update(source_bytes=10**6)), "source bytes"),
@@ -188,6 +179,19 @@ def test_verify_refuses_a_foreign_tokenizer(built, tmp_path, capsys):
     path.write_bytes(path.read_bytes() + b"\x00")
     assert main(["verify", str(folder)]) == 2
     assert "not found" in capsys.readouterr().err
+
+
+def test_verify_finds_a_foreign_tokenizer_behind_a_right_hash(built, tmp_path, capsys):
+    """The manifest put right for another model of the same size: only encoding the text again can tell."""
+    from data.tokenizer import train_tokenizer
+
+    folder = copy_of(built, tmp_path)
+    path = tmp_path / "tokenizers" / "fox_400_bpe.model"
+    path.write_bytes(train_tokenizer([f"Zebras {i} vex, quiz, jinx!" * 3 for i in range(900)] + PARAGRAPHS[:40], 400))
+    edit_manifest(folder, lambda m: m["tokenizer"].update(sha256=hashlib.sha256(path.read_bytes()).hexdigest(), lossless=False))
+    assert main(["verify", str(folder)]) == 2
+    out = capsys.readouterr().out
+    assert [line.split("  ")[1] for line in out.splitlines() if line.endswith("WRONG")] == ["encode(decode(x)) = x", "bytes by the table", "bytes by the table"]
 
 
 def test_an_existing_tokenizer(built, tmp_path, capsys):
