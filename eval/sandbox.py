@@ -71,7 +71,7 @@ class Job:
     """One run. `code` and `inputs` map file names to contents: paths are copied, so the submission sees a snapshot.
 
     `argv` follows the interpreter; the words {code}, {in} and {out} become the folders of the sandbox. `collect` names expected outputs.
-    `python` is a prefix to show in place of sys.prefix's own (see environment.py); None means the running environment."""
+    `emptied` folders of the environment are shown without content, but for what `binds` (target -> source on this machine) puts there."""
 
     code: Mapping[str, Path | bytes]
     inputs: Mapping[str, Path | bytes]
@@ -79,6 +79,7 @@ class Job:
     collect: Sequence[str] = ()
     limits: Limits = field(default_factory=Limits)
     binds: Mapping[str, Path] = field(default_factory=dict)
+    emptied: Sequence[str] = ()
 
 
 @dataclass
@@ -438,10 +439,11 @@ def _mounts(job: Job, stage: Path, limits: Limits, gpu: list[str]) -> list[tuple
             mounts.append(("bind", path, path, 0))
     prefixes = environment_prefixes()
     shown = [*SYSTEM, *SYSTEM_FILES, *(CUDA_LIBRARIES if gpu else ()), "/sys", *(p for p in prefixes if p != "/usr" and not p.startswith(SYSTEM))]
-    hidden = ["/usr/lib/python3"] if not any(p == "/usr" for p in prefixes) else []
+    emptied = [*job.emptied, *([] if "/usr" in prefixes or not os.path.isdir("/usr/lib/python3") else ["/usr/lib/python3"])]
     mounts += [("bind", path, path, 0) for path in shown if os.path.exists(path)]
+    mounts += [("tmpfs", "tmpfs", path, 1 << 16) for path in emptied]
     mounts += [("bind", str(source), target, 0) for target, source in job.binds.items()]
-    mounts += [("tmpfs", "tmpfs", path, 4096) for path in hidden if os.path.isdir(path)]
+    mounts += [("readonly", "", path, 0) for path in emptied]
     mounts += [("bind", str(stage / "etc" / name), f"/etc/{name}", 0) for name in ("hosts", "passwd", "group", "nsswitch.conf")]
     mounts += [("proc", "proc", "/proc", 0)]
     mounts += [("device", f"/dev/{name}", f"/dev/{name}", 0) for name in DEVICES] + [("device", path, path, 0) for path in gpu]
@@ -473,8 +475,8 @@ def _command(config: dict, config_fd: int, result_fd: int, info_fd: int, mechani
                 made.add(str(parent))
         if kind == "tmpfs":
             command += ["--perms", "1777", "--size", str(size), "--tmpfs", target]
-        elif kind == "proc":
-            command += ["--proc", target]
+        elif kind in ("proc", "readonly"):
+            command += ["--proc" if kind == "proc" else "--remount-ro", target]
         else:
             command += [flags[kind], source, target]
     return [*command, "--remount-ro", "/", "--", *base, "/referee/jail.py", "supervise", *tail]

@@ -6,8 +6,8 @@ Standard library only, and started with `python -I -S`, so that no package of th
 RESULT_FD receives an 8-byte little-endian length, that many bytes of JSON, then the collected files one after the other.
 """
 
+import contextlib
 import ctypes
-import errno
 import fcntl
 import json
 import os
@@ -74,6 +74,8 @@ def build_root(config: dict) -> None:
         elif kind == "tmpfs":
             os.makedirs(place, exist_ok=True)
             mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=1777")
+        elif kind == "readonly":
+            mount(None, place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
         elif kind == "proc":
             os.makedirs(place, exist_ok=True)
             mount("proc", place, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
@@ -221,10 +223,8 @@ def end_everything(config: dict) -> None:
                 except OSError:
                     continue
         else:
-            try:
+            with contextlib.suppress(OSError):
                 os.kill(-1, signal.SIGKILL)
-            except OSError:
-                pass
         reap({})
         if not processes(config):
             return
@@ -319,7 +319,7 @@ def supervise(config: dict, result: int) -> int:
     events.drain(fifo)
     status, usage = done.get(child, (signal.SIGKILL, None))
     listing, problems = list_outputs(config["out"])
-    files = [open_output(config["out"], name, problems) for name in config["collect"]]
+    files = collectable(config["out"], config["collect"])
     header = {
         "returncode": os.waitstatus_to_exitcode(status),
         "killed": killed,
@@ -331,9 +331,9 @@ def supervise(config: dict, result: int) -> int:
         "events_dropped": events.dropped,
         "listing": listing,
         "problems": problems,
-        "files": [(name, size) for name, _, size in filter(None, files)],
+        "files": files,
     }
-    send(result, header, [(fd, size) for _, fd, size in filter(None, files)])
+    send(result, header, config["out"], files)
     return 0
 
 
@@ -353,25 +353,24 @@ def list_outputs(out: str) -> tuple[list[str], list[str]]:
     return listing, problems
 
 
-def open_output(out: str, name: str, problems: list[str]) -> tuple[str, int, int] | None:
-    """(name, descriptor, size) of one expected output; a link is never followed."""
-    try:
-        fd = os.open(os.path.join(out, name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ELOOP):
-            problems.append(f"output {name} cannot be read: {error.strerror}")
-        return None
-    held = os.fstat(fd)
-    if not stat.S_ISREG(held.st_mode):
-        os.close(fd)
-        return None
-    return name, fd, held.st_size
+def collectable(out: str, names: list[str]) -> list[tuple[str, int]]:
+    """(name, size) of the expected outputs that are plain files. Nothing of the run is alive, so they stay what they are."""
+    found = []
+    for name in names:
+        try:
+            held = os.lstat(os.path.join(out, name))
+        except OSError:
+            continue
+        if stat.S_ISREG(held.st_mode):
+            found.append((name, held.st_size))
+    return found
 
 
-def send(result: int, header: dict, files: list[tuple[int, int]]) -> None:
+def send(result: int, header: dict, out: str = "", files: list[tuple[str, int]] | None = None) -> None:
     text = json.dumps(header).encode()
     write_all(result, struct.pack("<Q", len(text)) + text)
-    for fd, size in files:
+    for name, size in files or []:
+        fd = os.open(os.path.join(out, name), os.O_RDONLY | os.O_NOFOLLOW)
         while size:
             chunk = os.read(fd, min(size, 1 << 20))
             if not chunk:
@@ -394,7 +393,7 @@ def main() -> int:
     try:
         return build(config, result) if mode == "build" else supervise(config, result)
     except OSError as error:
-        send(result, {"error": str(error)}, [])
+        send(result, {"error": str(error)})
         return 1
 
 

@@ -1,0 +1,235 @@
+"""The fresh-slice test: does the artifact know the validation text better than it should?
+
+A plain baseline (the referee's n-gram model, fitted on training text) says how hard each document is; the submission's *advantage* is the
+difference in bits per byte. Four comparisons of advantages, each over slices of about equal length scored from a fresh state:
+
+* training: documents of the training split that the baseline was not fitted on. The submission has trained on them and not on the
+  validation text, so its advantage on validation should be the smaller one. It is larger for a scorer that holds validation text.
+* opening: the same validation documents behind another first document. Nothing should change; it does for text that is stored and
+  found again by position or by how the stream opens.
+* outside: documents of neither split, if there are any (--fresh DIR; for the embedded corpus the shorter docstrings of the same packages,
+  which the corpus leaves out, against validation documents cut to the same lengths).
+
+Standard errors are over documents (ratio estimator), so a few long documents do not decide."""
+
+import ast
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import sentencepiece
+
+from eval.bytes import BOS, FIRST_BYTE_ID, ByteTable
+from eval.dataset import Dataset
+from eval.generator import KneserNey
+from eval.report import Collector
+from eval.rules import Rules
+from eval.runner import Scored, Stream
+
+SHORT = (100, 199)  # characters; the embedded corpus begins at 200
+RULE = "the artifact was made without the validation text"
+LN2 = float(np.log(2))
+
+
+@dataclass(frozen=True)
+class Advantage:
+    """Bits per byte that the submission saves against the baseline; `error` its standard error over `documents` documents."""
+
+    value: float
+    error: float
+    documents: int
+
+
+class FreshSlices:
+    """Chooses the slices, hands out streams to score, and judges. `held_out` are training documents that the baseline must not see."""
+
+    def __init__(self, dataset: Dataset, fresh: Dataset | None, tokens: int, rng: np.random.Generator):
+        self.dataset, self.rng = dataset, rng
+        self.x = dataset.split("val").tokens
+        self.table = dataset.table
+        whole = dataset.split("val").spans
+        count = max(int(np.searchsorted([end for _, end in whole], tokens, side="right")), min(2, len(whole)))
+        self.val = whole[:count]
+        self.size = self.val[-1][1]
+        self.held_out: list[np.ndarray] = []
+        self.fresh_stream: np.ndarray | None = None
+        self.short_val: np.ndarray | None = None
+        self.skipped: list[str] = []
+        self._outside(fresh)
+
+    def training_without_held_out(self, limit: int) -> np.ndarray | None:
+        """Training stream of at most `limit` tokens without the held-out documents, which are chosen here; None when there is no training split."""
+        if not self.dataset.has("train"):
+            self.skipped.append("no training shards here")
+            return None
+        tokens = self.dataset.split("train", limit).tokens
+        starts = np.flatnonzero(tokens == BOS)
+        if len(starts) < 8:
+            self.skipped.append("fewer than eight training documents")
+            return tokens
+        ends = np.append(starts[1:], len(tokens))
+        chosen, held = [], 0
+        for k in self.rng.permutation(len(starts) - 1):  # the last document may be cut by the limit
+            if held >= min(self.size, len(tokens) // 4):
+                break
+            chosen.append(k)
+            held += ends[k] - starts[k]
+        self.held_out = [tokens[starts[k] : ends[k]] for k in chosen]
+        keep = np.ones(len(tokens), bool)
+        for k in chosen:
+            keep[starts[k] : ends[k]] = False
+        return tokens[keep]
+
+    def _outside(self, fresh: Dataset | None) -> None:
+        if fresh is not None:
+            split = fresh.split("val" if "val" in fresh.manifest.splits else next(iter(fresh.manifest.splits)))
+            cut = max(int(np.searchsorted([end for _, end in split.spans], self.size, side="right")), 1)
+            self.fresh_stream = split.tokens[: split.spans[min(cut, len(split.spans)) - 1][1]]
+        elif self.dataset.manifest.corpus == "docs":
+            texts = short_docstrings(self.dataset.manifest.provenance, self.rng, self.size // 40)
+            tokens = encode(texts, self.dataset) if texts else []
+            if sum(map(len, tokens)) < self.size // 4:
+                self.skipped.append("too few fresh documents in this environment")
+                return
+            self.fresh_stream = np.concatenate(tokens)[: self.size]
+            lengths = self.rng.permutation([len(t) for t in tokens])
+            cut = [
+                self.x[start : min(end, start + n)]
+                for (start, end), n in zip(self.dataset.split("val").spans, np.resize(lengths, len(self.dataset.split("val").spans)), strict=True)
+            ]
+            self.short_val = np.concatenate(cut)[: len(self.fresh_stream)]
+        else:
+            self.skipped.append("no documents outside both splits (pass --fresh DIR)")
+
+    def streams(self) -> list[Stream]:
+        """Streams to score beside the official one: moved, training, fresh, short validation, as far as there are any."""
+        self.named: dict[str, np.ndarray] = {}
+        if len(self.val) > 2 and self.held_out:
+            first = min(self.held_out, key=lambda t: abs(len(t) - (self.val[0][1] - self.val[0][0])))
+            self.named["moved"] = np.concatenate([first, self.x[self.val[1][0] : self.size]])
+        if self.held_out:
+            self.named["training"] = np.concatenate([t for t in self.held_out])[: self.size]
+        if self.fresh_stream is not None:
+            self.named["fresh"] = self.fresh_stream
+        if self.short_val is not None:
+            self.named["short"] = self.short_val
+        return [Stream(tokens) for tokens in self.named.values()]
+
+    def judge(self, official: np.ndarray, scored: list[Scored], baseline: KneserNey, rules: Rules, into: Collector) -> None:
+        losses = {name: result.nll for name, result in zip(self.named, scored, strict=True) if result.nll is not None}
+        t = rules.tolerance
+        for reason in self.skipped:
+            into.skip(reason)
+        into.tolerance = f"{t.fresh_bpb:g}, {t.fresh_opening_bpb:g} and {t.fresh_outside_bpb:g} bits per byte beyond {t.fresh_z:g} standard errors"
+        into.tolerance_source = "standard errors over documents, measured here; the floors are the rule set's"
+        val = self._advantage(self.x[: self.size], official[: self.size - 1], baseline)
+        into.figure("advantage_on_validation_bpb", val.value)
+        if "training" in losses:
+            other = self._advantage(self.named["training"], losses["training"], baseline)
+            into.figure("advantage_on_training_bpb", other.value)
+            self._compare(into, "training", val, other, t.fresh_bpb, t.fresh_z, "advantage on training text, which it has trained on")
+        if "fresh" in losses:
+            inside = val
+            if "short" in losses:
+                inside = self._advantage(self.named["short"], losses["short"], baseline)
+                into.figure("advantage_on_validation_beginnings_bpb", inside.value)
+            other = self._advantage(self.named["fresh"], losses["fresh"], baseline)
+            into.figure("advantage_on_fresh_bpb", other.value)
+            self._compare(into, "outside", inside, other, t.fresh_outside_bpb, t.fresh_z, "advantage on documents of neither split")
+        if "moved" in losses:
+            self._opening(into, official, losses["moved"], t.fresh_opening_bpb, t.fresh_z)
+
+    def _compare(self, into: Collector, name: str, val: Advantage, other: Advantage, floor: float, z_limit: float, what: str) -> None:
+        excess = val.value - other.value
+        z = excess / max(float(np.hypot(val.error, other.error)), 1e-12)
+        into.ran_check()
+        into.figure(f"excess_over_{name}_bpb", excess)
+        into.figure(f"excess_over_{name}_z", z)
+        if excess > floor and z > z_limit:
+            into.add(
+                "INVALID", f"{val.documents} validation documents", f"at most the {what}, {other.value:.4f} + {floor:g} bits per byte",
+                f"{val.value:.4f} ({z:.1f} standard errors)", RULE,
+            )  # fmt: skip
+
+    def _opening(self, into: Collector, official: np.ndarray, moved: np.ndarray, floor: float, z_limit: float) -> None:
+        begin = self.val[1][0]
+        shift = len(self.named["moved"]) - self.size
+        here, there = official[begin : self.size - 1], moved[begin + shift :]
+        rows = per_document(self.x[begin : self.size], there - here, self.table)
+        gain = ratio(rows[:, 0], rows[:, 1])
+        z = gain.value / max(gain.error, 1e-12)
+        into.ran_check()
+        into.figure("gain_from_the_opening_bpb", gain.value)
+        if gain.value > floor and z > z_limit:
+            into.add(
+                "INVALID", f"{gain.documents} validation documents", f"the same score behind another first document (± {floor:g} bits per byte)",
+                f"{gain.value:.4f} better behind the real one ({z:.1f} standard errors)", RULE,
+            )  # fmt: skip
+
+    def _advantage(self, tokens: np.ndarray, nll: np.ndarray, baseline: KneserNey) -> Advantage:
+        saved = np.nan_to_num(-baseline.log2(tokens) * LN2 - nll, nan=0.0)
+        rows = per_document(tokens, saved, self.table)
+        return ratio(rows[:, 0], rows[:, 1])
+
+
+def per_document(tokens: np.ndarray, nats: np.ndarray, table: ByteTable) -> np.ndarray:
+    """[documents, 2]: bits and bytes of each document's scored tokens, BOS targets left out. `nats` [N-1] belongs to targets 1..N-1."""
+    inside = tokens[1:] != BOS
+    document = np.cumsum(tokens == BOS)[1:]
+    size = int(document.max(initial=0)) + 1
+    bits = np.bincount(document[inside], nats[inside] / LN2, size)
+    length = np.bincount(document[inside], table.table_bytes(tokens)[inside].astype(float), size)
+    return np.stack([bits, length], 1)[length > 0]
+
+
+def ratio(bits: np.ndarray, length: np.ndarray) -> Advantage:
+    """Ratio estimator Σ bits / Σ bytes with its linearised standard error over documents."""
+    n = len(bits)
+    if n < 2:
+        return Advantage(float(bits.sum() / max(length.sum(), 1)), float("inf"), n)
+    value = float(bits.sum() / length.sum())
+    residual = bits - value * length
+    return Advantage(value, float(np.sqrt((residual**2).sum() * n / (n - 1)) / length.sum()), n)
+
+
+# --- Documents that the embedded corpus leaves out ---
+
+
+def short_docstrings(provenance: dict, rng: np.random.Generator, wanted: int) -> list[str]:
+    """Docstrings too short for the embedded corpus, from the packages that its manifest names; distinct, in random order."""
+    packages = provenance.get("recipe", {}).get("packages", {}) if isinstance(provenance.get("recipe"), dict) else {}
+    files: list[Path] = []
+    for name in packages:
+        try:
+            listed = importlib.metadata.files(name) or []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+        files += [Path(f.locate()) for f in listed if f.suffix == ".py" and "test" not in str(f)]
+    found: dict[str, None] = {}
+    for index in rng.permutation(len(files)):
+        try:
+            tree = ast.parse(files[index].read_text("utf-8"))
+        except (OSError, SyntaxError, UnicodeDecodeError, ValueError, RecursionError):
+            continue
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                text = ast.get_docstring(node)
+                if text and SHORT[0] <= len(text) <= SHORT[1] and "\u2581" not in text:
+                    found[text] = None
+        if len(found) >= wanted:
+            break
+    return list(found)
+
+
+def encode(texts: list[str], dataset: Dataset) -> list[np.ndarray]:
+    """Ids of each text behind a BOS, int64."""
+    one: Callable[[str], list[int]]
+    if dataset.manifest.tokenizer.kind == "bytes":
+
+        def one(text: str) -> list[int]:
+            return [FIRST_BYTE_ID + b for b in text.encode()]
+    else:
+        one = sentencepiece.SentencePieceProcessor(model_file=str(dataset.tokenizer_path)).encode
+    return [np.array([BOS, *one(text)], np.int64) for text in texts]

@@ -1,0 +1,98 @@
+"""Rule sets of the referee: named, versioned files under rulesets/, so that a verdict can be repeated and a policy be argued about."""
+
+import tomllib
+from functools import cache
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from eval.errors import UserError
+
+RULESETS = Path(__file__).resolve().parent / "rulesets"
+CURRENT = "2026-11"
+
+
+class Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Policy(Section):
+    document_isolation: bool
+    counted: list[str]
+    require_all_seeds: bool
+    p_value: float
+    improvement_nats: float
+
+
+class Score(Section):
+    relative_same_machine: float
+    relative_elsewhere: float
+    negative_nats: float
+
+
+class Tolerance(Section):
+    sum: float
+    exact: float
+    noise_factor: float
+    noise_p95: float
+    noise_max: float
+    noise_mean: float
+    canary_bits: float
+    fresh_bpb: float
+    fresh_opening_bpb: float
+    fresh_outside_bpb: float
+    fresh_z: float
+    bytes_relative: float
+
+
+class LimitValues(Section):
+    wall_seconds: float
+    memory_gib: int
+    processes: int
+
+
+class Packages(Section):
+    visible: list[str]
+    compilers: list[str]
+
+
+class Profile(Section):
+    late_splices: int
+    tail_cut: bool
+    probes: int
+    pairs: int
+    pair_tokens: int
+    tiny_pairs: int
+    dense_tokens: int
+    sweeps: int
+    sweep_limit: int
+    fresh_tokens: int
+    generator_tokens: int
+
+
+class Rules(Section):
+    """One rule set. Comments in the file say why each value is what it is."""
+
+    name: str
+    policy: Policy
+    score: Score
+    tolerance: Tolerance
+    limits: LimitValues
+    packages: Packages
+    profile: dict[str, Profile]
+
+
+@cache
+def load_rules(name: str = CURRENT) -> Rules:
+    """Raises UserError for a rule set that does not exist or does not follow the schema."""
+    path = RULESETS / f"{name}.toml"
+    try:
+        rules = Rules.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        known = ", ".join(sorted(p.stem for p in RULESETS.glob("*.toml")))
+        raise UserError(f"rules {name!r}: no such rule set; known: {known}") from None
+    except (tomllib.TOMLDecodeError, ValidationError) as error:
+        raise UserError(f"{path}: not a rule set: {error}") from None
+    if rules.name != name:
+        raise UserError(f"{path}: expected name {name!r}, found {rules.name!r}; a rule set is named as its file")
+    return rules
