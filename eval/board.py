@@ -18,12 +18,15 @@ from typing import Any
 from eval import schema
 from eval.errors import UserError
 from eval.logs import Log, Step, parse_log
-from eval.pack import REPOSITORY, bits_per_byte
-from eval.schema import SUBMISSION_FILE, TRACKS, AuditSummary, Submission
+from eval.pack import REPOSITORY, audit_findings, bits_per_byte, read_audit
+from eval.report import AuditReport
+from eval.schema import SUBMISSION_FILE, TRACKS, Submission
 
 ASSETS = Path(__file__).parent / "assets"
 CHART_VERSION = "4.6.1"
 BEGIN, END = "<!-- board:begin -->", "<!-- board:end -->"
+STATUS = {"PASS": "accepted", "WARN": "accepted", "POLICY": "policy", "INVALID": "rejected", "NOT RUN": "unaudited"}
+REASON_LENGTH = 160
 CURVE_POINTS = 240  # per seed: finer than a phone's pixels, and a hundred records still make a page of a few MB
 
 
@@ -34,21 +37,23 @@ class Entry:
     folder: Path
     track: str
     submission: Submission
-    audit: AuditSummary | None
+    audit: AuditReport | None
 
     @property
     def status(self) -> str:
-        if self.audit is None:
-            return "unaudited"
-        return "rejected" if self.audit.rejected else "accepted"
+        """`policy`: valid as a probability, but against a choice of the rule set; ranked, and marked as disputed."""
+        return "unaudited" if self.audit is None else STATUS[self.audit.verdict]
 
     @property
     def label(self) -> str:
-        return "not audited" if self.audit is None else self.audit.verdict
+        return "not audited" if self.audit is None else f"{self.audit.verdict} ({self.audit.level})"
 
     @property
     def reasons(self) -> list[str]:
-        return [] if self.audit is None else self.audit.reasons
+        """Findings as heavy as the verdict, cut to what a table cell can hold."""
+        findings = [] if self.audit is None else audit_findings(self.audit)
+        heavy = [f.removeprefix(f"{self.audit.verdict} ") for f in findings if f.startswith(self.audit.verdict)]
+        return [f if len(f) <= REASON_LENGTH else f[: REASON_LENGTH - 1] + "…" for f in heavy]
 
     @property
     def board(self) -> str:
@@ -107,7 +112,7 @@ def collect(records: Path) -> list[Entry]:
         track = folder.parent.name
         if submission.track not in (None, track):
             raise UserError(f"{folder}: lies in {track} but states {submission.track}; move the folder or pack it again")
-        entries.append(Entry(folder, track, submission, schema.audit_summary(folder)))
+        entries.append(Entry(folder, track, submission, read_audit(folder)))
     sizes = {entry.board: sum(other.board == entry.board for other in entries) for entry in entries}
     return sorted(entries, key=lambda e: (-sizes[e.board], e.board, e.status == "rejected", e.submission.val_bpb, e.folder.name))
 
@@ -156,7 +161,7 @@ def table(entries: list[Entry], prefix: str) -> str:
             rank += 1
             place = str(rank)
         size = "–" if s.bytes_total is None else f"{s.bytes_total:,}"
-        verdict = _cell("; ".join([entry.label, *entry.reasons]) if entry.status == "rejected" else entry.label)
+        verdict = _cell("; ".join([entry.label, *entry.reasons]) if entry.status in ("rejected", "policy") else entry.label)
         lines.append(f"| {place} | {score} | {name} | {_cell(s.author or '–')} | {s.date or '–'} | {size} | {verdict} |")
     return "\n".join(lines)
 

@@ -19,8 +19,10 @@ from typing import Any
 from pydantic import Field
 
 from eval import pack, schema
+from eval.bytes import check_fineweb_bytes
 from eval.errors import UserError
 from eval.logs import Fact, Log, Score, parse_log
+from eval.report import AuditReport
 from eval.schema import CODE_FILE, SUBMISSION_FILE, TRACKS, Strict, Submission
 
 CONTEST_FIELDS = ("author", "github_id", "name", "blurb", "date", "val_loss", "val_bpb", "bytes_total", "bytes_code")
@@ -76,6 +78,8 @@ class Record:
     code: bytes | None
     shipped_size: int | None
     problem: str | None = None
+    audit: AuditReport | None = None
+    audit_problem: str | None = None
     by_seed: dict[int, Log] = field(default_factory=dict)
 
     @property
@@ -164,8 +168,13 @@ def load_record(folder: Path) -> Record:
             logs[log_path.name] = log
     script, size = folder / CODE_FILE, folder / SIZE_FILE
     code = script.read_bytes() if script.is_file() else None
-    shipped = len(code) if code is not None else int(size.read_text()) if size.is_file() else None
+    counted = size.read_text(errors="replace").strip() if size.is_file() else ""
+    shipped = len(code) if code is not None else int(counted) if re.fullmatch(r"\d{1,12}", counted) else None
     record = Record(folder, submission, stated if isinstance(stated, dict) else {}, text.splitlines(), logs, duplicates, code, shipped, problem)
+    try:
+        record.audit = pack.read_audit(folder)
+    except UserError as error:
+        record.audit_problem = str(error)
     for log in logs.values():
         if log.seed is not None:
             record.by_seed.setdefault(log.seed, log)
@@ -224,7 +233,7 @@ def check_files(record: Record) -> Iterable[Check]:
     missing = [name for name in wanted if not (record.folder / name).is_file()]
     if not record.logs:
         missing.append("a training log (*.log)")
-    data_only = (record.folder / SIZE_FILE).is_file()
+    data_only = record.code is None and record.shipped_size is not None
     absent_by_design = {"README.md", CODE_FILE} if data_only else set()
     broken = [name for name in missing if name not in absent_by_design]
     if broken:
@@ -551,9 +560,7 @@ def check_bytes(record: Record) -> Iterable[Check]:
     elif stated in readings:
         yield _ok("bytes_total", f"{stated:,} is that of {readings[stated]}" if len(rows) > 1 else f"{stated:,}", record.say("bytes_total"), *lines)
     else:
-        yield _fail(
-            "bytes_total", f"{stated:,} stated, the logs say {', '.join(f'{t:,}' for t in totals.values())}", record.say("bytes_total"), *lines
-        )
+        yield _fail("bytes_total", f"{stated:,} stated, the logs say {', '.join(f'{t:,}' for t in totals.values())}", record.say("bytes_total"), *lines)
     yield from _check_cap(record, rows)
 
 
@@ -766,7 +773,7 @@ def check_readme(record: Record) -> Iterable[Check]:
     text = path.read_text(encoding="utf-8", errors="replace")
     if s.origin == "packed":
         changes = pack.changes_of(record.folder)
-        expected = None if changes is None else pack.readme(s, record.folder, changes, schema.audit_summary(record.folder))
+        expected = None if changes is None else pack.readme(s, record.folder, changes, record.audit)
         pictures = [name for name in (pack.LOSS_PICTURE, pack.SCORE_PICTURE) if not (record.folder / name).is_file()]
         if text != expected:
             place = next((i for i, (a, b) in enumerate(zip(text.splitlines(), (expected or "").splitlines(), strict=False), 1) if a != b), 1)
@@ -785,20 +792,6 @@ def check_readme(record: Record) -> Iterable[Check]:
         yield _fail("readme", f"nowhere names val_bpb {s.val_bpb:.4f}", Evidence(file="README.md"))
 
 
-# Validation exports of the public contest: tokens in the log -> (name, bytes that a correct val_loss / val_bpb implies). Measured over merged
-# logs; a truncated tail moves them by less than 0.01 %.
-PUBLIC_EXPORTS = {
-    62_021_632: ("SP1024", 151_081_000),
-    45_508_608: ("SP4096", 151_074_000),
-    40_540_160: ("SP8192", 151_076_000),
-    47_851_520: ("SP8192 CaseOps with byte sidecar", 151_074_000),
-    151_076_864: ("byte-level", 151_077_000),
-    151_130_112: ("byte-level", 151_080_000),
-    63_779_840: ("SP1024, first export", 155_770_000),
-}
-IMPLIED_TOLERANCE = 1e-3
-
-
 def check_implied_bytes(record: Record) -> Iterable[Check]:
     """bytes = tokens · val_loss / val_bpb / ln 2, from the papers alone: does the denominator belong to the text that was scored?"""
     for name, log in record.logs.items():
@@ -807,30 +800,65 @@ def check_implied_bytes(record: Record) -> Iterable[Check]:
             verdict = _ok if size == log.integer("data.val_bytes") else _fail
             yield verdict("implied_bytes", f"{name}: {size:,} bytes in the denominator, the split has {log.integer('data.val_bytes'):,}", *lines)
             continue
-        tokens = log.integer("data.val_tokens")
-        if tokens not in PUBLIC_EXPORTS:
-            said = f"a validation set of {tokens:,} tokens is not known here" if tokens else "no validation token count in the log"
-            yield _unknown("implied_bytes", f"{name}: {said}", *([_line(log, log.facts["data.val_tokens"])] if tokens else []))
-            continue
-        export, known = PUBLIC_EXPORTS[tokens]
-        evidence = [_line(log, log.facts["data.val_tokens"])]
-        final = log.final and partner_loss(log, log.final)
-        if final:
-            loss, bpb = final.val_loss, final.val_bpb
-            evidence.append(_line(log, final))
-        elif record.submission and record.submission.val_loss:
-            loss, bpb = record.submission.val_loss, record.submission.val_bpb
-            evidence += [record.say("val_loss"), record.say("val_bpb")]
-        else:
-            yield _unknown("implied_bytes", f"{name}: no loss is given beside the final bpb", *evidence)
-            continue
-        implied = tokens * loss / bpb / math.log(2)
-        detail = f"{name}: {implied / 1e6:.3f} MB from {loss} nats and {bpb} bpb, {export} has {known / 1e6:.3f} MB"
-        if abs(implied / known - 1) <= IMPLIED_TOLERANCE:
-            yield _ok("implied_bytes", detail, *evidence)
-        else:
-            factor = implied / known
-            yield _fail("implied_bytes", f"{detail}; loss and bpb are of different scores or bytes are off by {factor - 1:+.1%}", *evidence)
+        yield _from_published_sizes(record, log)
+
+
+def _from_published_sizes(record: Record, log: Log) -> Check:
+    name, tokens = log.path.name, log.integer("data.val_tokens")
+    if tokens is None:
+        return _unknown("implied_bytes", f"{name}: no validation token count in the log")
+    evidence = [_line(log, log.facts["data.val_tokens"])]
+    final = log.final and partner_loss(log, log.final)
+    if final:
+        loss, bpb = final.val_loss, final.val_bpb
+        evidence.append(_line(log, final))
+    elif record.submission and record.submission.val_loss:
+        loss, bpb = record.submission.val_loss, record.submission.val_bpb
+        evidence += [record.say("val_loss"), record.say("val_bpb")]
+    else:
+        return _unknown("implied_bytes", f"{name}: no loss is given beside the final bpb", *evidence)
+    export, implied, complaint = check_fineweb_bytes(tokens, loss, bpb)
+    if complaint is None:
+        label = export.label if export else "the whole split"
+        return _ok("implied_bytes", f"{name}: {implied / 1e6:.3f} MB from {loss} nats and {bpb} bpb, as {label} has", *evidence)
+    if export is None:
+        return _unknown("implied_bytes", f"{name}: {complaint}", *evidence)
+    return _fail("implied_bytes", f"{name}: {complaint}, if loss and bpb are of one score at all", *evidence)
+
+
+def check_audit(record: Record) -> Iterable[Check]:
+    """The referee's verdict, if it is one about these artifacts. A policy is somebody's choice, so it decides nothing here."""
+    audit, s = record.audit, record.submission
+    if record.audit_problem:
+        yield _fail("audit", record.audit_problem)
+        return
+    if audit is None or s is None:
+        yield _unknown("audit", f"not audited; run python -m eval audit {record.folder}")
+        return
+    line = _json_line(record.folder / pack.AUDIT_FILE, "verdict")
+    if not (record.folder / pack.AUDIT_TEXT).is_file():
+        yield _fail("audit", f"{pack.AUDIT_TEXT} is missing beside {pack.AUDIT_FILE}; audit again")
+    for score in audit.scores:
+        row = s.seed_results.get(score.seed)
+        if row is None or row.artifact_sha256 not in (None, score.artifact_sha256):
+            detail = f"the audit scored seed {score.seed} with artifact {score.artifact_sha256[:12]}…, which is not this record's; audit again"
+            yield _fail("audit", detail, _json_line(record.folder / pack.AUDIT_FILE, "artifact_sha256"))
+            return
+    findings = "; ".join(pack.audit_findings(audit))
+    detail = f"{audit.verdict}, level {audit.level}, rules {audit.rules_version}" + (f": {_short(findings, 300)}" if findings else "")
+    if audit.verdict == "INVALID":
+        yield _fail("audit", detail, line)
+    elif audit.verdict in ("POLICY", "NOT RUN"):
+        yield _unknown("audit", detail, line)
+    else:
+        yield _ok("audit", detail, line)
+
+
+def _json_line(path: Path, key: str) -> Evidence:
+    for i, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if f'"{key}"' in text:
+            return Evidence(file=path.name, line=i, text=_short(text))
+    return Evidence(file=path.name)
 
 
 CHECKS = (
@@ -853,4 +881,5 @@ CHECKS = (
     check_comparable,
     check_parameters,
     check_implied_bytes,
+    check_audit,
 )

@@ -25,13 +25,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from pydantic import ValidationError
 
-from eval import schema
+from eval import rules, schema
 from eval.errors import UserError
 from eval.logs import Log, data_of, environment_of, override_settings, parse_log, seed_result
+from eval.report import SEVERITY, AuditReport
 from eval.schema import ANONYMOUS, CODE_FILE, SUBMISSION_FILE, TRACKS, Data, RunConfig, SeedResult, Submission, Track
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RECORDS = REPOSITORY / "records"
+AUDIT_FILE, AUDIT_TEXT = "audit.json", "AUDIT.md"
 LOSS_PICTURE, SCORE_PICTURE = "loss.png", "score.png"
 CHANGES_BEGIN, CHANGES_END = "<!-- changes:begin -->", "<!-- changes:end -->"
 PACKED_NAMES = re.compile(
@@ -220,7 +222,7 @@ def build_submission(args: argparse.Namespace, runs: list[Run]) -> Submission:
             blurb=args.blurb,
             date=args.date or datetime.fromtimestamp(max(log.path.stat().st_mtime for log in logs), UTC).date(),
             track=args.track,
-            rules_version=schema.rules_version(),
+            rules_version=rules.CURRENT,
             base_record=_base_record(args),
             **derived,
         )
@@ -337,7 +339,7 @@ def render(folder: Path, final: Path, changes: str) -> None:
     logs = {seed: parse_log(folder / row.log) for seed, row in submission.seed_results.items()}
     schema.write_atomic(folder / LOSS_PICTURE, loss_picture(submission, logs))
     schema.write_atomic(folder / SCORE_PICTURE, score_picture(submission))
-    schema.write_atomic(folder / "README.md", readme(submission, final, changes, schema.audit_summary(folder)))
+    schema.write_atomic(folder / "README.md", readme(submission, final, changes, read_audit(folder)))
 
 
 def results_table(submission: Submission) -> str:
@@ -356,7 +358,7 @@ def results_table(submission: Submission) -> str:
     return "\n".join(rows)
 
 
-def readme(submission: Submission, folder: Path, changes: str, audit: schema.AuditSummary | None) -> str:
+def readme(submission: Submission, folder: Path, changes: str, audit: AuditReport | None) -> str:
     """Text of a record's README; every figure is read from `submission`."""
     s = submission
     facts = [
@@ -374,12 +376,34 @@ def readme(submission: Submission, folder: Path, changes: str, audit: schema.Aud
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def audit_text(audit: schema.AuditSummary | None, linked: bool = True) -> str:
+def read_audit(folder: Path) -> AuditReport | None:
+    """The folder's audit.json, None when it was never audited. Raises UserError when the file is not one."""
+    path = folder / AUDIT_FILE
+    try:
+        return AuditReport.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "file"
+        raise UserError(f"{path}: {where}: {first['msg']}; audit the record again (python -m eval audit {folder})") from None
+
+
+def audit_findings(audit: AuditReport) -> list[str]:
+    """One line for each test that did not pass, worst first."""
+    failed = [test for test in audit.tests if test.verdict not in ("PASS", "NOT RUN")]
+    failed.sort(key=lambda test: SEVERITY.index(test.verdict), reverse=True)
+    return [f"{test.verdict} {test.name}: {test.reason}" for test in failed]
+
+
+def audit_text(audit: AuditReport | None, linked: bool = True) -> str:
     if audit is None:
         return "Not audited yet."
-    report = "[AUDIT.md](AUDIT.md)" if linked else "AUDIT.md"
-    lines = [f"**{audit.verdict}** ({audit.level}, referee rules `{audit.rules_version}`); details in {report}."]
-    return "\n".join(lines + [f"* {reason}" for reason in audit.reasons])
+    ran = [test.name for test in audit.tests if test.verdict != "NOT RUN"]
+    report = f"[{AUDIT_TEXT}]({AUDIT_TEXT})" if linked else AUDIT_TEXT
+    tests = f"{len(ran)} of {len(audit.tests)} tests: {', '.join(ran)}"
+    lines = [f"**{audit.verdict}** (`--{audit.level}`, referee rules `{audit.rules_version}`; {tests}). Numbers in {report}.", ""]
+    return "\n".join(lines + [f"* {finding}" for finding in audit_findings(audit)]).rstrip()
 
 
 def reproduction(submission: Submission, folder: Path) -> str:

@@ -54,9 +54,7 @@ class Git:
 
     def __call__(self, *args: str, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
         try:
-            done = subprocess.run(
-                ["git", *args], cwd=self.root, input=stdin, capture_output=True, text=True, check=False, env=os.environ | (env or {})
-            )
+            done = subprocess.run(["git", *args], cwd=self.root, input=stdin, capture_output=True, text=True, check=False, env=os.environ | (env or {}))
         except FileNotFoundError:
             raise UserError("pr: git is not installed; install it and run again") from None
         if done.returncode:
@@ -149,6 +147,6 @@ def pull_request(submission: Submission, folder: Path, report: Report) -> tuple[
     unclear = [f"* {check.name}: {check.detail}" for check in report.checks if check.verdict is Verdict.CANNOT_TELL]
     evidence = f"`python -m eval check`: {', '.join(f'{count} {verdict}' for verdict, count in tally.items())}."
     parts = [s.blurb, "## What changed", pack.changes_of(folder) or s.blurb, "## Results", pack.results_table(s)]
-    parts += ["## Evidence", "\n".join([evidence, *unclear]), "## Audit", pack.audit_text(schema.audit_summary(folder), linked=False)]
+    parts += ["## Evidence", "\n".join([evidence, *unclear]), "## Audit", pack.audit_text(pack.read_audit(folder), linked=False)]
     parts += ["## Reproduce", pack.reproduction(s, folder), "This pull request adds one folder and changes nothing else."]
     return title, "\n\n".join(part for part in parts if part) + "\n"

@@ -20,7 +20,6 @@ from eval.errors import UserError
 
 SCHEMA_VERSION = 1
 SUBMISSION_FILE = "submission.json"
-AUDIT_FILE = "audit.json"
 CODE_FILE = "train_gpt.py"
 ANONYMOUS = "anonymous"
 DOCS_TRACK = "track_docs_cpu"
@@ -204,8 +203,7 @@ def json_schema() -> dict[str, Any]:
     seed = {"required": list(PACKED_SEED_FIELDS), "properties": {name: {"not": {"type": "null"}} for name in PACKED_SEED_FIELDS}}
     then = {
         "required": [*PACKED_FIELDS, "seeds", "seed_results"],
-        "properties": stated
-        | {"seeds": {"minItems": 1}, "track": {"enum": list(TRACKS)}, "seed_results": {"minProperties": 1, "additionalProperties": seed}},
+        "properties": stated | {"seeds": {"minItems": 1}, "track": {"enum": list(TRACKS)}, "seed_results": {"minProperties": 1, "additionalProperties": seed}},
     }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "if": packed, "then": then}
 
@@ -325,7 +323,7 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
         else:
             out["unknown"][key] = value
     if alone and "seed_results" not in out:
-        out["seed_results"] = {str(out.get("seeds", [ALONE])[0]): {"val_bpb": raw.get("val_bpb"), "val_loss": raw.get("val_loss")} | alone}
+        out["seed_results"] = {str((out.get("seeds") or [ALONE])[0]): {"val_bpb": raw.get("val_bpb"), "val_loss": raw.get("val_loss")} | alone}
     out["environment"] = out["environment"] or None
     return Submission.model_validate(_settle_totals(out))
 
@@ -378,40 +376,3 @@ def mean(values: list[float]) -> float:
 def sd(values: list[float]) -> float | None:
     """Sample standard deviation (n - 1) to 8 decimals; None for fewer than two values."""
     return round(statistics.stdev(values), 8) if len(values) > 1 else None
-
-
-# --- What the referee says ---
-
-RULES_VERSION = "2026-11"
-
-
-def rules_version() -> str:
-    return RULES_VERSION
-
-
-@dataclass(frozen=True)
-class AuditSummary:
-    """The parts of `audit.json` that README, board and pull request show."""
-
-    verdict: str
-    level: str
-    rules_version: str
-    reasons: list[str]
-
-    @property
-    def rejected(self) -> bool:
-        return self.verdict == "INVALID"
-
-
-def audit_summary(folder: Path) -> AuditSummary | None:
-    """Verdict of the folder's `audit.json`, None when it was never audited. Raises UserError when the file is not one."""
-    path = folder / AUDIT_FILE
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-        failed = [t for t in raw["tests"] if t["verdict"] not in ("PASS", "NOT RUN")]
-        reasons = [f"{t['name']}: {t['verdict']}" for t in failed]
-        return AuditSummary(raw["verdict"], raw["level"], raw["rules_version"], reasons)
-    except FileNotFoundError:
-        return None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: expected the report of python -m eval audit, found {error!r}; audit the record again") from None

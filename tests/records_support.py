@@ -4,12 +4,14 @@ import argparse
 import hashlib
 import math
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from eval import pack
+from eval import pack, report
+from eval.schema import load_submission
 
 # The source holds everything that misleads a log parser: markers, result lines, step lines, non-ASCII text, tabs, CR.
 TRICKY_SOURCE = (
@@ -45,8 +47,7 @@ class FakeRun:
     overrides: tuple[str, ...] = ()
     preset: str | None = "docs_cpu"
     env: str = (
-        'env python:3.11.7 torch:2.13.0 cuda:none driver:none gpu:none gpus:0 cpu:"Test CPU \\"X\\" 3" cores:2 '
-        "platform:linux git_commit:none world_size:1"
+        'env python:3.11.7 torch:2.13.0 cuda:none driver:none gpu:none gpus:0 cpu:"Test CPU \\"X\\" 3" cores:2 platform:linux git_commit:none world_size:1'
     )
     neural_bits: float | None = 1.25
     extra: list[str] = field(default_factory=list)
@@ -135,3 +136,19 @@ def upstream_records() -> Path:
     if not path.is_dir():
         pytest.skip(f"no public sample records at {path}")
     return path
+
+
+def audit(folder: Path, verdict: report.Verdict, test: str = "normalisation", reason: str = "sum of 512 tokens: expected 1, found 6.25") -> None:
+    """The referee's report beside a packed record: `verdict` on one test, PASS on the rest, artifacts as in submission.json."""
+    results = load_submission(folder).seed_results
+    special = {test: {"verdict": verdict, "reason": reason}}
+    tests = [report.TestResult(**{"name": name, "verdict": "PASS", "reason": "fine"} | special.get(name, {})) for name in report.TEST_NAMES]
+    scores = [
+        report.SeedScore(
+            seed=seed, artifact_bytes=r.artifact_bytes, artifact_sha256=r.artifact_sha256, val_bpb=r.val_bpb, nats=r.nats,
+            scored_tokens=r.scored_tokens, scored_bytes=r.scored_bytes, seconds=1.0, claimed_val_bpb=r.val_bpb,
+        )
+        for seed, r in results.items()
+    ]  # fmt: skip
+    identity = {"record": folder.name, "level": "quick", "rules_version": "2026-11", "random_seed": 1, "started": datetime(2026, 11, 24, tzinfo=UTC)}
+    report.write(report.AuditReport(**identity, verdict=verdict, scores=scores, tests=tests), folder)

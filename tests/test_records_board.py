@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 from records_browser import CHROMIUM, Browser
-from records_support import FakeRun, cli, upstream_records
+from records_support import FakeRun, audit, cli, upstream_records
 
 from eval import board, pack
 from eval.errors import UserError
@@ -37,6 +37,8 @@ def site(tmp_path_factory):
     pack_one(root, NASTY, 1.40, date="2026-12-02")
     pack_one(root, "Other corpus", 0.90, version="e" * 64)
     pack_one(root, "Big track", 1.10, track="track_non_record_16mb", size=2_100_000)
+    audit(pack_one(root, "Hashed tables", 0.65, date="2026-11-26"), "INVALID")
+    audit(pack_one(root, "Delta audited", 1.50, date="2026-11-27"), "PASS")
     (root / "README.md").write_text(f"# Top\n\nbefore\n{board.BEGIN}\nold table\n{board.END}\nafter\n")
     assert cli(board, "--root", root) == 0
     return root
@@ -44,15 +46,11 @@ def site(tmp_path_factory):
 
 def test_everything_is_generated_and_in_step(site, capsys):
     assert cli(board, "--root", site, "--check") == 0
-    assert "4 files, 5 records: in step" in capsys.readouterr().out
+    assert "4 files, 7 records: in step" in capsys.readouterr().out
     assert cli(board, "--root", site) == 0
     assert "wrote nothing" in capsys.readouterr().out
     readme = (site / "README.md").read_text()
-    assert (
-        readme.startswith(f"# Top\n\nbefore\n{board.BEGIN}\n`track_docs_cpu")
-        and readme.endswith(f"{board.END}\nafter\n")
-        and "old table" not in readme
-    )
+    assert readme.startswith(f"# Top\n\nbefore\n{board.BEGIN}\n`track_docs_cpu") and readme.endswith(f"{board.END}\nafter\n") and "old table" not in readme
 
 
 def test_boards_rank_within_one_corpus(site):
@@ -61,9 +59,19 @@ def test_boards_rank_within_one_corpus(site):
     assert len(sections) == 3
     docs = next(s for s in sections if "aaaaaaaaaaaa" in s and s.startswith("track_docs_cpu"))
     rows = re.findall(r"^\| (\d) \| (\S+) ± (\S+) \(n = 2\) \| \[(.*?)\]\((\S+)\)", docs, re.M)
-    assert [(r[0], r[1]) for r in rows] == [("1", "1.20500"), ("2", "1.30500"), ("3", "1.40500")]
+    assert [(r[0], r[1]) for r in rows] == [("1", "1.20500"), ("2", "1.30500"), ("3", "1.40500"), ("4", "1.50500")]
     assert rows[0][2] == "0.00707" and rows[0][4] == "track_docs_cpu/2026-11-25_beta-record/"  # 0.01 / sqrt 2
     assert "0.90500" not in docs  # better, but of another corpus version
+
+
+def test_a_rejected_record_is_struck_through_with_its_reason(site):
+    rows = [line for line in (site / "README.md").read_text().splitlines() if "Hashed tables" in line]
+    assert len(rows) == 1
+    place = "records/track_docs_cpu/2026-11-26_hashed-tables/"
+    assert rows[0].startswith(f"| – | ~~0.65500 ± 0.00707 (n = 2)~~ | ~~[Hashed tables]({place})~~ | ")
+    assert rows[0].endswith("| INVALID (quick); normalisation: sum of 512 tokens: expected 1, found 6.25 |")
+    docs = (site / "records" / "README.md").read_text().split("aaaaaaaaaaaa")[1]
+    assert docs.index("Delta audited") < docs.index("Hashed tables")  # below every record that stands
 
 
 @pytest.mark.parametrize("name", ["records/README.md", "records/index.html", "records/schema.json", "README.md"])
@@ -161,32 +169,44 @@ def choose(page, board_text):
 
 
 def type_into(page, identifier, text, event="input"):
-    page.run(
-        f"(() => {{ const i = document.getElementById('{identifier}'); i.value = {json.dumps(text)}; i.dispatchEvent(new Event('{event}')); }})()"
-    )
+    page.run(f"(() => {{ const i = document.getElementById('{identifier}'); i.value = {json.dumps(text)}; i.dispatchEvent(new Event('{event}')); }})()")
 
 
 @needs_chromium
 def test_page_shows_the_largest_board_best_first(page):
-    assert page.run(NAMES) == ["Beta record", "Alpha record", NASTY]
+    assert page.run(NAMES) == ["Beta record", "Alpha record", NASTY, "Delta audited", "Hashed tables"]
     assert page.run("document.title") == "Parameter Golf records"
     assert page.run("document.querySelector('#rows td.score b').textContent") == "1.20500"
     assert page.run("[...document.querySelectorAll('#board option')].length") == 3
 
 
 @needs_chromium
+def test_page_strikes_a_rejected_record_through(page):
+    row = "document.querySelector('#rows tr.rejected')"
+    assert page.run(f"{row}.querySelector('td.name a').textContent") == "Hashed tables"
+    for part in ("td.name a", "td.score b"):
+        assert "line-through" in page.run(f"getComputedStyle({row}.querySelector('{part}')).textDecorationLine")
+    assert page.run(f"{row}.querySelector('td.verdict').textContent") == "INVALID (quick)normalisation: sum of 512 tokens: expected 1, found 6.25"
+    others = "[...document.querySelectorAll('#rows tr:not(.rejected) td.score b')].map(e => getComputedStyle(e).textDecorationLine)"
+    assert set(page.run(others)) == {"none"}
+
+
+@needs_chromium
 def test_page_sorts_by_every_column(page):
     def click(key):
         page.run(f"document.querySelector('th[data-key={key}] button').click()")
-        return page.run(NAMES)
+        *names, last = page.run(NAMES)
+        assert last == "Hashed tables"  # rejected: last, whatever the order
+        return names
 
-    assert click("name") == [NASTY, "Alpha record", "Beta record"]
-    assert click("name") == ["Beta record", "Alpha record", NASTY]
+    assert click("name") == [NASTY, "Alpha record", "Beta record", "Delta audited"]
+    assert click("name") == ["Delta audited", "Beta record", "Alpha record", NASTY]
     assert page.run("document.querySelector('th[data-key=name]').getAttribute('aria-sort')") == "descending"
-    assert click("date") == ["Alpha record", "Beta record", NASTY]
-    assert click("author") == ["Alpha record", NASTY, "Beta record"]
-    assert click("bpb") == ["Beta record", "Alpha record", NASTY]
-    assert click("bpb") == [NASTY, "Alpha record", "Beta record"]
+    assert click("date") == ["Alpha record", "Beta record", "Delta audited", NASTY]
+    assert click("author") == ["Alpha record", NASTY, "Delta audited", "Beta record"]
+    assert click("bpb") == ["Beta record", "Alpha record", NASTY, "Delta audited"]
+    assert click("bpb") == ["Delta audited", NASTY, "Alpha record", "Beta record"]
+    assert click("verdict") == ["Delta audited", "Beta record", "Alpha record", NASTY]
     assert page.run("document.querySelector('th[data-key=name]').getAttribute('aria-sort')") == "none"
 
 
@@ -198,10 +218,16 @@ def test_page_filters(page):
     type_into(page, "search", "nobody")
     assert page.run(NAMES) == [] and page.run("document.getElementById('empty').hidden") is False
     type_into(page, "search", "")
-    type_into(page, "status", "accepted", "change")
-    assert page.run(NAMES) == []
-    type_into(page, "status", "unaudited", "change")
-    assert len(page.run(NAMES)) == 3
+    for status, names in (
+        ("accepted", ["Delta audited"]),
+        ("rejected", ["Hashed tables"]),
+        ("policy", []),
+        ("unaudited", ["Beta record", "Alpha record", NASTY]),
+    ):
+        type_into(page, "status", status, "change")
+        assert page.run(NAMES) == names
+    type_into(page, "status", "", "change")
+    assert page.run("charts['by-date'].data.datasets[0].pointStyle") == ["triangle", "triangle", "triangle", "circle", "crossRot"]
 
 
 @needs_chromium

@@ -6,7 +6,9 @@ import re
 import shutil
 
 import pytest
-from records_support import FakeRun, cli, pack_three, upstream_records
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from records_support import FakeRun, audit, cli, pack_three, upstream_records
 
 from eval import check, pack, schema
 from eval.check import Verdict, agrees, check_folder
@@ -111,10 +113,7 @@ def replace_in(path, old: bytes, new: bytes, last: bool = True):
         (lambda f: replace_in(f / "train_seed42.log", b" seed:42", b" seed:43"), "seeds"),
         (lambda f: replace_in(f / "train_seed42.log", b"result val_loss", b"result val_los"), "log"),
         (lambda f: (f / "train_seed42.log").unlink(), "seeds"),
-        (
-            lambda f: shutil.copy(f / "train_seed42.log", f / "train_seed7.log") and replace_in(f / "train_seed7.log", b" seed:42", b" seed:7"),
-            "seeds",
-        ),
+        (lambda f: shutil.copy(f / "train_seed42.log", f / "train_seed7.log") and replace_in(f / "train_seed7.log", b" seed:42", b" seed:7"), "seeds"),
         (lambda f: replace_in(f / "README.md", b"1.03000000", b"1.02000000", last=False), "readme"),
         (lambda f: (f / "README.md").unlink(), "files"),
         (lambda f: (f / "score.png").unlink(), "readme"),
@@ -147,6 +146,43 @@ def test_clocks_of_the_ten_minute_track(tmp_path):
         run = FakeRun(**overrides).write(root / "run")
         cli(pack, run, "--name", "X", "--track", "track_10min_16mb", "--date", "2026-11-24", "--records-dir", root / "records")
         assert set(verdicts(next((root / "records").glob("*/*")))) == expected, overrides
+
+
+# --- the referee's verdict ---
+
+
+def test_an_audited_record_passes_everything(record):
+    audit(record, "PASS")
+    assert "readme" in verdicts(record)  # the README does not show the verdict yet
+    assert cli(pack, "--refresh", record) == 0
+    assert check_folder(record).verdict is Verdict.PASS
+    assert "**PASS** (`--quick`, referee rules `2026-11`; 10 of 10 tests" in (record / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("verdict", "expected"), [("PASS", Verdict.PASS), ("WARN", Verdict.PASS), ("POLICY", Verdict.CANNOT_TELL), ("INVALID", Verdict.FAIL)])
+def test_the_audit_decides(record, verdict, expected):
+    audit(record, verdict)
+    cli(pack, "--refresh", record)
+    outcome = next(c for c in check_folder(record).checks if c.name == "audit")
+    assert outcome.verdict is expected and outcome.detail.startswith(f"{verdict}, level quick, rules 2026-11")
+    assert set(verdicts(record)) == ({"audit"} if verdict == "INVALID" else set())
+    if verdict != "PASS":
+        assert "normalisation: sum of 512 tokens: expected 1, found 6.25" in outcome.detail
+        assert f"* {verdict} normalisation: sum of 512 tokens" in (record / "README.md").read_text()
+    assert '"verdict"' in outcome.evidence[0].text
+
+
+def test_an_audit_of_other_artifacts_does_not_count(record, tmp_path):
+    other = pack_three(tmp_path / "other", artifact=b"other weights")
+    audit(other, "PASS")
+    for name in ("audit.json", "AUDIT.md"):
+        shutil.copy(other / name, record / name)
+    assert "which is not this record's" in verdicts(record)["audit"]
+    (record / "audit.json").write_text("{}")
+    assert "audit the record again" in verdicts(record)["audit"]
+    audit(record, "PASS")
+    (record / "AUDIT.md").unlink()
+    assert "AUDIT.md is missing" in verdicts(record)["audit"]
 
 
 # --- public records: verdicts found by reading the files ---
@@ -193,9 +229,8 @@ def test_public_findings_are_explained():
     assert "train.log is a byte-identical copy of train_seed1337.log" in best_of
     hashed = details("2026-03-20_PR187_EMA_Ngram")
     assert "it means 1.14776 bpb, the headline says 0.93933506" in hashed
-    # 62,021,632 tokens * 1.93793804 / 0.93933506 / ln 2 = 184.602 MB
-    assert 62_021_632 * 1.93793804 / 0.93933506 / math.log(2) / 1e6 == pytest.approx(184.602, abs=5e-4)
-    assert "184.602 MB" in hashed and "+22.2%" in hashed
+    # 62,021,632 tokens * 1.93793804 / 0.93933506 / ln 2, against 151.081 MB
+    assert f"implies {62_021_632 * 1.93793804 / 0.93933506 / math.log(2):,.0f} bytes (+22.19%)" in hashed
     packed = details("2026-04-27_SP8192_LQER_SparseGate_BOSSmearFix_9HpStack_1.0611")
     assert f"{15_875_551 + 158_429:,}" in packed and "compressed, 31,999 bytes, which is not the file" in packed
     assert "740.8 s with the phases that it leaves out" in packed  # 508.785 + 20.4 + 49.995 + 24.0 + 137.6
@@ -278,7 +313,7 @@ def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
     """Leading spaces counted twice: bytes 17 % too many, bpb 17 % too low, loss unchanged."""
     log = public_log(1, 1.2).replace("val_bpb:1.20000000", f"val_bpb:{1.2 / 1.17:.8f}")
     folder = public_folder(tmp_path, GOOD | {"val_bpb": round(1.2 / 1.17, 8)}, {"train.log": log})
-    assert "+17.0%" in verdicts(folder)["implied_bytes"]
+    assert "+17.00%" in verdicts(folder)["implied_bytes"]
 
 
 @pytest.mark.parametrize(
@@ -288,11 +323,7 @@ def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
         (public_log(1, 1.12).replace("599000ms step:9/9", "601000ms step:900/900"), "train_time", "601.000 s, limit 600 s + one step"),
         (public_log(1, 1.12).replace("eval_time:1000ms", "eval_time:617000ms"), "eval_time", "617.000 s, limit 600 s"),
         (public_log(1, 1.12).replace("world_size:8", "world_size:1"), "world_size", "is 8 GPUs"),
-        (
-            public_log(1, 1.12).replace("Total submission size int6+zstd: 1012", "Total submission size int6+zstd: 1000"),
-            "bytes_total",
-            "not artifact + code",
-        ),
+        (public_log(1, 1.12).replace("Total submission size int6+zstd: 1012", "Total submission size int6+zstd: 1000"), "bytes_total", "not artifact + code"),
         (public_log(1, 1.12) + "Traceback (most recent call last):\n", "log", "raised an exception"),
         ("".join(public_log(1, 1.12).splitlines(True)[:-1]), "log", "truncated"),
     ],
@@ -328,3 +359,34 @@ def test_json_output_and_exit_codes(record, capsys):
     assert "FAIL        artifacts" in out and "submission.json:" in out
     with pytest.raises(UserError, match="expected a record folder, found nothing"):
         cli(check, record / "none")
+
+
+KEYS = ["val_bpb", "val_loss", "seeds", "seed_results", "date", "track", "hardware", "artifact_bytes", "bytes_total", "bytes_code", "seed", "steps"]
+KEYS += ["val_bpb_std", "train_steps_mean", "delta_vs_leaderboard_nats", "comparison_baseline_bpb", "torch_version", "name", "blurb", "mystery"]
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 2000) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["1", "2", "x", "val_bpb", "steps", "artifact_bytes"]), inner, max_size=3),
+    max_leaves=6,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(KEYS), VALUES, max_size=6))
+def test_no_public_submission_makes_check_fail(tmp_path, change):
+    """Whatever a stranger writes into submission.json ends in verdicts, not in a traceback."""
+    folder = tmp_path / "2026-05-01_Somebody"
+    if not folder.exists():
+        public_folder(tmp_path, GOOD | {"val_bpb": 1.1}, {f"train_seed{s}.log": public_log(s, 1.1) for s in (1, 2)})
+    (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": 1.1} | change))
+    report = check_folder(folder)
+    assert {c.name for c in report.checks} >= {"files", "json", "log", "headline"}
+    check.format_report(report)
+
+
+def test_unreadable_size_and_code_files(tmp_path):
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.1}, {"train.log": public_log(1, 1.1)})
+    (folder / "train_gpt.py").write_bytes(b"\x00\xff")
+    assert "compiles" in verdicts(folder)
+    (folder / "train_gpt.py").unlink()
+    (folder / "train_gpt.py.size").write_text("big\n")
+    assert "files" in verdicts(folder)
