@@ -356,6 +356,9 @@ def generate_command(args: argparse.Namespace) -> None:
     import sentencepiece  # only this command turns ids into text
 
     model, tokenizer = load(args.artifact), sentencepiece.SentencePieceProcessor(model_proto=read_file(args.tokenizer))
+    if tokenizer.vocab_size() != model.cfg.vocab_size or args.temperature < 0 or args.top_k < 0 or not 0 < args.top_p <= 1:
+        wanted = f"{model.cfg.vocab_size} pieces, --temperature and --top-k at least 0, --top-p in (0, 1]"
+        raise UserError(f"{args.tokenizer}: expected {wanted}; found {tokenizer.vocab_size()}, {args.temperature}, {args.top_k}, {args.top_p}")
     ids, options = tokenizer.encode(args.prompt), {k: getattr(args, k) for k in ("temperature", "top_k", "top_p", "seed")}
     print(tokenizer.decode(ids + list(generate(model, [1, *ids], args.count, **options))))
 
