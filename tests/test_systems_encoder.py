@@ -73,13 +73,13 @@ def check_distinct_layers(model: nn.Module) -> None:
 
 def check_order_matters(model: nn.Module) -> None:
     """Without positions the last token sees a set: exchanging two earlier ones would change nothing."""
-    one = build(dataclasses.replace(SMALL, n_layers=1))
+    one = build(dataclasses.replace(model.cfg, n_layers=1))
     one.load_state_dict({k: v for k, v in model.state_dict().items() if k in one.state_dict()})
     one.positions = model.positions
     one.encoder.layers[0].self_attn.in_proj_weight.data.mul_(30)  # at init attention is too even, and writes too little, to see anything
     one.encoder.layers[0].self_attn.out_proj.weight.data.mul_(100)
     swapped = IDS[:, [1, 0, *range(2, 12)]]
-    assert (one(swapped)[:, -1] - one(IDS)[:, -1]).abs().max() > 1e-3
+    assert (one(swapped)[:, -1] - one(IDS)[:, -1]).abs().max() > 1e-4
 
 
 def test_gpt2_small_has_its_class_size():
