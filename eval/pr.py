@@ -72,7 +72,7 @@ class Git:
 
 def examine(folder: Path) -> tuple[Submission, Report]:
     """The record, if it may be submitted. Raises UserError for a failing check, an unknown file, a link or an anonymous author."""
-    report = check_folder(folder)
+    report = check_folder(folder, with_audit=True)
     failed = [check for check in report.checks if check.verdict is Verdict.FAIL]
     if failed:
         raise UserError(f"{folder}: {len(failed)} check(s) fail, first {failed[0].name}: {failed[0].detail}; run python -m eval check {folder}")

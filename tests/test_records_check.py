@@ -28,11 +28,11 @@ def record(packed, tmp_path):
 
 
 def verdicts(folder, verdict=Verdict.FAIL) -> dict[str, str]:
-    return {c.name: c.detail for c in check_folder(folder).checks if c.verdict is verdict}
+    return {c.name: c.detail for c in check_folder(folder, with_audit=True).checks if c.verdict is verdict}
 
 
 def test_an_untouched_record_passes(record):
-    report = check_folder(record)
+    report = check_folder(record, with_audit=True)
     assert verdicts(record) == {}
     assert {c.name for c in report.checks if c.verdict is Verdict.CANNOT_TELL} == {"audit"}  # nobody has audited it
     names = {c.name for c in report.checks if c.verdict is Verdict.PASS}
@@ -81,7 +81,7 @@ def test_every_digit_of_submission_json_is_checked(record):
 def test_each_failure_names_the_line(record):
     path = record / "submission.json"
     path.write_text(path.read_text().replace('"val_bpb": 1.03,', '"val_bpb": 1.02,'))
-    failed = next(c for c in check_folder(record).checks if c.name == "seed_results")
+    failed = next(c for c in check_folder(record, with_audit=True).checks if c.name == "seed_results")
     assert failed.verdict is Verdict.FAIL and "seed 42" in failed.detail and "1.02" in failed.detail and "1.03" in failed.detail
     stated, logged = failed.evidence
     lines = path.read_text().splitlines()
@@ -129,7 +129,7 @@ def replace_in(path, old: bytes, new: bytes, last: bool = True):
 def test_damage_is_caught(record, damage, name):
     damage(record)
     folder = record if record.exists() else next(p for p in record.parent.parent.rglob("*") if p.is_dir() and "xample" in p.name)
-    assert name in verdicts(folder), check.format_report(check_folder(folder))
+    assert name in verdicts(folder), check.format_report(check_folder(folder, with_audit=True))
 
 
 def test_clocks_of_the_ten_minute_track(tmp_path):
@@ -155,7 +155,7 @@ def test_an_audited_record_passes_everything(record):
     audit(record, "PASS")
     assert "readme" in verdicts(record)  # the README does not show the verdict yet
     assert cli(pack, "--refresh", record) == 0
-    assert check_folder(record).verdict is Verdict.PASS
+    assert check_folder(record, with_audit=True).verdict is Verdict.PASS
     assert "**PASS** (`--quick`, referee rules `2026-11`; 10 of 10 tests" in (record / "README.md").read_text()
 
 
@@ -163,13 +163,21 @@ def test_an_audited_record_passes_everything(record):
 def test_the_audit_decides(record, verdict, expected):
     audit(record, verdict)
     cli(pack, "--refresh", record)
-    outcome = next(c for c in check_folder(record).checks if c.name == "audit")
+    outcome = next(c for c in check_folder(record, with_audit=True).checks if c.name == "audit")
     assert outcome.verdict is expected and outcome.detail.startswith(f"{verdict}, level quick, rules 2026-11")
     assert set(verdicts(record)) == ({"audit"} if verdict == "INVALID" else set())
     if verdict != "PASS":
         assert "normalisation: sum of 512 tokens: expected 1, found 6.25" in outcome.detail
         assert f"* {verdict} normalisation: sum of 512 tokens" in (record / "README.md").read_text()
     assert '"verdict"' in outcome.evidence[0].text
+
+
+def test_an_audit_may_rest_on_the_checks(record):
+    """An INVALID verdict must not feed the next audit, nor a README that does not show the new one yet; other edits still count."""
+    audit(record, "INVALID")
+    assert {c.name for c in check_folder(record).checks if c.verdict is not Verdict.PASS} == set()
+    replace_in(record / "README.md", b"1.03000000", b"1.02000000", last=False)
+    assert {c.name for c in check_folder(record).checks if c.verdict is Verdict.FAIL} == {"readme"}
 
 
 def test_an_audit_of_other_artifacts_does_not_count(record, tmp_path):
@@ -306,7 +314,7 @@ def test_a_consistent_public_record_fails_nothing(tmp_path):
 def test_lies_in_public_submissions_are_found(tmp_path, change, name, text):
     stated = GOOD | {"val_bpb": 1.12, "val_loss": round(1.12 * 1.68846, 8), "val_bpb_std": 0.02} | change
     folder = public_folder(tmp_path, stated, {f"train_seed{s}.log": public_log(s, b) for s, b in {1: 1.10, 2: 1.12, 3: 1.14}.items()})
-    assert text in verdicts(folder).get(name, ""), check.format_report(check_folder(folder))
+    assert text in verdicts(folder).get(name, ""), check.format_report(check_folder(folder, with_audit=True))
 
 
 def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
@@ -331,7 +339,7 @@ def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
 def test_budgets_and_broken_public_logs(tmp_path, log, name, text):
     total = next((int(t) for t in re.findall(r"Total .*: (\d+) bytes", log)), 1012)
     folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.12, "bytes_total": total}, {"train.log": log})
-    assert text in verdicts(folder).get(name, ""), check.format_report(check_folder(folder))
+    assert text in verdicts(folder).get(name, ""), check.format_report(check_folder(folder, with_audit=True))
 
 
 @pytest.mark.parametrize(
@@ -378,7 +386,7 @@ def test_no_public_submission_makes_check_fail(tmp_path, change):
     if not folder.exists():
         public_folder(tmp_path, GOOD | {"val_bpb": 1.1}, {f"train_seed{s}.log": public_log(s, 1.1) for s in (1, 2)})
     (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": 1.1} | change))
-    report = check_folder(folder)
+    report = check_folder(folder, with_audit=True)
     assert {c.name for c in report.checks} >= {"files", "json", "log", "headline"}
     check.format_report(report)
 
