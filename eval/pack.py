@@ -88,7 +88,9 @@ def run(args: argparse.Namespace) -> int:
     compare_runs(runs)
     submission = build_submission(args, runs)
     folder = args.records_dir / args.track / f"{submission.date}_{slug_of(args)}"
-    changes = args.changes.read_text(encoding="utf-8").strip() if args.changes and _readable(args.changes) else submission.blurb
+    changes = args.changes.read_text(encoding="utf-8").strip() if args.changes and _readable(args.changes) else default_changes(submission)
+    if CHANGES_BEGIN in changes or CHANGES_END in changes:
+        raise UserError(f"{args.changes}: holds the marker {CHANGES_BEGIN} or {CHANGES_END}; take it out, pack writes it")
     write_folder(folder, submission, runs, changes, args.requirements, args.replace)
     print(summary(folder, submission))
     return 0
@@ -319,7 +321,14 @@ def refresh(folder: Path) -> None:
     submission = schema.load_submission(folder)
     if submission.origin != "packed":
         raise UserError(f"{folder / SUBMISSION_FILE}: expected a record made by `pack`, found an imported one; it stays as its author wrote it")
-    render(folder, folder, changes_of(folder) or submission.blurb)
+    render(folder, folder, changes_of(folder) or default_changes(submission))
+
+
+def default_changes(submission: Submission) -> str:
+    """What changed, if the author says nothing: the blurb, else the settings that the logs prove."""
+    c = submission.config
+    preset = f"Preset `{c.preset}` of `{CODE_FILE}`" if c.preset else f"`{CODE_FILE}` with its defaults"
+    return submission.blurb or preset + (f", changed: {', '.join(f'`{o}`' for o in c.overrides)}." if c.overrides else ", nothing changed.")
 
 
 def changes_of(folder: Path) -> str | None:

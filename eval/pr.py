@@ -146,7 +146,7 @@ def pull_request(submission: Submission, folder: Path, report: Report) -> tuple[
     tally = {verdict: sum(check.verdict is verdict for check in report.checks) for verdict in Verdict}
     unclear = [f"* {check.name}: {check.detail}" for check in report.checks if check.verdict is Verdict.CANNOT_TELL]
     evidence = f"`python -m eval check`: {', '.join(f'{count} {verdict}' for verdict, count in tally.items())}."
-    parts = [s.blurb, "## What changed", pack.changes_of(folder) or s.blurb, "## Results", pack.results_table(s)]
+    parts = [s.blurb, "## What changed", pack.changes_of(folder) or pack.default_changes(s), "## Results", pack.results_table(s)]
     parts += ["## Evidence", "\n".join([evidence, *unclear]), "## Audit", pack.audit_text(pack.read_audit(folder), linked=False)]
     parts += ["## Reproduce", pack.reproduction(s, folder), "This pull request adds one folder and changes nothing else."]
     return title, "\n\n".join(part for part in parts if part) + "\n"

@@ -248,6 +248,16 @@ def test_refresh_keeps_the_text_and_shows_the_audit(tmp_path):
     assert (folder / "README.md").read_text() == before
 
 
+def test_what_changed_is_never_empty_and_never_breaks_its_markers(tmp_path):
+    assert packed(tmp_path, *three_seeds(tmp_path / "runs", overrides=("ngram_order=5", "model_dim=64"))) == 0
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    assert pack.changes_of(folder) == "Preset `docs_cpu` of `train_gpt.py`, changed: `ngram_order=5`, `model_dim=64`."
+    changes = tmp_path / "changes.md"
+    changes.write_text(f"half {pack.CHANGES_END} other half")
+    with pytest.raises(UserError, match="holds the marker"):
+        packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--slug", "y", "--changes", changes])
+
+
 def test_requirements_and_base(tmp_path):
     base = pack_three(tmp_path)
     requirements = tmp_path / "more.txt"
