@@ -13,6 +13,7 @@ import sentencepiece as spm
 
 from data.common import BOS
 
+BLOCK = 1 << 20
 SPACE = "\u2581"  # written as an escape: a source file saved with the wrong encoding once turned the literal into "?"
 
 
@@ -53,6 +54,15 @@ class ByteTable:
             first = np.concatenate([[previous], tokens[:-1]]) == BOS
             sizes = sizes - (first & self.leading[tokens])
         return sizes
+
+    def count(self, tokens: np.ndarray, previous: int = BOS) -> int:
+        """Bytes of a stream of any length, by blocks: int64 sizes of a 100 M-token shard at once would take 800 MB."""
+        total = 0
+        for start in range(0, len(tokens), BLOCK):
+            block = tokens[start : start + BLOCK]
+            total += int(self.token_bytes(block, previous).sum())
+            previous = int(block[-1])
+        return total
 
     def decode(self, tokens: np.ndarray) -> bytes:
         """The bytes of one document (BOS or not)."""

@@ -50,7 +50,7 @@ def encode_documents(tokenizer: Tokenizer, texts: Iterable[str], prove: bool = T
     for text in texts:
         ids = np.concatenate([bos, tokenizer.encode(text)])
         source = text.encode()
-        counted = int(tokenizer.table.token_bytes(ids).sum())
+        counted = tokenizer.table.count(ids)
         if prove:
             decoded = tokenizer.decoded_bytes(ids[1:])
             if counted != decoded:

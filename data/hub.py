@@ -256,7 +256,7 @@ def measure_shard(tokenizer: Path, shard: Path, previous: int) -> Measured:
     highest = int(tokens.max())
     if highest >= model.vocab_size:
         raise UserError(f"{shard}: token id {highest:,}, but {tokenizer.name} has {model.vocab_size:,} pieces; they do not belong together")
-    counted = int(model.table.token_bytes(tokens, previous).sum())
+    counted = model.table.count(tokens, previous)
     marks = int(np.isin(tokens, model.marks).sum())
     return Measured(int((tokens == BOS).sum()), counted, marks, ShardFile(name=shard.name, tokens=len(tokens), sha256=sha256_file(shard)))
 

@@ -25,11 +25,12 @@ from pydantic import BaseModel
 from tqdm import tqdm
 
 from data.build import Job, discard, place_tokenizer, up_to_date
+from data.bytes import BLOCK
 from data.common import DOCS_FILE, UserError, atomic_write, process_pool, sha256_file
 from data.corpora import decode_utf8, jsonl_text
 from data.encode import Counts, batched, encode_documents, worker_tokenizer
 from data.manifest import Manifest, Split, TokenizerEntry, file_version, load_manifest, summary
-from data.shards import ShardFile, read_shard, write_shard
+from data.shards import HEADER_BYTES, ShardFile, write_shard
 
 CHUNK_BYTES = 1 << 26  # a work item: 64 MiB of documents, about ten seconds of a core, and the most that a kill can cost each process
 KEY_BYTES = 16  # of a document's sha256: 2^-78 chance of one false match between 50,000 and 15 M documents
@@ -198,9 +199,9 @@ def cut_shard(parts: list[tuple[Path, int]], path: Path, start: int, stop: int) 
     def pieces() -> Iterator[np.ndarray]:
         offset = 0
         for part, tokens in parts:
-            low, high = max(start, offset), min(stop, offset + tokens)
-            if low < high:
-                yield read_shard(part)[low - offset : high - offset]
+            low, high = max(start - offset, 0), min(stop - offset, tokens)
+            for at in range(low, high, BLOCK):  # read, not mapped: pages of a mapped part would count as this process's memory
+                yield np.fromfile(part, "<u2", min(BLOCK, high - at), offset=HEADER_BYTES + 2 * at)
             offset += tokens
 
     if not path.exists():

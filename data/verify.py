@@ -48,7 +48,7 @@ def digest(table: ByteTable, documents: list[np.ndarray], want_text: bool) -> Di
     return Digests(
         [hashlib.sha256(ids.tobytes()).digest()[:16] for ids in documents],
         b"".join(hashlib.sha256(table.decode(ids)).digest() for ids in documents) if want_text else b"",
-        sum(int(table.token_bytes(ids).sum()) for ids in documents),
+        sum(table.count(ids) for ids in documents),
     )
 
 

@@ -3,10 +3,11 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data import corpora
+from data.build import split_documents
 from data.common import UserError
 
 SOURCE = '''"""Module."""
@@ -85,6 +86,20 @@ def test_blocks_lose_no_line(text, least):
     kept = [line.strip("\r") for document in documents for line in document.split("\n") if line.strip()]
     assert kept == [line.strip("\r") for line in text.split("\n") if line.strip()]
     assert all(document in text for document in documents)  # verbatim pieces of the file
+
+
+@settings(deadline=None)
+@given(texts=st.lists(st.text(max_size=5), min_size=1), seed=st.randoms(use_true_random=False))
+def test_the_split_depends_on_the_texts_alone(texts, seed):
+    """Not on their order or repetition; no text is in both splits; enlarging the fraction only moves documents from train to val."""
+    many = [f"{i} common" for i in range(60)] + texts
+    shuffled = many + texts
+    seed.shuffle(shuffled)
+    small, large = split_documents(many, 0.25), split_documents(shuffled, 0.5)
+    assert split_documents(shuffled, 0.25) == small
+    for splits in (small, large):
+        assert sorted(splits["train"] + splits["val"]) == sorted(set(many))
+    assert set(small["val"]) <= set(large["val"])
 
 
 def test_blocks_join_up_to_the_minimum():
