@@ -1,11 +1,9 @@
 """Train, export and score one Parameter Golf model: code + compressed weights <= 16,000,000 bytes, bits per byte on a fixed validation set.
 
-  torchrun --standalone --nproc_per_node=8 train_gpt.py                 the reference record (8xH100, FineWeb, 600 s)
-  python train_gpt.py --preset docs_cpu --data-dir data/datasets/docs_sp1024   the embedded track (any laptop, fixed step count)
+  torchrun --standalone --nproc_per_node=8 train_gpt.py   the reference record (8xH100, FineWeb, 600 s); writes --out/train.log, --out/artifact.bin
+  python train_gpt.py --preset docs_cpu                   the embedded track (any laptop, fixed step count)
   python train_gpt.py score --artifact A --tokens S.bin --out DIR [--probes P.json]   the scoring contract
   python train_gpt.py params | generate --artifact A --prompt "..."
-
-Outputs under --out: train.log (self-contained: source, environment, config differences, one result line) and artifact.bin (no pickle).
 
 Sections: 1 format constants, 2 config, 3 runtime, 4 data, 5 model, 6 optimizers, 7 averaging, 8 scoring, 9 n-gram mixer, 10 export,
 11 training loop, 12 commands. Each section uses earlier ones only; sections 8 and 9 know nothing of training.
@@ -20,16 +18,18 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 import lzma
 import math
 import os
 import platform
+import re
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -117,49 +117,48 @@ class Config:
     eval_seq_len: int = 2048
     eval_stride: int = 64
     eval_batch_tokens: int = 131_072
+    ngram_order: int = 12  # longest n-gram mixed in; 0 = the neural model alone
 
 
 # One name, one line of flags. docs_cpu is sized by step count, not by the clock, so that its score is reproducible.
 PRESETS = {
     "reference": "",
-    "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 4 --num-encoder-layers 2 --num-heads 4 --num-kv-heads 2 "
-    "--mlp-hidden 384 --pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 2 --train-batch-tokens 8192 "
-    "--train-seq-len 256 --micro-batch-tokens 8192 --iterations 400 --train-seconds 0 --warmup-steps 0 --warmdown-steps 250 --compile 0 "
-    "--log-every 10 --val-every 0 --muon-momentum-warmup-steps 100 --muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 "
-    "--swa-every 0 --eval-seq-len 256 --eval-stride 64 --eval-batch-tokens 8192",
+    "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 "
+    "--mlp-hidden 384 --pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 "
+    "--micro-batch-tokens 4096 --iterations 480 --train-seconds 0 --warmup-steps 0 --warmdown-steps 320 --compile 0 --log-every 20 --val-every 0 "
+    "--muon-momentum-warmup-steps 100 --muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 --swa-every 0 --eval-seq-len 128 "
+    "--eval-stride 32 --eval-batch-tokens 8192",
 }
 FORMATS = ("int8", "int6", "int5", "fp16", "fp32")
 MODEL_FIELDS = [f.name for f in fields(Config)][3 : [f.name for f in fields(Config)].index("embed_init_std") + 1]
-SCORING_FIELDS = ["eval_seq_len", "eval_stride", "eval_batch_tokens"]
+SCORING_FIELDS = ["eval_seq_len", "eval_stride", "eval_batch_tokens", "ngram_order"]
 LAYER_COUNTS = ("num_encoder_layers", "xsa_layers", "late_k_fp16_layers")
 RUN_FIELDS = ("data_dir", "out", "seed")  # may differ between the seeds of one record
 
 
 def validate(cfg: Config) -> Config:
     """Returns cfg or raises UserError naming the rule and the values found."""
-    positive = "model_dim num_layers num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim train_seq_len iterations log_every"
-    not_negative = "train_seconds warmup_steps warmdown_steps grad_clip val_every swa_every muon_momentum_warmup_steps newton_schulz_steps"
-    fractions = "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2"
-    formats = "matrix_format embed_format control_format"
-    rules = [(f"1 <= {n} <= 2^20", n, 1 <= getattr(cfg, n) <= 1 << 20) for n in positive.split()]
-    rules += [(f"{n} >= 0", n, getattr(cfg, n) >= 0) for n in not_negative.split()]
-    rules += [(f"0 <= {n} < 1", n, 0 <= getattr(cfg, n) < 1) for n in fractions.split()]
-    rules += [(f"one of {', '.join(FORMATS)}", n, getattr(cfg, n) in FORMATS) for n in formats.split()]
+    ranges = {
+        "1 <= {} <= 2^20": "model_dim num_layers num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every",
+        "{} >= 0": "train_seconds warmup_steps warmdown_steps grad_clip val_every swa_every muon_momentum_warmup_steps newton_schulz_steps ngram_order",
+        "0 <= {} < 1": "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2",
+    }
+    holds = {"1 <= {} <= 2^20": lambda v: 1 <= v <= 1 << 20, "{} >= 0": lambda v: v >= 0, "0 <= {} < 1": lambda v: 0 <= v < 1}
+    rules = [(rule.format(n), n, holds[rule](getattr(cfg, n))) for rule, names in ranges.items() for n in names.split()]
+    rules += [(f"one of {', '.join(FORMATS)}", n, getattr(cfg, n) in FORMATS) for n in ("matrix_format", "embed_format", "control_format")]
     rules += [("a finite number", f.name, math.isfinite(getattr(cfg, f.name))) for f in fields(Config) if isinstance(f.default, float)]
     rules += [(f"0 <= {n} <= num_layers", f"{n} num_layers", 0 <= getattr(cfg, n) <= cfg.num_layers) for n in LAYER_COUNTS]
+    micro = max(1, cfg.micro_batch_tokens)
     rules += [
         ("2 <= vocab_size <= 65536 (uint16 shards)", "vocab_size", 2 <= cfg.vocab_size <= 65_536),
         ("num_heads to divide model_dim", "model_dim num_heads", cfg.model_dim % max(1, cfg.num_heads) == 0),
         ("an even head size (rotary pairs)", "model_dim num_heads", cfg.model_dim // max(1, cfg.num_heads) % 2 == 0),
         ("num_kv_heads to divide num_heads", "num_heads num_kv_heads", cfg.num_heads % max(1, cfg.num_kv_heads) == 0),
+        ("train_seq_len > 0", "train_seq_len", cfg.train_seq_len > 0),
         ("logit_softcap > 0", "logit_softcap", cfg.logit_softcap > 0),
         ("micro_batch_tokens > 0", "micro_batch_tokens", cfg.micro_batch_tokens > 0),
         ("train_seq_len to divide micro_batch_tokens", "micro_batch_tokens train_seq_len", cfg.micro_batch_tokens % max(1, cfg.train_seq_len) == 0),
-        (
-            "micro_batch_tokens to divide train_batch_tokens",
-            "train_batch_tokens micro_batch_tokens",
-            cfg.train_batch_tokens % max(1, cfg.micro_batch_tokens) == 0,
-        ),
+        ("micro_batch_tokens to divide train_batch_tokens", "train_batch_tokens micro_batch_tokens", cfg.train_batch_tokens % micro == 0),
         ("train_batch_tokens > 0", "train_batch_tokens", cfg.train_batch_tokens > 0),
         ("1 <= eval_stride <= eval_seq_len", "eval_stride eval_seq_len", 1 <= cfg.eval_stride <= cfg.eval_seq_len),
         ("eval_seq_len <= eval_batch_tokens", "eval_seq_len eval_batch_tokens", cfg.eval_seq_len <= cfg.eval_batch_tokens),
@@ -173,7 +172,6 @@ def validate(cfg: Config) -> Config:
 
 def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, list[str]]:
     """Preset, then upper-case field names in the environment (SEED=42), then flags (--seed 42); returns the config and its log lines.
-
     Raises UserError for an environment value of the wrong type or a broken rule; argparse refuses unknown flags (exit code 2)."""
     parser = argparse.ArgumentParser(prog="train_gpt.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
     parser.add_argument("--preset", choices=PRESETS, default=environ.get("PRESET", "reference"))
@@ -185,13 +183,12 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
         raise UserError(f"environment PRESET: expected one of {', '.join(PRESETS)}, found {preset!r}; correct or unset it")
     base = dataclasses.replace(Config(), **{k: v for k, v in vars(parser.parse_args(PRESETS[preset].split())).items() if k != "preset" and v is not None})
     sources, lines = dict.fromkeys((k for k, v in given.items() if v is not None), "flag"), [f"config:preset {preset}"]
-    for f in fields(Config):
-        if given[f.name] is None and (raw := environ.get(f.name.upper())) is not None:
-            sources[f.name] = f"environment {f.name.upper()}"
-            try:
-                given[f.name] = type(f.default)(raw)
-            except ValueError:
-                raise UserError(f"{sources[f.name]}: expected {type(f.default).__name__}, found {raw!r}; correct or unset it") from None
+    for f in (f for f in fields(Config) if given[f.name] is None and f.name.upper() in environ):
+        raw, sources[f.name] = environ[f.name.upper()], f"environment {f.name.upper()}"
+        try:
+            given[f.name] = type(f.default)(raw)
+        except ValueError:
+            raise UserError(f"{sources[f.name]}: expected {type(f.default).__name__}, found {raw!r}; correct or unset it") from None
     cfg = validate(dataclasses.replace(base, **{name: given[name] for name in sources}))
     changed = [n for n in sources if getattr(cfg, n) != getattr(base, n)]
     lines += [f"config:override {n}={getattr(cfg, n)} (default {getattr(base, n)}, from {sources[n]})" for n in changed]
@@ -210,23 +207,32 @@ class Runtime:
     world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     log_path: Path | None = None
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
+    events: list[torch.cuda.Event] = field(default_factory=list)
 
     def log(self, text: str, echo: bool = True) -> None:
         """Rank 0 appends to the log file and prints."""
-        if not self.is_main:
-            return
-        if echo:
+        if self.rank == 0 and echo:
             print(text, flush=True)
-        if self.log_path is not None:
+        if self.rank == 0 and self.log_path is not None:
             with open(self.log_path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
     def autocast(self) -> contextlib.AbstractContextManager:
         return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def clock(self) -> float:
+        """Seconds, once the device has done all that was asked of it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter()
+
+    def pace(self) -> None:
+        """Waits for the step before last, so that the host's clock is never more than two steps ahead of the GPU and its queue never drains."""
+        if self.device.type == "cuda":
+            self.events.append(torch.cuda.Event())
+            self.events[-1].record()
+            if len(self.events) > 2:
+                self.events.pop(0).synchronize()
 
     def all_reduce(self, tensor: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
         if self.world_size > 1:
@@ -241,18 +247,23 @@ class Runtime:
         dist.broadcast(box, 0)
         return box.item()
 
-    def raise_together(self, error: UserError | None) -> None:
-        """If any rank found bad input, every rank raises, so that nobody waits in a collective for a peer that has left."""
-        failed = torch.tensor([0 if error is None else 1])
-        if self.all_reduce(failed, dist.ReduceOp.MAX).item():
+    @contextlib.contextmanager
+    def together(self) -> Iterable[None]:
+        """If any rank finds bad input inside, every rank raises, so that nobody waits in a collective for a peer that has left."""
+        error = None
+        try:
+            yield
+        except UserError as caught:
+            error = caught
+        if self.all_reduce(torch.tensor([0 if error is None else 1]), dist.ReduceOp.MAX).item():
             raise error or UserError("another rank refused its input; see its message")
 
 
 @contextlib.contextmanager
 def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
     """The only place that reads RANK, LOCAL_RANK and WORLD_SIZE and that opens the process group."""
-    rank, world_size = int(environ.get("RANK", 0)), int(environ.get("WORLD_SIZE", 1))
-    local_rank, local_world_size = int(environ.get("LOCAL_RANK", 0)), int(environ.get("LOCAL_WORLD_SIZE", 1))
+    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
+    rank, world_size, local_rank, local_world_size = (int(environ.get(name, default)) for name, default in names.items())
     device = torch.device("cpu")
     if torch.cuda.is_available():
         device = torch.device("cuda", local_rank)
@@ -281,10 +292,10 @@ def describe_environment(rt: Runtime) -> list[str]:
     cuda, cpu = rt.device.type == "cuda", platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         cpu = next((x.split(":", 1)[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), cpu)
-    known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "cpu": cpu, "cores": os.cpu_count()}
+    driver = run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0") if cuda else ""
+    known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver, "cpu": cpu}
+    known |= {"gpus": torch.cuda.device_count() if cuda else 0, "gpu": torch.cuda.get_device_name(rt.device) if cuda else "", "cores": os.cpu_count()}
     known |= {"platform": platform.platform(), "git_commit": run("git", "rev-parse", "HEAD"), "world_size": rt.world_size}
-    known |= {"gpus": torch.cuda.device_count() if cuda else 0, "gpu": torch.cuda.get_device_name(rt.device) if cuda else ""}
-    known["driver"] = run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0") if cuda else ""
     smi = ["===== nvidia-smi =====", run("nvidia-smi"), "===== end nvidia-smi ====="] if cuda else []
     quoted = {k: "none" if v in ("", None) else json.dumps(v) if " " in str(v) else v for k, v in known.items()}
     return ["env " + " ".join(f"{k}:{v}" for k, v in quoted.items()), *smi]
@@ -322,9 +333,8 @@ def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
         raise UserError(f"{path}: expected shard magic {SHARD_MAGIC}, version {SHARD_VERSION}, found {found}; rebuild it with `python -m data`")
     num_tokens = int(header[2])
     if num_tokens < 1 or size != header_bytes + 2 * num_tokens:
-        raise UserError(
-            f"{path}: header promises {num_tokens:,} tokens, file holds {(size - header_bytes) // 2:,}; delete it and rebuild with `python -m data`"
-        )
+        held = (size - header_bytes) // 2
+        raise UserError(f"{path}: header promises {num_tokens:,} tokens, file holds {held:,}; delete it and rebuild with `python -m data`")
     tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes, shape=(num_tokens,))
     if vocab_size is not None and vocab_size < 65_536 and (largest := int(tokens.max())) >= vocab_size:
         raise UserError(f"{path}: expected token ids < {vocab_size}, found {largest}; the shards belong to another tokenizer")
@@ -343,13 +353,8 @@ class TokenStream:
 
     def read(self, start: int, length: int) -> np.ndarray:
         """uint16 [length]; may cross shard borders."""
-        first = int(np.searchsorted(self.starts, start, side="right")) - 1
-        parts = []
-        while length > 0:
-            part = self.shards[first][start - self.starts[first] :][:length]
-            parts.append(part)
-            start, length, first = start + len(part), length - len(part), first + 1
-        return np.concatenate(parts) if len(parts) != 1 else np.asarray(parts[0])
+        first, last = np.searchsorted(self.starts, (start, start + length - 1), side="right") - 1
+        return np.concatenate([self.shards[i][max(0, start - self.starts[i]) : start + length - self.starts[i]] for i in range(first, last + 1)])
 
 
 @dataclass(frozen=True)
@@ -371,11 +376,10 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     if entry["kind"] == "bytes":
         return None
     candidates = [folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]]
-    path = next((c for c in candidates if c.is_file()), None)
-    if path is None:
-        raise UserError(f"{candidates[-1]}: expected the tokenizer that the manifest names, found no file; rebuild the data set with `python -m data`")
-    if (found := sha256_file(path)) != entry["sha256"]:
-        raise UserError(f"{path}: expected tokenizer sha256 {entry['sha256']}, found {found}; shards and tokenizer do not belong together")
+    path = next((c for c in candidates if c.is_file()), candidates[-1])
+    found = sha256_file(path) if path.is_file() else "no file"
+    if found != entry["sha256"]:
+        raise UserError(f"{path}: expected the manifest's tokenizer, sha256 {entry['sha256']}, found {found}; rebuild the data set with `python -m data`")
     return path
 
 
@@ -402,7 +406,6 @@ def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
 
 def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
     """Opens both splits and verifies every shard's sha256, the tokenizer and the byte count against manifest.json; ranks share the hashing.
-
     Raises UserError naming the file, what was expected, what was found and what to do."""
     path = folder / "manifest.json"
     try:
@@ -410,35 +413,29 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         manifest = json.loads(raw)
         tokenizer, splits = manifest["tokenizer"], manifest["splits"]
         files = {name: [(folder / f["name"], f["tokens"], f["sha256"]) for f in splits[name]["files"]] for name in ("train", "val")}
-        corpus, version, lossless = manifest["corpus"], manifest["version"], tokenizer["lossless"]
-        vocab_size, source_bytes = tokenizer["vocab_size"], splits["val"]["source_bytes"]
+        corpus, version, source_bytes = manifest["corpus"], manifest["version"], splits["val"]["source_bytes"]
+        vocab_size, lossless = tokenizer["vocab_size"], tokenizer["lossless"]
     except OSError as error:
         raise UserError(f"{path}: expected a data set's manifest, found {error.strerror}; build one with `python -m data docs`") from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: expected the manifest that `python -m data` writes, found {type(error).__name__} {error}; rebuild the data set") from None
-    for name, entries in files.items():
-        if not entries:
-            raise UserError(f"{path}: expected at least one {name} shard, found none; rebuild the data set with more documents")
+    if empty := [name for name, entries in files.items() if not entries]:
+        raise UserError(f"{path}: expected at least one {empty[0]} shard, found none; rebuild the data set with more documents")
     if vocab_size != cfg.vocab_size:
         raise UserError(f"{path}: expected vocabulary {cfg.vocab_size}, found {vocab_size}; pass --vocab-size {vocab_size} or another --data-dir")
-    error, val_bytes = None, 0
-    try:
+    with rt.together():
         tokenizer_path = find_tokenizer(folder, tokenizer)
         shards = {name: [open_shard(p) for p, _, _ in entries] for name, entries in files.items()}
-        every = [(p, n, h) for entries in files.values() for p, n, h in entries]
-        for p, n, expected in every[rt.rank :: rt.world_size]:
-            tokens, found = open_shard(p, cfg.vocab_size), sha256_file(p)
-            if len(tokens) != n or found != expected:
-                raise UserError(f"{p}: expected {n:,} tokens with sha256 {expected}, found {len(tokens):,} with {found}; rebuild the data set")
-        val_tokens = np.concatenate(shards["val"]) if len(shards["val"]) > 1 else shards["val"][0]
+        for p, n, expected in (files["train"] + files["val"])[rt.rank :: rt.world_size]:
+            held, found = len(open_shard(p, cfg.vocab_size)), sha256_file(p)
+            if (held, found) != (n, expected):
+                raise UserError(f"{p}: expected {n:,} tokens with sha256 {expected}, found {held:,} with {found}; rebuild the data set")
+        val_tokens = np.concatenate(shards["val"])
         if len(val_tokens) < 2:
             raise UserError(f"{files['val'][0][0]}: expected at least 2 validation tokens, found {len(val_tokens)}; rebuild with more documents")
         val_bytes = count_bytes(val_tokens[1:], tokenizer_path)
         if lossless and val_bytes != source_bytes:
             raise UserError(f"{path}: expected {source_bytes:,} validation bytes, found {val_bytes:,} by the byte table; rebuild the data set")
-    except UserError as caught:
-        error = caught
-    rt.raise_together(error)
     train, val = TokenStream(shards["train"]), TokenStream(shards["val"])
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
@@ -452,7 +449,6 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
 
 class Loader:
     """Batches of sequences in an order that depends on the seed alone: step s uses the same sequences for every world size and micro-batch.
-
     The stream is cut into rows of train_seq_len at a random phase per epoch; an affine map with a coprime stride visits every row once per
     epoch. The whole state is `row`, the number of rows consumed by all ranks. The next batch is read while the current step runs."""
 
@@ -461,10 +457,8 @@ class Loader:
         self.rows_per_batch = cfg.train_batch_tokens // cfg.train_seq_len
         self.micro_rows = max(1, min(cfg.micro_batch_tokens // cfg.train_seq_len, self.rows_per_batch // rt.world_size))
         if self.rows_per_batch % (self.micro_rows * rt.world_size):
-            raise UserError(
-                f"config: expected {rt.world_size} ranks x micro-batches of {self.micro_rows} rows to divide the batch of {self.rows_per_batch} rows; "
-                "change --micro-batch-tokens or the number of ranks"
-            )
+            shape = f"{rt.world_size} ranks x micro-batches of {self.micro_rows} rows"
+            raise UserError(f"config: expected {shape} to divide the batch of {self.rows_per_batch} rows; change --micro-batch-tokens or the number of ranks")
         self.row, self.pool, self.pending = 0, ThreadPoolExecutor(1), None
         self.rows_per_epoch = max(1, (len(stream) - self.seq_len) // self.seq_len)
         self.epoch, self.order = -1, (0, 1, 0)  # order: phase, stride, shift of the epoch last used
@@ -496,9 +490,6 @@ class Loader:
         self.pending = self.pool.submit(self.read, self.row)
         batch = batch.to(self.rt.device, non_blocking=True).long()
         return [(micro[:, :-1], micro[:, 1:]) for micro in batch]
-
-    def close(self) -> None:
-        self.pool.shutdown(wait=True, cancel_futures=True)
 
 
 # --- 5. Model ---
@@ -554,12 +545,10 @@ class Cache:
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends [B, T, G, K] to the current block visit's keys and values and returns all of them."""
-        if self.visit == len(self.kv):
-            self.kv.append((k, v))
-        else:
-            self.kv[self.visit] = tuple(torch.cat(pair, dim=1) for pair in zip(self.kv[self.visit], (k, v), strict=True))
+        past, i = self.kv[self.visit : self.visit + 1], self.visit
+        self.kv[i : i + 1] = [tuple(torch.cat(pair, dim=1) for pair in zip(*past, (k, v), strict=True))]
         self.visit += 1
-        return self.kv[self.visit - 1]
+        return self.kv[i]
 
 
 class Attention(nn.Module):
@@ -581,8 +570,7 @@ class Attention(nn.Module):
         v = own_v = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
         if cache is not None:
             k, v = cache.extend(k, v)
-        if T > 1 and k.size(1) != T:
-            raise UserError(f"expected an empty cache or one new token, found {T} new tokens after {k.size(1) - T}; use a new Cache")
+        assert T == 1 or k.size(1) == T, "several new tokens need an empty cache: the causal mask below starts at its first key"
         groups = self.heads // self.kv_heads
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
         if q.device.type == "cpu" and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
@@ -602,9 +590,9 @@ class Block(nn.Module):
         self.fc = Linear(cfg.model_dim, cfg.mlp_hidden)
         self.proj = Linear(cfg.mlp_hidden, cfg.model_dim, zero_init=True)
         self.slope = cfg.mlp_negative_slope
+        # phase init: early blocks read the stem, late blocks the stream
         keep = 1 / (1 + math.exp(-3 * (layer / max(1, cfg.num_layers - 1) - 0.5))) if cfg.phase_init else 1.0
-        stem = 1 - keep  # phase init: early blocks read the stem, late blocks the stream
-        self.mix = nn.Parameter(torch.tensor([[keep], [stem]]).repeat(1, cfg.model_dim))
+        self.mix = nn.Parameter(torch.tensor([[keep], [1 - keep]]).repeat(1, cfg.model_dim))
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
@@ -635,16 +623,17 @@ class GPT(nn.Module):
         """Final normalised states [B, T, D] and pe_delta float32 [B, T], how far pre-enrichment moved each token. Position t sees ids <= t."""
         cfg, offset = self.cfg, 0 if cache is None else cache.length
         dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.embed.dtype
-        first = ids_BT.new_zeros(len(ids_BT), 1) if cache is None or cache.last is None else cache.last[0]
-        previous = torch.cat((first, ids_BT[:, :-1]), dim=1)
+        fresh = cache is None or cache.last is None
+        last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
+        previous = torch.cat((last_id, ids_BT[:, :-1]), dim=1)
         inside = ids_BT != BOS_ID  # nothing is carried over a document's start, nor over the start of the window
-        if cache is None or cache.last is None:
+        if fresh:
             inside = inside & (torch.arange(ids_BT.size(1), device=ids_BT.device) > 0)
         bucket = (92821 * torch.where(inside, previous, 0) + ids_BT) % cfg.bigram_buckets
         e = F.embedding(ids_BT, self.embed).to(dtype) + self.bigram_proj(F.embedding(bucket, self.bigram).to(dtype))
-        first = e.new_zeros(len(e), 1, cfg.model_dim) if cache is None or cache.last is None else cache.last[1]
+        last_e = e.new_zeros(len(e), 1, cfg.model_dim) if fresh else last_e
         carry = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
-        before = e + carry * (torch.cat((first, e[:, :-1]), dim=1) - e)
+        before = e + carry * (torch.cat((last_e, e[:, :-1]), dim=1) - e)
         after = self.enrich_out(F.gelu(self.enrich_in(before)))
         delta = (after - before).float().norm(dim=-1)
         x = stem = rms_norm(after)
@@ -714,7 +703,6 @@ def newton_schulz(g: Tensor, steps: int) -> Tensor:
 
 class Muon:
     """Nesterov momentum, then Newton-Schulz, on all matrices of one shape at a time; ranks share the matrices and gather the updates.
-
     Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g. Shapes [n, R, C], float32."""
 
     def __init__(self, params: Iterable[nn.Parameter], cfg: Config, rt: Runtime):
@@ -751,13 +739,8 @@ class Optimizers:
         groups = partition(model, PARAM_GROUPS, "optimizer groups")
         self.cfg, self.rt, self.params = cfg, rt, list(model.parameters())
         self.muon = Muon(groups["matrix"].values(), cfg, rt)
-        self.adam = torch.optim.AdamW(
-            [{"params": list(groups["embed"].values()), "base_lr": cfg.embed_lr}, {"params": list(groups["scalar"].values()), "base_lr": cfg.scalar_lr}],
-            betas=(cfg.adam_beta1, cfg.adam_beta2),
-            eps=1e-8,
-            weight_decay=cfg.weight_decay,
-            fused=True,
-        )
+        by_lr = [{"params": list(groups[g].values()), "base_lr": lr} for g, lr in (("embed", cfg.embed_lr), ("scalar", cfg.scalar_lr))]
+        self.adam = torch.optim.AdamW(by_lr, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=1e-8, weight_decay=cfg.weight_decay, fused=True)
 
     def step(self, step: int, lr_scale: float) -> None:
         if self.rt.world_size > 1:
@@ -773,11 +756,6 @@ class Optimizers:
         self.muon.step(self.cfg.muon_lr * lr_scale, muon_momentum(step, self.cfg))
         for p in self.params:
             p.grad = None
-
-    def state(self) -> list[Tensor]:
-        """Every tensor of optimizer state that exists so far."""
-        adam = [t for p in self.params for t in self.adam.state.get(p, {}).values()]
-        return self.muon.momenta + adam
 
     def reset(self) -> None:
         for buffer in self.muon.momenta:
@@ -835,7 +813,6 @@ HEAD_ELEMENTS = 1 << 23  # logits computed at a time: 64 MiB in float64
 
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
-
     The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut. Raises ValueError."""
     if not 1 <= stride <= seq_len:
         raise ValueError(f"stride must be in 1..{seq_len}, got {stride}")
@@ -849,18 +826,14 @@ def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[in
 
 def plan_batches(lengths: Sequence[int], cfg: Config) -> list[tuple[int, list[tuple[int, int, int, int]]]]:
     """(padded length, windows as (stream, start, first, end)) per batch. Depends on the streams and the config, never on the number of ranks.
-
     Short windows are padded to a multiple of 64 only, so that many short streams cost what they hold."""
     by_length: dict[int, list[tuple[int, int, int, int]]] = {}
     for stream, n in enumerate(lengths):
         for start, first, end in plan_windows(n, cfg.eval_seq_len, cfg.eval_stride):
             padded = min(cfg.eval_seq_len, -(-(end - start) // 64) * 64)
             by_length.setdefault(padded, []).append((stream, start, first, end))
-    batches = []
-    for padded, windows in sorted(by_length.items()):
-        rows = max(1, cfg.eval_batch_tokens // padded)
-        batches += [(padded, windows[i : i + rows]) for i in range(0, len(windows), rows)]
-    return batches
+    rows = {padded: max(1, cfg.eval_batch_tokens // padded) for padded in by_length}
+    return [(n, windows[i : i + rows[n]]) for n, windows in sorted(by_length.items()) for i in range(0, len(windows), rows[n])]
 
 
 @dataclass
@@ -876,12 +849,10 @@ class StreamScores:
 @torch.inference_mode()
 def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Runtime, probes: Sequence[Sequence[int]] = ()) -> list[StreamScores]:
     """Sliding-window scores of every stream, each from a fresh state; ranks share the batches and all receive all results."""
-    probes = probes or [[]] * len(streams)
     offsets = np.cumsum([0] + [len(s) for s in streams])
-    probe_rows = {(s, i): k for k, (s, i) in enumerate((s, i) for s, wanted in enumerate(probes) for i in sorted(set(wanted)))}
+    wanted = np.unique([offsets[s] + i for s, positions in enumerate(probes) for i in positions]).astype(np.int64)
     table = torch.zeros(3, int(offsets[-1]), dtype=torch.float64, device=rt.device)  # nll, entropy, confidence
-    probe_table = torch.zeros(len(probe_rows), model.cfg.vocab_size, dtype=torch.float64, device=rt.device)
-    wanted = np.array(sorted(offsets[s] + i for s, i in probe_rows), dtype=np.int64)
+    probe_table = torch.zeros(len(wanted), model.cfg.vocab_size, dtype=torch.float64, device=rt.device)
     for padded, windows in plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size]:
         ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
         for row, (s, start, _, end) in enumerate(windows):
@@ -902,28 +873,155 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
             log_p = torch.log_softmax(logits.double(), dim=-1)
             table[0, where_t[at]] = -log_p.gather(1, target[at, None]).squeeze(1)
             table[1, where_t[at]] = -(log_p.exp() * log_p).sum(-1)
-            for hit in np.flatnonzero(np.isin(where[at], wanted)) if len(wanted) else ():
-                s = int(np.searchsorted(offsets, where[i + hit], side="right")) - 1
-                probe_table[probe_rows[s, int(where[i + hit] - offsets[s])]] = log_p[hit]
+            hits = np.flatnonzero(np.isin(where[at], wanted))
+            probe_table[np.searchsorted(wanted, where[at][hits])] = log_p[hits]
     rt.all_reduce(table)  # disjoint slots, zeros elsewhere: the sum is exact
     rt.all_reduce(probe_table)
     results = []
-    for s, stream in enumerate(streams):
-        nll, entropy, confidence = table[:, offsets[s] : offsets[s + 1]]
-        results.append(StreamScores(nll[: len(stream) - 1], entropy, confidence, {i: probe_table[k] for (t, i), k in probe_rows.items() if t == s}))
+    for first, end in itertools.pairwise(offsets):
+        nll, entropy, confidence = table[:, first:end]
+        mine = {int(i - first): probe_table[k] for k, i in enumerate(wanted) if first <= i < end}
+        results.append(StreamScores(nll[: end - first - 1], entropy, confidence, mine))
     return results
 
 
-def bits_per_byte(nats: float, num_bytes: int) -> float:
-    return nats / math.log(2) / num_bytes
-
-
 # --- 9. N-gram mixer ---
+# Counts of everything before position t need no table: all tokens are known, so a count is a rank. Positions are kept sorted by (context of
+# k tokens, time); a stable sort by (context, next token) refines them to k + 1 tokens. Ranks inside runs give, exactly and without hashing,
+# c = earlier visits of the context, c_w = earlier visits followed by the target, D = distinct continuations seen. A context that occurs once
+# leaves the active set, so the cost falls with the order. A context never spans a BOS, but counts outlive documents.
+#   back-off    p_k(w) = (c_w + θ·D·p_{k-1}(w)) / (c + θ·D), p_0 = the neural model (Witten-Bell's escape, θ times stronger); it sums to 1
+#               over w because Σ_w c_w = c, so the target's own counts suffice.
+#   gate        p = (1 - α)·p_0 + α·p_K, α mixed over a grid by Bayes' rule with the losses of earlier positions in the same bucket (at most
+#               ln|grid| nats of regret each). Buckets use only what is known before the target.
+
+NGRAM_ESCAPE = 5.0  # θ
+GATE_GRID = 8  # values of α, logistic from 0.02 to 0.98
+GATE_WINDOW = 16  # targets behind the recency feature
+GATE_UNIT = 2.0**-32  # nats; losses are summed as int64 multiples of it, so a sum is exact in any order and chunking
+RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)  # mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
+ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
+CONFIDENCE_EDGES = (1.0, 2.0, 4.0)  # pe_delta
+COUNT_CHUNK, GATE_CHUNK = 1 << 18, 1 << 15  # positions per block: memory and cache only, never the result
+NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
+
+
+def runs(sorted_keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Of a sorted 1-D tensor: mask of the elements that start a run, and the index (int32) of the start of each one's run."""
+    new = torch.ones(len(sorted_keys), dtype=torch.bool, device=sorted_keys.device)
+    torch.ne(sorted_keys[1:], sorted_keys[:-1], out=new[1:])
+    index = torch.arange(len(sorted_keys), dtype=torch.int32, device=sorted_keys.device)
+    return new, torch.cummax(index * new, 0).values
+
+
+def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """Exact counts before each target, order by order (2, 3 ... context + target tokens): yields (n, at, c, c_w, D) in blocks of whole contexts.
+    at int64: indices of the last context token, their target is x[at + 1]; c int32 earlier visits of the n - 1 context tokens, c_w int32
+    those followed by the target, D int32 distinct continuations. A context never visited twice does not appear (c would be 0)."""
+    next_N = torch.roll(tokens_N, -1).to(torch.int32)  # the last token has no target: whatever stands there is the latest event, and unseen
+    group, ends = torch.sort(tokens_N.to(torch.int32), stable=True)
+    ends = ends.to(torch.int32)
+    for n in range(2, n_max + 1):
+        # no count crosses the edge of a block of whole groups, and the sort of a block stays in cache
+        cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()
+        groups, longer = [group[:0]], [ends[:0]]
+        for lo, hi in itertools.pairwise([*cuts, len(ends)]):
+            at, ids = ends[lo:hi].long(), group[lo:hi] - group[lo]
+            target = next_N.index_select(0, at)
+            wide = int(ids[-1]) >= (1 << 31) // vocab_size  # narrow keys take fewer radix passes
+            pairs, by_pair = torch.sort(ids.to(torch.int64 if wide else torch.int32) * vocab_size + target, stable=True)
+            (new_pair, pair_start), start = runs(pairs), runs(ids)[1]
+            index = torch.arange(hi - lo, dtype=torch.int32, device=at.device)
+            pair_count = torch.empty_like(index).scatter_(0, by_pair, index - pair_start)
+            novel = (pair_count == 0).to(torch.int32)
+            distinct = torch.cumsum(novel, 0, dtype=torch.int32) - novel
+            yield n, at, index - start, pair_count, distinct - distinct.index_select(0, start)
+            # the pair is a context of order n + 1, unless it is unique, holds a BOS beyond its first token, or ends the stream
+            keep = ~new_pair
+            keep[:-1] |= ~new_pair[1:]
+            at, target = at.index_select(0, by_pair), target.index_select(0, by_pair)
+            keep = (keep & (target != BOS_ID) & (at < len(tokens_N) - 1)).nonzero().squeeze(1)
+            groups.append(pair_start.index_select(0, keep) + lo)
+            longer.append((at.index_select(0, keep) + 1).to(torch.int32))
+        group, ends = torch.cat(groups), torch.cat(longer)
+
+
+def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
+    """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders.
+    Returns the chain's probability float64 [N] and the highest order with an earlier visit, uint8 [N] (0 = none). The last position has no
+    target: its probability is meaningless, its order is that of the prediction after the stream."""
+    p_N, order_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.uint8, device=tokens_N.device)
+    for n, at, visits, pair_visits, distinct in context_counts(tokens_N, n_max, vocab_size):
+        escape, p, first = distinct.double() * NGRAM_ESCAPE, p_N.index_select(0, at), visits == 0
+        p_N.scatter_(0, at, torch.where(first, p, (pair_visits + escape * p) / (visits + escape)))
+        order_N.scatter_(0, at, torch.where(first, order_N.index_select(0, at), n))
+    return p_N, order_N
+
+
+def gate_buckets(gain_N: Tensor, order_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int) -> tuple[Tensor, int]:
+    """Bucket of each position's gate int32 [N] and the number of buckets; gain_N = ln(p_K / p_0) of the targets, used strictly before each."""
+    lead = (torch.log1p(gain_N.exp()) - math.log(2)).clamp(-3, 6)
+    total = torch.cumsum((lead / GATE_UNIT).round_().long(), 0)
+    recent = torch.zeros_like(total)
+    recent[1:] = total[:-1]
+    recent[GATE_WINDOW + 1 :] -= total[: -GATE_WINDOW - 1]
+    bucket, size = order_N.to(torch.int32), n_max + 1
+    recent_N = recent.double() * (GATE_UNIT / GATE_WINDOW)
+    for feature, edges in ((recent_N, RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)):
+        bucket = bucket * (len(edges) + 1) + torch.bucketize(feature, feature.new_tensor(edges), out_int32=True)
+        size *= len(edges) + 1
+    return bucket, size
+
+
+def bayes_gate(gain_N: Tensor, bucket_N: Tensor, num_buckets: int) -> Tensor:
+    """α float64 [N] of p = (1 - α)·p_0 + α·p_K: posterior mean over the grid, given the gains at earlier positions of the same bucket."""
+    grid = torch.sigmoid(torch.linspace(-4, 4, GATE_GRID, dtype=torch.float64, device=gain_N.device))
+    carry = torch.zeros(GATE_GRID, num_buckets, dtype=torch.int64, device=gain_N.device)
+    alpha_N = torch.empty_like(gain_N)
+    for lo in range(0, len(gain_N), GATE_CHUNK):
+        bucket, by_bucket = torch.sort(bucket_N[lo : lo + GATE_CHUNK], stable=True)
+        odds = torch.expm1(gain_N[lo : lo + GATE_CHUNK].index_select(0, by_bucket))
+        earned = torch.log1p(grid[:, None] * odds).div_(GATE_UNIT).round_().long()
+        total, first = torch.cumsum(earned, 1), runs(bucket)[0]
+        starts = first.nonzero().squeeze(1)
+        ends = torch.cat([starts[1:], starts.new_tensor([len(bucket)])]) - 1
+        seen = bucket.index_select(0, starts).long()
+        base = carry.index_select(1, seen) - total.index_select(1, starts) + earned.index_select(1, starts)
+        carry.index_copy_(1, seen, base + total.index_select(1, ends))
+        evidence = total - earned + base.index_select(1, torch.cumsum(first, 0, dtype=torch.int32) - 1)
+        alpha_N[lo : lo + GATE_CHUNK].scatter_(0, by_bucket, grid @ torch.softmax(evidence.double() * GATE_UNIT, 0))
+    return alpha_N
+
+
+def probe_chain(tokens_N: Tensor, i: int, p_V: Tensor, n_max: int) -> Tensor:
+    """The chain's whole distribution [V] after position i, from the model's p_V, by scanning x[0..i] once: no shared data structure."""
+    visits = (tokens_N[:i] == tokens_N[i]).nonzero().squeeze(1)
+    for n in range(2, n_max + 1):
+        if not len(visits):
+            break
+        counts = torch.bincount(tokens_N[visits + 1], minlength=len(p_V))
+        escape = NGRAM_ESCAPE * int((counts > 0).sum())
+        p_V = (counts + escape * p_V) / (len(visits) + escape)
+        if i < n - 1 or tokens_N[i - n + 2] == BOS_ID:
+            break
+        visits = visits[visits >= n - 1]
+        visits = visits[tokens_N[visits - n + 1] == tokens_N[i - n + 1]]
+    return p_V
 
 
 def final_scores(scores: StreamScores, stream: np.ndarray, cfg: Config) -> tuple[Tensor, dict[int, Tensor]]:
-    """The stream's reported nll, float64 [M], and probe vectors: the model's, mixed with the exact counts of what was read before."""
-    return scores.nll, scores.probes
+    """The stream's reported nll, float64 [M], nats, and the whole ln p [V] at each probed position: the model's, mixed with the n-gram chain.
+    Entry i depends on x[0..i] and the model's outputs at 0..i alone, whatever the chunks, batches and ranks."""
+    n_max = cfg.ngram_order
+    if n_max < 2:
+        return scores.nll, scores.probes
+    tokens_N, nll_N = torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device), torch.cat([scores.nll, scores.nll.new_zeros(1)])
+    p_N, order_N = ngram_chain(tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size)
+    gain_N = torch.log(p_N) + nll_N.clamp(max=NLL_CLAMP)
+    alpha_N = bayes_gate(gain_N, *gate_buckets(gain_N, order_N, scores.entropy, scores.confidence, n_max))
+    mixed_N = torch.logaddexp(torch.log1p(-alpha_N) - nll_N, torch.log(alpha_N * p_N))
+    chains = {i: probe_chain(tokens_N, i, log_p.clamp(min=-NLL_CLAMP).exp(), n_max) for i, log_p in scores.probes.items()}
+    return -mixed_N[:-1], {i: torch.logaddexp(torch.log1p(-alpha_N[i]) + scores.probes[i], torch.log(alpha_N[i] * p_V)) for i, p_V in chains.items()}
 
 
 # --- 10. Export ---
@@ -932,24 +1030,26 @@ LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # symmetric: the symbols are -le
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
-def export_rules(cfg: Config) -> dict[str, Callable[[str, Tensor], bool]]:
-    """Rule table, tensor class -> which parameters; the class's storage format is `export_format`."""
-    late = tuple(f"blocks.{i}.attention.k.weight" for i in range(cfg.num_layers - cfg.late_k_fp16_layers, cfg.num_layers))
+def export_rules(cfg: Config) -> dict[str, tuple[str, Callable[[str, Tensor], bool]]]:
+    """Tensor class -> storage format and which parameters it claims."""
+    late = [f"blocks.{i}.attention.k.weight" for i in range(cfg.num_layers - cfg.late_k_fp16_layers, cfg.num_layers)]
     return {
-        "embed": PARAM_GROUPS["embed"],
-        "late_k": lambda name, p: name in late,
-        "matrix": lambda name, p: PARAM_GROUPS["matrix"](name, p) and name not in late,
-        "control": PARAM_GROUPS["scalar"],
+        "embed": (cfg.embed_format, PARAM_GROUPS["embed"]),
+        "late_k": ("fp16", lambda name, p: name in late),
+        "matrix": (cfg.matrix_format, lambda name, p: PARAM_GROUPS["matrix"](name, p) and name not in late),
+        "control": (cfg.control_format, PARAM_GROUPS["scalar"]),
     }
 
 
-def export_format(rule: str, cfg: Config) -> str:
-    return {"embed": cfg.embed_format, "late_k": "fp16", "matrix": cfg.matrix_format, "control": cfg.control_format}[rule]
+def export_formats(model: nn.Module, cfg: Config) -> dict[str, str]:
+    """Parameter name -> storage format; every parameter is claimed by exactly one rule."""
+    rules = export_rules(cfg)
+    claimed = partition(model, {rule: claim for rule, (_, claim) in rules.items()}, "export rules")
+    return {name: rules[rule][0] for rule, names in claimed.items() for name in names}
 
 
 def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor, Tensor]:
     """Symbols int8 [R, C] and scales bfloat16 [R]: per row the clip among 16 fractions of its largest weight with the least squared error.
-
     The symbols are computed against the rounded scale, so its 8 bits of precision cost nothing. coarsen > 1 widens every step: fewer bits."""
     largest = w.abs().amax(-1)
     best_error = torch.full_like(largest, math.inf)
@@ -989,11 +1089,9 @@ def compress(data: bytes) -> tuple[str, bytes]:
     import brotli
     import zstandard
 
-    codecs = {
-        "lzma": lambda: lzma.compress(data, format=lzma.FORMAT_RAW, filters=RAW_LZMA),
-        "zstd": lambda: zstandard.ZstdCompressor(level=22, write_content_size=False, write_checksum=False).compress(data),
-        "brotli": lambda: brotli.compress(data, quality=11, lgwin=24),
-    }
+    zstd = zstandard.ZstdCompressor(level=22, write_content_size=False, write_checksum=False)
+    codecs = {"lzma": lambda: lzma.compress(data, format=lzma.FORMAT_RAW, filters=RAW_LZMA)}
+    codecs |= {"zstd": lambda: zstd.compress(data), "brotli": lambda: brotli.compress(data, quality=11, lgwin=24)}
     with ThreadPoolExecutor(len(codecs)) as pool:
         packed = dict(zip(codecs, pool.map(lambda run: run(), codecs.values()), strict=True))
     return min(packed.items(), key=lambda item: len(item[1]))
@@ -1010,9 +1108,7 @@ def decompress(codec: str, data: bytes, size: int) -> bytes:
         elif codec == "zstd":
             out = zstandard.ZstdDecompressor().stream_reader(data).read(size + 1)
         elif codec == "brotli":
-            decoder, out, feed = brotli.Decompressor(), b"", data
-            while len(out) <= size and (part := decoder.process(feed, output_buffer_limit=size + 1 - len(out))):
-                out, feed = out + part, b""
+            out = brotli.Decompressor().process(data, output_buffer_limit=size + 1)
         else:
             raise ValueError(f"unknown codec {codec!r}")
     except (lzma.LZMAError, zstandard.ZstdError, brotli.error) as error:
@@ -1031,31 +1127,25 @@ def entropy_bytes(symbols: Tensor) -> float:
 
 def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, float]]:
     """The artifact's bytes, and each tensor's weight in them (zero-order entropy, bytes).
-
     Layout: magic, version u32, header length u32, payload length u64, JSON header, compressed payload, sha256 of all before it.
     Payload: every tensor's values (int symbols, or float byte planes) in header order, then all row scales."""
-    rules = partition(model, export_rules(cfg), "export rules")
-    tensors, values, scales, weight = [], [], [], {}
-    for rule, params in rules.items():
-        fmt = export_format(rule, cfg)
-        for name, p in params.items():
-            w = p.detach().float().cpu()
-            if not torch.isfinite(w).all():
-                raise UserError(f"export: expected finite weights, found NaN or infinity in {name}; the run has diverged, lower the learning rates")
-            tensors.append([name, list(w.shape), fmt])
-            if fmt in LEVELS:
-                symbols, scale = quantize_rows(w, LEVELS[fmt], coarsen)
-                values.append(symbols.numpy().tobytes())
-                scales.append(byte_planes(scale))
-                weight[name] = entropy_bytes(symbols) + 2 * len(scale)
-            else:
-                if fmt == "fp16" and float(w.abs().max()) > 65_504:
-                    raise UserError(f"export: expected {name} within fp16's range, found {float(w.abs().max()):.4g}; store it as fp32")
-                values.append(byte_planes(w.to(FLOAT_TYPES[fmt])))
-                weight[name] = sum(
-                    entropy_bytes(plane.view(torch.int8))
-                    for plane in torch.frombuffer(bytearray(values[-1]), dtype=torch.uint8).chunk(FLOAT_TYPES[fmt].itemsize)
-                )
+    tensors, values, scales, weight, parameters = [], [], [], {}, dict(model.named_parameters())
+    for name, fmt in export_formats(model, cfg).items():
+        w = parameters[name].detach().float().cpu()
+        if not torch.isfinite(w).all():
+            raise UserError(f"export: expected finite weights, found NaN or infinity in {name}; the run has diverged, lower the learning rates")
+        tensors.append([name, list(w.shape), fmt])
+        if fmt in LEVELS:
+            symbols, scale = quantize_rows(w, LEVELS[fmt], coarsen)
+            values.append(symbols.numpy().tobytes())
+            scales.append(byte_planes(scale))
+            weight[name] = entropy_bytes(symbols) + 2 * len(scale)
+        else:
+            if fmt == "fp16" and float(w.abs().max()) > 65_504:
+                raise UserError(f"export: expected {name} within fp16's range, found {float(w.abs().max()):.4g}; store it as fp32")
+            values.append(byte_planes(w.to(FLOAT_TYPES[fmt])))
+            planes = torch.frombuffer(bytearray(values[-1]), dtype=torch.int8).chunk(FLOAT_TYPES[fmt].itemsize)
+            weight[name] = sum(map(entropy_bytes, planes))
     codec, payload = compress(b"".join(values + scales))
     stored = {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS}
     header = json.dumps({"codec": codec, "config": stored, "tensors": tensors, "tokenizer_sha256": tokenizer_sha256}, separators=(",", ":")).encode()
@@ -1066,9 +1156,8 @@ def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -
 def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_bytes: int) -> bytes:
     """The artifact under the cap: with fit_cap, quantisation steps are widened just enough (entropy falls by log2 of the factor per weight)."""
     limit, coarsen = SIZE_CAP_BYTES - code_bytes, 1.0
-    quantised = sum(
-        p.numel() for rule, ps in partition(model, export_rules(cfg), "export rules").items() if export_format(rule, cfg) in LEVELS for p in ps.values()
-    )
+    formats, parameters = export_formats(model, cfg), dict(model.named_parameters())
+    quantised = sum(parameters[n].numel() for n, fmt in formats.items() if fmt in LEVELS)
     while True:
         data, weight = pack(model, cfg, tokenizer_sha256, coarsen)
         excess = len(data) - limit
@@ -1084,29 +1173,25 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_byt
         coarsen *= 2 ** (1.02 * 8 * excess / quantised + 0.002)
 
 
-def read_header(data: bytes, where: str) -> tuple[dict, memoryview]:
-    """Header and compressed payload of an artifact whose every byte is verified. Raises UserError."""
-    fixed = len(ARTIFACT_MAGIC) + 16
-    if len(data) < fixed + 32 or data[: len(ARTIFACT_MAGIC)] != ARTIFACT_MAGIC:
+def read_header(data: bytes, where: str) -> tuple[bytes, memoryview]:
+    """JSON header and compressed payload of an artifact whose every byte is verified. Raises UserError."""
+    start = len(ARTIFACT_MAGIC) + 16
+    if len(data) < start + 32 or data[: len(ARTIFACT_MAGIC)] != ARTIFACT_MAGIC:
         raise UserError(f"{where}: expected an artifact that starts with {ARTIFACT_MAGIC!r}, found {bytes(data[:8])!r} in {len(data)} bytes; export it again")
     version, header_bytes, payload_bytes = struct.unpack_from("<IIQ", data, len(ARTIFACT_MAGIC))
+    size = start + header_bytes + payload_bytes + 32
     if version != ARTIFACT_VERSION:
         raise UserError(f"{where}: expected artifact version {ARTIFACT_VERSION}, found {version}; use the train_gpt.py that wrote it")
-    if len(data) != fixed + header_bytes + payload_bytes + 32:
-        raise UserError(f"{where}: expected {fixed + header_bytes + payload_bytes + 32:,} bytes, found {len(data):,}; the file is cut or padded, copy it again")
-    if hashlib.sha256(data[:-32]).digest() != data[-32:]:
-        raise UserError(f"{where}: expected content that matches its own sha256, found other bytes; the file is damaged, copy it again")
-    try:
-        header = json.loads(data[fixed : fixed + header_bytes])
-    except ValueError:
-        raise UserError(f"{where}: expected a JSON header, found something else; export it again") from None
-    return header, memoryview(data)[fixed + header_bytes : -32]
+    if len(data) != size or hashlib.sha256(data[:-32]).digest() != data[-32:]:
+        raise UserError(f"{where}: expected {size:,} bytes that match their own sha256, found {len(data):,} that do not; copy the file again")
+    return data[start : start + header_bytes], memoryview(data)[start + header_bytes : -32]
 
 
 def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
     """Model (float32, CPU), its config and the tokenizer's sha256. Nothing in the file is executed or unpickled. Raises UserError."""
     header, payload = read_header(data, where)
     try:
+        header = json.loads(header)
         stored = header["config"]
         types = {f.name: type(f.default) for f in fields(Config)}
         if set(stored) != set(MODEL_FIELDS + SCORING_FIELDS) or any(type(v) is not types[k] for k, v in stored.items()):
@@ -1138,45 +1223,13 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
 
 def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
     try:
-        data = path.read_bytes()
+        model, cfg, tokenizer_sha256 = unpack(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path}: expected an artifact, found {error.strerror}; train one first") from None
-    model, cfg, tokenizer_sha256 = unpack(data, str(path))
     return model.to(rt.device), cfg, tokenizer_sha256
 
 
 # --- 11. Training loop ---
-
-
-@dataclass
-class StepClock:
-    """Seconds of training so far. On CUDA it waits for the step before last, so host time never runs ahead of the GPU by more than two steps."""
-
-    rt: Runtime
-    elapsed: float = 0.0
-    started: float | None = None
-    events: list[torch.cuda.Event] = field(default_factory=list)
-
-    def resume(self) -> None:
-        if self.rt.device.type == "cuda":
-            torch.cuda.synchronize(self.rt.device)
-        self.started = time.perf_counter()
-
-    def pause(self) -> None:
-        if self.rt.device.type == "cuda":
-            torch.cuda.synchronize(self.rt.device)
-        self.elapsed = self.read()
-        self.started = None
-
-    def tick(self) -> None:
-        if self.rt.device.type == "cuda":
-            self.events.append(torch.cuda.Event())
-            self.events[-1].record()
-            if len(self.events) > 2:
-                self.events.pop(0).synchronize()
-
-    def read(self) -> float:
-        return self.elapsed + (0.0 if self.started is None else time.perf_counter() - self.started)
 
 
 def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple[Tensor, Tensor]], rt: Runtime) -> Tensor:
@@ -1219,20 +1272,18 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     started = time.perf_counter()
     warm_up(model, compute, optimizers, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
-    clock = StepClock(rt)
-    clock.resume()
-    step, loss = 0, torch.zeros((), device=rt.device)
+    step, loss, started = 0, torch.zeros((), device=rt.device), rt.clock()
     try:
         while True:
-            elapsed = rt.agree(clock.read())
+            elapsed = rt.agree(time.perf_counter() - started)
             lr_scale = learning_rate_scale(step, elapsed, cfg)
             done = step == cfg.iterations or (cfg.train_seconds > 0 and elapsed >= cfg.train_seconds)
             if step and (done or step <= 10 or step % cfg.log_every == 0):
                 log_step(step, loss, lr_scale, elapsed, cfg, rt)
             if cfg.val_every and (done or step % cfg.val_every == 0):
-                clock.pause()
-                log_validation(model, dataset, step, clock.elapsed, cfg, rt)
-                clock.resume()
+                pause = rt.clock()
+                log_validation(model, dataset, step, pause - started, cfg, rt)
+                started += rt.clock() - pause  # validation is not training time
             if done:
                 break
             quantize_matrices(model, lr_scale < cfg.qat_lr_scale)
@@ -1240,14 +1291,14 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
             optimizers.step(step, lr_scale)
             step += 1
             average.update(snapshot=cfg.swa_every > 0 and lr_scale < cfg.swa_lr_scale and step % cfg.swa_every == 0)
-            clock.tick()
+            rt.pace()
     finally:
-        loader.close()
-    clock.pause()
+        loader.pool.shutdown(wait=True, cancel_futures=True)
+    seconds = rt.clock() - started
     quantize_matrices(model, False)
     rt.log(f"averaging ema_decay:{cfg.ema_decay} swa_snapshots:{average.swa_count}")
     average.copy_to_model()
-    return step, clock.elapsed
+    return step, seconds
 
 
 def log_step(step: int, loss: Tensor, lr_scale: float, elapsed: float, cfg: Config, rt: Runtime) -> None:
@@ -1262,13 +1313,9 @@ def log_step(step: int, loss: Tensor, lr_scale: float, elapsed: float, cfg: Conf
 
 def log_validation(model: GPT, dataset: Dataset, step: int, elapsed: float, cfg: Config, rt: Runtime) -> None:
     """Non-overlapping windows of the current weights: cheaper and a little worse than the final sliding score."""
-    blocks = dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len)
-    stream = dataset.val.read(0, len(dataset.val))
-    nats = score_streams(model, [stream], blocks, rt)[0].nll.sum().item()
-    rt.log(
-        f"step:{step}/{cfg.iterations} val_loss:{nats / (len(stream) - 1):.4f} "
-        f"val_bpb:{bits_per_byte(nats, dataset.val_bytes):.4f} train_time:{1000 * elapsed:.0f}ms"
-    )
+    nll = score_streams(model, [dataset.val.read(0, len(dataset.val))], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
+    loss, bpb = nll.mean().item(), nll.sum().item() / math.log(2) / dataset.val_bytes
+    rt.log(f"step:{step}/{cfg.iterations} val_loss:{loss:.4f} val_bpb:{bpb:.4f} train_time:{1000 * elapsed:.0f}ms")
 
 
 # --- 12. Commands ---
@@ -1278,20 +1325,14 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     """parse -> train -> average -> export -> reload the artifact from disk -> score -> result line."""
     cfg, config_lines = parse_config(argv, dict(os.environ))
     out, source = Path(cfg.out), Path(__file__).read_bytes()
-    code_sha256 = hashlib.sha256(source).hexdigest()
-    error = None
-    if rt.is_main:
-        try:
-            if (out / "train.log").exists():
-                os.replace(out / "train.log", out / "train.log.previous")
-            write_atomically(out / "train.log", b"log_format:1\n")
-        except (OSError, UserError) as caught:
-            error = caught if isinstance(caught, UserError) else UserError(f"{out}: expected a writable folder, found {caught.strerror}; choose another --out")
-    rt.raise_together(error)
-    rt.log_path = out / "train.log"
+    code_sha256, rt.log_path = hashlib.sha256(source).hexdigest(), out / "train.log"
+    with rt.together():
+        if rt.rank == 0:
+            if rt.log_path.is_file():
+                write_atomically(out / "train.log.previous", rt.log_path.read_bytes())
+            write_atomically(rt.log_path, b"log_format:1\n")
     rt.log(f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} =====\n{source.decode()}\n===== end source =====", echo=False)
-    for line in describe_environment(rt) + config_lines:
-        rt.log(line)
+    rt.log("\n".join(describe_environment(rt) + config_lines))
     dataset = open_dataset(Path(cfg.data_dir), cfg, rt)
     rt.log(dataset.log_line)
     torch.manual_seed(cfg.seed)
@@ -1300,26 +1341,23 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     steps, train_seconds = train(model, dataset, cfg, rt)
     if rt.device.type == "cuda":
         rt.log(f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}")
-    path, started, error = out / "artifact.bin", time.perf_counter(), None
-    if rt.is_main:
-        try:
+    path, started = out / "artifact.bin", time.perf_counter()
+    with rt.together():
+        if rt.rank == 0:
             data = export(model, cfg, dataset.tokenizer_sha256, rt, len(source))
             write_atomically(path, data)
             export_time = time.perf_counter() - started
             rt.log(f"artifact file:{path.name} bytes:{len(data)} sha256:{hashlib.sha256(data).hexdigest()} export_time:{export_time:.1f}s")
-        except UserError as caught:
-            error = caught
-    rt.raise_together(error)
     stream, started = dataset.val.read(0, len(dataset.val)), time.perf_counter()
     scores = score_streams(load_artifact(path, rt)[0], [stream], cfg, rt)[0]
-    if not rt.is_main:
+    if rt.rank != 0:
         return
     targets, num_bytes, neural = len(scores.nll), dataset.val_bytes, scores.nll.sum().item()
     eval_time = time.perf_counter() - started
-    rt.log(f"neural val_loss:{neural / targets:.8f} val_bpb:{bits_per_byte(neural, num_bytes):.8f} eval_time:{eval_time:.1f}s")
+    rt.log(f"neural val_loss:{neural / targets:.8f} val_bpb:{neural / math.log(2) / num_bytes:.8f} eval_time:{eval_time:.1f}s")
     nats, artifact_bytes = final_scores(scores, stream, cfg)[0].sum().item(), path.stat().st_size
     rt.log(
-        f"result val_loss:{nats / targets:.8f} val_bpb:{bits_per_byte(nats, num_bytes):.8f} nats:{nats:.6f} scored_tokens:{targets} "
+        f"result val_loss:{nats / targets:.8f} val_bpb:{nats / math.log(2) / num_bytes:.8f} nats:{nats:.6f} scored_tokens:{targets} "
         f"scored_bytes:{num_bytes} steps:{steps} train_s:{train_seconds:.1f} eval_s:{time.perf_counter() - started:.1f} "
         f"artifact_bytes:{artifact_bytes} code_bytes:{len(source)} bytes_total:{artifact_bytes + len(source)} code_sha256:{code_sha256} seed:{cfg.seed}"
     )
@@ -1329,24 +1367,6 @@ def save_array(path: Path, array: np.ndarray) -> None:
     buffer = io.BytesIO()
     np.save(buffer, array, allow_pickle=False)
     write_atomically(path, buffer.getvalue())
-
-
-def read_probes(path: Path | None, streams: dict[str, np.ndarray]) -> dict[str, list[int]]:
-    """{"stem": [positions]} from a JSON file. Raises UserError for an unknown stem or a position outside the stream."""
-    if path is None:
-        return {}
-    try:
-        probes = json.loads(path.read_bytes())
-        if not isinstance(probes, dict):
-            raise ValueError("no object at the top")
-    except (OSError, ValueError) as error:
-        raise UserError(f'{path}: expected JSON like {{"stream": [0, 5]}}, found {error}; correct the file') from None
-    for stem, positions in probes.items():
-        if stem not in streams:
-            raise UserError(f"{path}: expected stems among {sorted(streams)}, found {stem!r}; name a file given to --tokens without its .bin")
-        if not isinstance(positions, list) or not all(type(i) is int and 0 <= i < len(streams[stem]) for i in positions):
-            raise UserError(f"{path}: expected positions 0..{len(streams[stem]) - 1} for {stem!r}, found others; correct them")
-    return probes
 
 
 def command_score(argv: Sequence[str], rt: Runtime) -> None:
@@ -1361,9 +1381,17 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
     streams = {path.name.removesuffix(".bin"): np.asarray(open_shard(path, cfg.vocab_size)) for path in args.tokens}
     if len(streams) != len(args.tokens):
         raise UserError(f"--tokens: expected distinct file names, found {[p.name for p in args.tokens]}; rename one")
-    probes = read_probes(args.probes, streams)
+    try:
+        probes = dict(json.loads(args.probes.read_bytes())) if args.probes else {}
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(f'{args.probes}: expected JSON like {{"stream": [0, 5]}}, found {error}; correct the file') from None
+    for stem, positions in probes.items():
+        if stem not in streams:
+            raise UserError(f"{args.probes}: expected stems among {sorted(streams)}, found {stem!r}; name a file given to --tokens without its .bin")
+        if not isinstance(positions, list) or not all(type(i) is int and 0 <= i < len(streams[stem]) for i in positions):
+            raise UserError(f"{args.probes}: expected positions 0..{len(streams[stem]) - 1} for {stem!r}, found others; correct them")
     scores = score_streams(model, list(streams.values()), cfg, rt, [probes.get(stem, []) for stem in streams])
-    for (stem, stream), result in zip(streams.items(), scores, strict=True) if rt.is_main else ():
+    for (stem, stream), result in zip(streams.items(), scores, strict=True) if rt.rank == 0 else ():
         nll, distributions = final_scores(result, stream, cfg)
         save_array(args.out / f"{stem}.nll.npy", nll.cpu().numpy())
         if stem in probes:
@@ -1372,72 +1400,57 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
         print(f"scored {stem}: {len(nll):,} targets, {nll.sum().item():.6f} nats", flush=True)
 
 
+TABLE_GROUPS = {  # first match wins
+    "^embed": "embedding (tied head)", "^bigram": "bigram table, projection", "^smear": "SmearGate", "^enrich": "pre-enrichment", "^skips": "skip weights",
+    "attention.*weight": "attention", "(fc|proj).weight": "MLP", "": "block gains and mixes",
+}  # fmt: skip
+
+
 def command_params(argv: Sequence[str], rt: Runtime) -> None:
     """Parameters by group and their bytes after export, for an artifact or for a config's initial weights."""
     if "--artifact" in argv:
         parser = argparse.ArgumentParser(prog="train_gpt.py params", description=command_params.__doc__, allow_abbrev=False)
         parser.add_argument("--artifact", type=Path, required=True)
-        path = parser.parse_args(argv).artifact
-        model, cfg, _ = load_artifact(path, rt)
-        formats = {name: fmt for name, _, fmt in read_header(path.read_bytes(), str(path))[0]["tensors"]}
-        title = str(path)
+        title = parser.parse_args(argv).artifact
+        model, cfg, _ = load_artifact(title, rt)
+        formats = {name: fmt for name, _, fmt in json.loads(read_header(title.read_bytes(), str(title))[0])["tensors"]}
     else:
-        cfg, _ = parse_config(argv, dict(os.environ))
-        torch.manual_seed(cfg.seed)
-        model, title = GPT(cfg), "initial weights (zero-initialised projections compress to nothing)"
-        formats = {n: export_format(rule, cfg) for rule, ps in partition(model, export_rules(cfg), "export rules").items() for n in ps}
+        cfg, title = parse_config(argv, dict(os.environ))[0], "initial weights (zero-initialised projections compress to nothing)"
+        model = GPT(cfg)
+        formats = export_formats(model, cfg)
+    parameters, weights = dict(model.named_parameters()), pack(model, cfg, "")[1]
     groups: dict[str, list[str]] = {}
-    for name, _ in model.named_parameters():
-        part = name.split(".", 2)[-1] if name.startswith("blocks.") else name
-        group = {"embed": "embedding (tied head)", "bigram": "bigram table", "bigram_proj.weight": "bigram projection", "smear": "SmearGate"}.get(part)
-        group = group or ("pre-enrichment" if part.startswith("enrich") else "skip weights" if part == "skips" else None)
-        group = group or (
-            "attention"
-            if part.startswith("attention.") and part.endswith("weight")
-            else "MLP"
-            if part in ("fc.weight", "proj.weight")
-            else "block gains and mixes"
-        )
-        groups.setdefault(group, []).append(name)
-    parameters = dict(model.named_parameters())
+    for name in parameters:
+        groups.setdefault(next(group for key, group in TABLE_GROUPS.items() if re.search(key, name)), []).append(name)
     total = sum(p.numel() for p in parameters.values())
-    weights = pack(model, cfg, "")[1]
     print(f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}")
-    sums = [0, 0, 0.0]
-    for group, names in groups.items():
-        count = sum(parameters[n].numel() for n in names)
+    for group, names in [*groups.items(), ("total", list(parameters))]:
+        count, entropy = sum(parameters[n].numel() for n in names), sum(weights[n] for n in names)
         stored = sum(sum(stored_sizes(formats[n], parameters[n].shape)) for n in names)
-        entropy = sum(weights[n] for n in names)
-        kinds = "/".join(sorted({formats[n] for n in names}))
+        kinds = "" if group == "total" else "/".join(sorted({formats[n] for n in names}))
         print(f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{stored:>14,}{entropy:>15,.0f}")
-        sums = [sums[0] + count, sums[1] + stored, sums[2] + entropy]
-    print(f"{'total':<24}{len(parameters):>8}{sums[0]:>14,}{1:>8.1%}  {'':<12}{sums[1]:>14,}{sums[2]:>15,.0f}")
 
 
 def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
     """One token id. temperature 0 is greedy; top_k 0 and top_p 1 keep all; top_p keeps the smallest set with that mass (Holtzman et al. 2020)."""
     if temperature == 0:
         return int(logits_V.argmax())
-    p = torch.softmax(logits_V.double() / temperature, dim=-1)
-    sorted_p, order = p.sort(descending=True, stable=True)
-    keep = sorted_p.cumsum(0) - sorted_p < top_p
-    if top_k > 0:
-        keep &= torch.arange(len(p), device=p.device) < top_k
-    return int(order[torch.multinomial((sorted_p * keep).cpu(), 1, generator=generator).item()])
+    p, order = torch.softmax(logits_V.double() / temperature, dim=-1).sort(descending=True, stable=True)
+    p = p * (p.cumsum(0) - p < top_p)
+    return int(order[torch.multinomial(p[: top_k or None].cpu(), 1, generator=generator).item()])
 
 
 @torch.inference_mode()
 def generate(model: GPT, prompt: list[int], max_new: int, context: int, pick: Callable[[Tensor], int]) -> Iterable[int]:
     """Yields max_new token ids. Keys and values are cached; when the context is full, its later half is read again as a fresh window."""
-    tokens, cache, fresh = list(prompt), Cache(), list(prompt)[-context:]
+    tokens, cache, fresh = list(prompt), Cache(), prompt[-context:]
     for _ in range(max_new):
         if cache.length + len(fresh) > context:
             cache, fresh = Cache(), tokens[-max(1, context // 2) :]
         hidden, _ = model.hidden(torch.tensor([fresh], device=model.embed.device), cache)
-        token = pick(model.logits(hidden[0, -1]).float())
-        tokens.append(token)
-        fresh = [token]
-        yield token
+        fresh = [pick(model.logits(hidden[0, -1]).float())]
+        tokens += fresh
+        yield fresh[0]
 
 
 def command_generate(argv: Sequence[str], rt: Runtime) -> None:
@@ -1452,34 +1465,22 @@ def command_generate(argv: Sequence[str], rt: Runtime) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1337)
     args = parser.parse_args(argv)
-    if args.temperature < 0 or args.top_k < 0 or not 0 < args.top_p <= 1 or args.max_new_tokens < 0:
+    if min(args.temperature, args.top_k, args.max_new_tokens) < 0 or not 0 < args.top_p <= 1:
         raise UserError("generate: expected temperature >= 0, top-k >= 0, 0 < top-p <= 1, max-new-tokens >= 0; change these flags")
-    import sentencepiece
+    from sentencepiece import SentencePieceProcessor
 
     model, cfg, tokenizer_sha256 = load_artifact(args.artifact, rt)
-    if args.tokenizer is None:
-        candidates = sorted((Path(__file__).parent / "data" / "tokenizers").glob("*.model"))
-        args.tokenizer = next((c for c in candidates if sha256_file(c) == tokenizer_sha256), None)
-    if args.tokenizer is None or not args.tokenizer.is_file() or sha256_file(args.tokenizer) != tokenizer_sha256:
+    candidates = [args.tokenizer] if args.tokenizer else sorted((Path(__file__).parent / "data" / "tokenizers").glob("*.model"))
+    path = next((c for c in candidates if c.is_file() and sha256_file(c) == tokenizer_sha256), None)
+    if path is None:
         raise UserError(f"{args.tokenizer or 'data/tokenizers'}: expected the tokenizer with sha256 {tokenizer_sha256}, found none; pass --tokenizer FILE")
-    sp = sentencepiece.SentencePieceProcessor(model_file=str(args.tokenizer))
-    generator = torch.Generator().manual_seed(args.seed)
+    sp, generator = SentencePieceProcessor(model_file=str(path)), torch.Generator().manual_seed(args.seed)
     prompt = [BOS_ID, *sp.encode(args.prompt)]
-    pick = lambda logits: sample(logits, args.temperature, args.top_k, args.top_p, generator)  # noqa: E731
-    new = []
-    for token in generate(model, prompt, args.max_new_tokens, cfg.eval_seq_len, pick):
-        if token == BOS_ID:  # the model has begun another document
-            break
-        new.append(token)
-    print(sp.decode(prompt[1:] + new))
+    new = generate(model, prompt, args.max_new_tokens, cfg.eval_seq_len, lambda z: sample(z, args.temperature, args.top_k, args.top_p, generator))
+    print(sp.decode(prompt[1:] + list(itertools.takewhile(lambda token: token != BOS_ID, new))))  # a BOS begins another document
 
 
-COMMANDS: dict[str, Callable[[Sequence[str], Runtime], None]] = {
-    "train": command_train,
-    "score": command_score,
-    "params": command_params,
-    "generate": command_generate,
-}
+COMMANDS = {"train": command_train, "score": command_score, "params": command_params, "generate": command_generate}
 
 
 def main(argv: Sequence[str]) -> int:

@@ -54,7 +54,7 @@ DAMAGE = {
     "other vocabulary": (lambda d: edit_manifest(d, lambda m: m["tokenizer"].update(vocab_size=512)), r"expected vocabulary 260, found 512"),
     "missing tokenizer": (
         lambda d: edit_manifest(d, lambda m: m["tokenizer"].update(kind="sentencepiece", file="t.model")),
-        r"tokenizers/t.model: expected the tokenizer that the manifest names",
+        r"tokenizers/t.model: expected the manifest's tokenizer, sha256 0000\w+, found no file",
     ),
     "wrong byte count": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(source_bytes=5)), r"expected 5 validation bytes, found"),
     "no validation": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(files=[])), r"expected at least one val shard, found none"),
@@ -74,7 +74,7 @@ def test_damaged_data_is_refused(copy, tmp_path, name):
 def test_a_tokenizer_of_other_bytes_is_refused(copy):
     (copy / "t.model").write_bytes(b"another tokenizer")
     edit_manifest(copy, lambda m: m["tokenizer"].update(kind="sentencepiece", file="t.model"))
-    with pytest.raises(tg.UserError, match=r"t.model: expected tokenizer sha256 0000\w+, found \w+"):
+    with pytest.raises(tg.UserError, match=r"t.model: expected the manifest's tokenizer, sha256 0000\w+, found \w{64};"):
         tg.open_dataset(copy, tg.parse_config(flags(), {})[0], tg.Runtime())
 
 
