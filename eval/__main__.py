@@ -12,9 +12,10 @@ COMMANDS = ("score", "audit", "compare", "check", "pack", "board", "pr")
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m eval", description="Independent scoring, audit, statistics, packaging and board.", allow_abbrev=False)
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}")
-    for name in COMMANDS:
+    arguments = sys.argv[1:] if argv is None else argv
+    for name in arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS:  # plotting and statistics load only where they are used
         importlib.import_module(f"eval.{name}").register(subparsers)
-    args = parser.parse_args(argv)
+    args = parser.parse_args(arguments)
     try:
         return args.run(args)
     except UserError as error:
