@@ -10,6 +10,7 @@ Where c was never seen, p_n = p_{n-1}. The rows sum to one exactly, so log2 g of
 
 A context never reaches across BOS. An n-gram is one int64, so the order is limited to 62 bits / bits per token: 6 for V = 1024, 4 for 8192."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,17 +79,24 @@ class KneserNey:
         at = np.minimum(np.searchsorted(level.contexts, keys), len(level.contexts) - 1)
         return at, level.contexts[at] == keys
 
-    def probabilities(self, contexts: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
-        """p of each target. `contexts[n-2]` holds the int64 keys of the last n-1 tokens, -1 where they would reach across BOS."""
+    def _climb(self, contexts: list[np.ndarray], targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(p_n of each target, whether the order-n context was seen) for n = 1, 2, ... `contexts[n-2]` holds the int64 keys of the last
+        n-1 tokens, -1 where they would reach across BOS."""
         p = self.bottom[targets]
+        yield p, np.ones(len(targets), bool)
         for n in range(2, self.order + 1):
             level, keys = self.levels[n - 2], contexts[n - 2]
             at, seen = self._context(level, keys)
             grams = (keys << self.bits) | targets
             place = np.minimum(np.searchsorted(level.grams, grams), max(len(level.grams) - 1, 0))
-            found = seen & (level.grams[place] == grams)
-            count = np.where(found, level.discounted[place], 0.0)
-            p = np.where(seen, count / level.total[at] + level.back[at] * p, p)
+            found = seen & (level.grams[place] == grams) if len(level.grams) else seen
+            count = np.where(found, level.discounted[place], 0.0) if len(level.grams) else np.zeros(len(targets))
+            p = np.where(seen, count / level.total[at] + level.back[at] * p, p) if len(level.total) else p
+            yield p, seen
+
+    def probabilities(self, contexts: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
+        """p of each target at the highest order."""
+        *_, (p, _) = self._climb(contexts, targets)
         return p
 
     def log2(self, stream: np.ndarray) -> np.ndarray:
@@ -102,6 +110,14 @@ class KneserNey:
             here = inside[start : start + step]
             out[here] = np.log2(self.probabilities([c[here] for c in contexts], stream[1:][here]))
         return out
+
+    def features(self, stream: np.ndarray) -> np.ndarray:
+        """float64 [N-1, 2 * order]: bits of each target under every order, whether each context above order 1 was seen, and a 1. Where the
+        target is BOS the row means nothing."""
+        stream = np.asarray(stream, np.int64)
+        targets = np.where(stream[1:] == BOS, 0, stream[1:])
+        rows = list(self._climb(context_keys(stream[:-1], self.order - 1, self.bits), targets))
+        return np.stack([*(-np.log2(p) for p, _ in rows), *(seen.astype(float) for _, seen in rows[1:]), np.ones(len(targets))], 1)
 
     def sample(self, rng: np.random.Generator, prefixes: list[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
         """Continue each prefix by `lengths[k]` tokens drawn from p; all continuations grow side by side.

@@ -3,8 +3,8 @@
 Names of streams are random, their order is shuffled and every run has the same command line, environment and limits, so that a
 scorer cannot tell an audit from the scoring of the record by anything but the tokens and probes that the contract needs."""
 
+import io
 import json
-import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,9 +60,9 @@ class RunRecord:
 class Scorer:
     """One artifact under one script. Every call of `score` is one run in a fresh sandbox."""
 
-    def __init__(self, code: Path, artifact: Path, vocab_size: int, rules: Rules, work: Path, mechanism: str, rng: np.random.Generator):
+    def __init__(self, code: Path, artifact: Path, vocab_size: int, rules: Rules, mechanism: str, rng: np.random.Generator):
         self.code, self.artifact, self.vocab_size, self.rules = code, artifact, vocab_size, rules
-        self.work, self.mechanism, self.rng = work, mechanism, rng
+        self.mechanism, self.rng = mechanism, rng
         self.nproc = 1
         self.binds: dict[str, Path] = {}
         self.emptied: list[str] = []
@@ -89,17 +89,15 @@ class Scorer:
             inputs["probes.json"] = json.dumps(wanted).encode()
             argv += ["--probes", "{in}/probes.json"]
         job = Job({CODE_FILE: self.code}, inputs, argv, collect, self._limits(streams), self.binds, self.emptied)
-        try:
-            outcome = sandbox.run(job, self.work, self.mechanism)
-            self.outcomes.append(outcome)
-            tokens = sum(len(s.tokens) for s in streams)
-            probes = sum(len(p) for p in wanted.values())
-            self.runs.append(RunRecord(label, len(streams), tokens, probes, outcome.seconds, outcome.cpu_seconds, outcome.peak_memory))
-            if not outcome.ok:
-                raise RunFailed(label, outcome)
-            return [self._read(outcome, name, stream) for name, stream in zip(names, streams, strict=True)]
-        finally:
-            shutil.rmtree(self.work / "out", ignore_errors=True)
+        outcome = sandbox.run(job, self.mechanism)
+        self.outcomes.append(outcome)
+        tokens, probes = sum(len(s.tokens) for s in streams), sum(len(p) for p in wanted.values())
+        self.runs.append(RunRecord(label, len(streams), tokens, probes, outcome.seconds, outcome.cpu_seconds, outcome.peak_memory))
+        if not outcome.ok:
+            raise RunFailed(label, outcome)
+        scored = [self._read(outcome, name, stream) for name, stream in zip(names, streams, strict=True)]
+        outcome.files.clear()
+        return scored
 
     def _launcher(self) -> list[str]:
         if self.nproc == 1:
@@ -125,13 +123,13 @@ class Scorer:
 
     def _array(self, outcome: Outcome, name: str, shape: tuple[int, ...], problems: list[str], zero_probability: bool = False) -> np.ndarray | None:
         what = "nll" if len(shape) == 1 else "probe"
-        path = outcome.files.get(name)
-        if path is None:
+        raw = outcome.files.get(name)
+        if raw is None:
             complaint = next((p for p in outcome.problems if name in p), None)
             problems.append(complaint.replace(name, f"{what} file") if complaint else f"no {what} file was written")
             return None
         try:
-            array = np.load(path, allow_pickle=False)
+            array = np.load(io.BytesIO(raw), allow_pickle=False)
         except (ValueError, OSError, EOFError) as error:
             problems.append(f"the {what} file is no plain array: {str(error)[:120]}")
             return None

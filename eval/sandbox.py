@@ -13,7 +13,6 @@ What they do not give: a wall against a kernel exploit, and equal speed on a bus
 import functools
 import json
 import os
-import secrets
 import selectors
 import shutil
 import signal
@@ -96,7 +95,7 @@ class Outcome:
     stdout: str = ""
     stderr: str = ""
     printed: int = 0
-    files: dict[str, Path] = field(default_factory=dict)
+    files: dict[str, bytes] = field(default_factory=dict)
     listing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seen: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in EVENT_KINDS})
@@ -144,11 +143,10 @@ def unavailable(mechanism: str) -> str | None:
         if "--size" not in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout:
             return "this bwrap has no --size (needs 0.7)"
     job = Job({}, {}, ["-I", "-S", "-c", "print('alive')"], limits=Limits(wall_seconds=20, memory_bytes=GIB))
-    with tempfile.TemporaryDirectory(prefix="referee-") as folder:
-        try:
-            outcome = run(job, Path(folder), mechanism)
-        except SandboxError as error:
-            return str(error)
+    try:
+        outcome = run(job, mechanism)
+    except SandboxError as error:
+        return str(error)
     return None if outcome.ok and outcome.stdout.strip() == "alive" else outcome.why()
 
 
@@ -159,18 +157,26 @@ class SandboxError(Exception):
 # --- Running ---
 
 
-def run(job: Job, work: Path, mechanism: str) -> Outcome:
-    """Run `job`; outputs named in `job.collect` land in `work/out`. Returns when no process of it is left.
-
-    Raises SandboxError when the sandbox could not be built."""
-    stage = Path(tempfile.mkdtemp(prefix="stage-", dir=work))
+def run(job: Job, mechanism: str) -> Outcome:
+    """Run `job`; returns when no process of it is left. Raises SandboxError when the sandbox could not be built."""
+    stage = Path(tempfile.mkdtemp(prefix="referee-", dir=_fast_folder(job)))
     try:
-        return _run(job, stage, work / "out", mechanism)
+        return _run(job, stage, mechanism)
     finally:
         shutil.rmtree(stage, ignore_errors=True)
 
 
-def _run(job: Job, stage: Path, out: Path, mechanism: str) -> Outcome:
+def _fast_folder(job: Job) -> str | None:
+    """Memory for the stage where there is plenty: an audit writes a thousand small files, at a millisecond each on a disk."""
+    needed = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in (*job.code.values(), *job.inputs.values()))
+    try:
+        held = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return "/dev/shm" if held.f_bavail * held.f_frsize > 4 * needed + GIB and os.access("/dev/shm", os.W_OK) else None
+
+
+def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
     place = _stage(job, stage, mechanism)
     config = _config(job, stage, place, mechanism)
     result_read, result_write = os.pipe()
@@ -198,7 +204,7 @@ def _run(job: Job, stage: Path, out: Path, mechanism: str) -> Outcome:
     alarm.daemon = True
     alarm.start()
     try:
-        header = _receive(result_read, out)
+        header, files = _receive(result_read)
         reins.wait()
     except BaseException:
         reins.kill("interrupted")
@@ -209,7 +215,7 @@ def _run(job: Job, stage: Path, out: Path, mechanism: str) -> Outcome:
         os.close(result_read)
     seconds = time.monotonic() - started
     printed.join()
-    return _outcome(header, seconds, printed, reins, out, mechanism)
+    return _outcome(header, files, seconds, printed, reins, mechanism)
 
 
 class _Reins:
@@ -276,42 +282,31 @@ class _Printed:
         return self.tails[name].decode(errors="replace")
 
 
-def _receive(fd: int, out: Path) -> dict:
-    """Read the supervisor's report and the collected files; {} when it ended without one."""
+def _receive(fd: int) -> tuple[dict, dict[str, bytes]]:
+    """The supervisor's report and the collected files; both empty when it ended without one."""
     with os.fdopen(os.dup(fd), "rb") as pipe:
         length = pipe.read(8)
-        if len(length) < 8:
-            return {}
-        text = pipe.read(struct.unpack("<Q", length)[0])
+        text = pipe.read(struct.unpack("<Q", length)[0]) if len(length) == 8 else b""
         try:
             header = json.loads(text)
         except ValueError:
-            return {}
+            return {}, {}
         if "error" in header:
             raise SandboxError(header["error"])
-        out.mkdir(parents=True, exist_ok=True)
-        for name, size in header["files"]:
-            temporary = out / f".{secrets.token_hex(8)}.tmp"
-            with open(temporary, "wb") as file:
-                while size:
-                    chunk = pipe.read(min(size, 1 << 20))
-                    if not chunk:
-                        temporary.unlink()
-                        return {}
-                    file.write(chunk)
-                    size -= len(chunk)
-            os.replace(temporary, out / name)
-        return header
+        files = {name: pipe.read(size) for name, size in header["files"]}
+        if any(len(files[name]) != size for name, size in header["files"]):
+            return {}, {}
+        return header, files
 
 
-def _outcome(header: dict, seconds: float, printed: _Printed, reins: _Reins, out: Path, mechanism: str) -> Outcome:
+def _outcome(header: dict, files: dict[str, bytes], seconds: float, printed: _Printed, reins: _Reins, mechanism: str) -> Outcome:
     if not header and reins.reason is None:
         raise SandboxError(f"the supervisor ended without a report: {printed.text('stderr').strip()[-500:] or 'no message'}")
     outcome = Outcome(mechanism, header.get("returncode", -signal.SIGKILL), seconds, reins.reason or header.get("killed"))
     outcome.cpu_seconds, outcome.peak_memory = header.get("cpu_seconds"), header.get("peak_memory", 0)
     outcome.stdout, outcome.stderr, outcome.printed = printed.text("stdout"), printed.text("stderr"), printed.total
     outcome.listing, outcome.problems = header.get("listing", []), list(header.get("problems", []))
-    outcome.files = {name: out / name for name, _ in header.get("files", [])}
+    outcome.files = files
     for text, _ in header.get("events", []):
         kind, _, what = text.partition(" ")
         if kind in outcome.seen:
@@ -354,15 +349,28 @@ def _stage(job: Job, stage: Path, mechanism: str) -> dict[str, str]:
         place = {name: str(stage / name) for name in ("code", "in", "out", "tmp", "referee", "channel")}
     else:
         place = {"code": "/code", "in": "/in", "out": "/out", "tmp": "/tmp", "referee": "/referee", "channel": "/channel"}
-    system = [p + "/" for p in (*SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys")]
-    (referee / "environment").write_text("\n".join(sorted({p + "/" for p in environment_prefixes() if p != "/usr"} | {_stdlib() + "/"})))
-    writable = [place[name] + "/" for name in ("out", "tmp")] + ["/dev/"]
-    readable = [p + "/" for p in (*place.values(), *environment_prefixes())]
-    (referee / "allowed").write_text("\n".join([*writable, *readable, *system]))
-    (referee / "events").write_text(place["channel"] + "/events")
+    (referee / "hook.json").write_text(json.dumps(_hook_facts(job, place)))
     for path in referee.iterdir():
         path.chmod(0o644)
     return place
+
+
+def _hook_facts(job: Job, place: dict[str, str]) -> dict[str, object]:
+    """What the audit hook compares with; folders end in a slash. `hidden` are top-level names that are installed and not shown."""
+    prefixes = [p + "/" for p in environment_prefixes()]
+    emptied = [p + "/" for p in job.emptied]
+    hidden = {name.split(".")[0] for folder in job.emptied for name in os.listdir(folder) if f"{folder}/{name}" not in job.binds}
+    return {
+        "code": place["code"] + "/",
+        "events": place["channel"] + "/events",
+        "writable": [place["out"] + "/", place["tmp"] + "/", "/dev/"],
+        "allowed": [p + "/" for p in (*place.values(), *SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys", "/dev")] + prefixes,
+        "environment": [p for p in prefixes if p != "/usr/"] + [_stdlib() + "/"],
+        "emptied": emptied,
+        "shown": [target + "/" for target in job.binds]
+        + [p + n for p in emptied for n in ("__pycache__/", "pip/", "_distutils_hack/", "sitecustomize", "usercustomize")],
+        "hidden": sorted(hidden),
+    }
 
 
 def environment_prefixes() -> list[str]:

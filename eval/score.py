@@ -5,7 +5,6 @@ the referee's. Exit code 1 when the claim and this score disagree or the scorer 
 
 import argparse
 import math
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,35 +61,32 @@ def run(args: argparse.Namespace) -> int:
     if mechanism == "none":
         print("warning: no sandbox, the submission can read and write whatever you can")
     disagreements = []
-    with tempfile.TemporaryDirectory(prefix="referee-") as work:
-        stream, scored_bytes = _stream(args.tokens, dataset, record)
-        scores = {}
-        for seed, artifact in record.artifacts.items():
-            scorer = make_scorer(record, artifact, dataset, rules, Path(work), mechanism, args.nproc, np.random.default_rng())
-            try:
-                (scored,) = scorer.score([Stream(stream)], f"seed {seed}")
-            except RunFailed as error:
-                disagreements.append(str(error))
-                print(f"seed:{seed} failed: {error.outcome.why()}")
-                continue
-            if scored.nll is None or scored.problems:
-                disagreements += scored.problems
-                print(f"seed:{seed} contract broken: {'; '.join(scored.problems)}")
-                continue
-            scores[seed] = Score(float(scored.nll.sum()), len(scored.nll), scored_bytes, scorer.outcomes[-1].seconds)
-            disagreements += _print(seed, scores[seed], record, rules, compare=args.tokens is None)
-        if args.tokens is None and args.seed is None and args.artifact is None:
-            disagreements += _headline(record, scores, rules)
+    stream, scored_bytes = _stream(args.tokens, dataset, record)
+    scores = {}
+    for seed, artifact in record.artifacts.items():
+        scorer = make_scorer(record, artifact, dataset, rules, mechanism, args.nproc, np.random.default_rng())
+        try:
+            (scored,) = scorer.score([Stream(stream)], f"seed {seed}")
+        except RunFailed as error:
+            disagreements.append(str(error))
+            print(f"seed:{seed} failed: {error.outcome.why()}")
+            continue
+        if scored.nll is None or scored.problems:
+            disagreements += scored.problems
+            print(f"seed:{seed} contract broken: {'; '.join(scored.problems)}")
+            continue
+        scores[seed] = Score(float(scored.nll.sum()), len(scored.nll), scored_bytes, scorer.outcomes[-1].seconds)
+        disagreements += _print(seed, scores[seed], record, rules, compare=args.tokens is None)
+    if args.tokens is None and args.seed is None and args.artifact is None:
+        disagreements += _headline(record, scores, rules)
     for text in disagreements:
         print(f"DISAGREES {text}")
     return int(bool(disagreements))
 
 
-def make_scorer(
-    record: RecordFolder, artifact: Path, dataset: Dataset, rules: Rules, work: Path, mechanism: str, nproc: int, rng: np.random.Generator
-) -> Scorer:
+def make_scorer(record: RecordFolder, artifact: Path, dataset: Dataset, rules: Rules, mechanism: str, nproc: int, rng: np.random.Generator) -> Scorer:
     """A scorer with the environment that the rule set shows for this corpus and the clock of the record's track."""
-    scorer = Scorer(record.code, artifact, dataset.vocab_size, rules, work, mechanism, rng)
+    scorer = Scorer(record.code, artifact, dataset.vocab_size, rules, mechanism, rng)
     scorer.nproc = nproc
     if mechanism != "none":
         docs_track = record.submission is None or record.submission.track == DOCS_TRACK

@@ -4,6 +4,7 @@ It sees what Python code does through the interpreter, not what native code does
 flooding the pipe. It is a witness, not the wall: the wall is that outside paths do not exist in the sandbox.
 """
 
+import json
 import os
 import sys
 
@@ -14,13 +15,11 @@ READERS = ("<frozen importlib", "linecache.py", "tokenize.py", "inspect.py", "im
 
 
 def install() -> None:
-    with open(os.path.join(HERE, "allowed")) as handle:
-        allowed = tuple(handle.read().splitlines())
-    writable = allowed[:3]
-    with open(os.path.join(HERE, "environment")) as handle:
-        environment = tuple(handle.read().splitlines())
-    with open(os.path.join(HERE, "events")) as handle:
-        pipe = os.open(handle.read().strip(), os.O_WRONLY | os.O_CLOEXEC)
+    with open(os.path.join(HERE, "hook.json")) as handle:
+        facts = json.load(handle)
+    allowed, writable, code = tuple(facts["allowed"]), tuple(facts["writable"]), facts["code"]
+    environment, emptied, shown, hidden = tuple(facts["environment"]), tuple(facts["emptied"]), tuple(facts["shown"]), set(facts["hidden"])
+    pipe = os.open(facts["events"], os.O_WRONLY | os.O_CLOEXEC)
 
     def tell(kind: str, text: object) -> None:
         os.write(pipe, f"{kind} {text}"[:900].replace("\n", " ").encode(errors="replace") + b"\n")
@@ -47,20 +46,36 @@ def install() -> None:
             elif event == "socket.getaddrinfo":
                 if args[0] not in ("localhost", "127.0.0.1", None, "sandbox"):
                     tell("network", f"{event} {args[0]}")
+            elif event == "import":
+                imported(args[0])
             elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.symlink", "os.link", "os.kill"):
                 tell("program", f"{event} {args[0] if event != 'subprocess.Popen' else args[1]}")
         except OSError:
             return
+
+    def imported(name: str) -> None:
+        """Packages that the rule set does not show count when the submission's own code asks for them; libraries probe for many."""
+        if name.partition(".")[0] in hidden:
+            frame = sys._getframe(2)
+            while frame is not None and "importlib" in frame.f_code.co_filename:
+                frame = frame.f_back
+            if frame is not None and frame.f_code.co_filename.startswith(code):
+                tell("outside", f"package {name}")
 
     def opened(event: str, args: tuple) -> None:
         path = args[0]
         if isinstance(path, int) or path is None:
             return
         full = os.path.abspath(os.fsdecode(path))
+        folder = full + "/"
         writes = event == "open" and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
-        if writes and not (full + "/").startswith(writable):
+        if writes and not folder.startswith(writable):
             tell("write", full)
-        elif not (full + "/").startswith(allowed):
+        elif not folder.startswith(allowed):
+            tell("outside", full)
+        elif folder.startswith(writable) and not os.path.isdir(os.path.dirname(full)):
+            tell("outside", full)  # a path of the host that lies below /tmp there
+        elif folder.startswith(emptied) and folder not in emptied and not folder.startswith(shown):
             tell("outside", full)
         elif event == "open" and full.startswith(environment) and full.endswith(SOURCE_SUFFIXES) and not by_import():
             tell("environment", full)
