@@ -16,13 +16,16 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from eval import pack, schema
-from eval.bytes import check_fineweb_bytes
+from eval.bytes import BYTES_TOLERANCE, KNOWN_EXPORTS, check_fineweb_bytes
+from eval.compare import comparable, welch
 from eval.errors import UserError
 from eval.logs import Fact, Log, Score, parse_log
 from eval.report import AuditReport
+from eval.rules import CURRENT, load_rules
 from eval.schema import CODE_FILE, SUBMISSION_FILE, TRACKS, Strict, Submission
 
 CONTEST_FIELDS = ("author", "github_id", "name", "blurb", "date", "val_loss", "val_bpb", "bytes_total", "bytes_code")
@@ -108,12 +111,13 @@ class Record:
 def register(subparsers: argparse._SubParsersAction) -> None:
     parser = subparsers.add_parser("check", help="check the evidence in record folders", description=__doc__, allow_abbrev=False)
     parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument("--against", type=Path, metavar="RECORD", help="also test the improvement over this record for significance")
     parser.add_argument("--json", action="store_true", help="print a JSON list of reports instead of text")
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
-    reports = [check_folder(folder, with_audit=True) for folder in args.folders]
+    reports = [check_folder(folder, with_audit=True, against=args.against) for folder in args.folders]
     if args.json:
         print(json.dumps([report.model_dump(mode="json") for report in reports], indent=2, ensure_ascii=False))
     else:
@@ -121,14 +125,16 @@ def run(args: argparse.Namespace) -> int:
     return int(any(report.verdict is Verdict.FAIL for report in reports))
 
 
-def check_folder(folder: Path, with_audit: bool = False) -> Report:
-    """All checks of one folder, in the order of CHECKS. Without `with_audit` an earlier audit.json decides nothing, so that an audit may
-    rest on these checks.
+def check_folder(folder: Path, with_audit: bool = False, against: Path | None = None) -> Report:
+    """All checks of one folder, in the order of CHECKS, and the significance of its improvement over `against`. Without `with_audit` an
+    earlier audit.json decides nothing, so that an audit may rest on these checks.
 
     Raises UserError when it is no folder; everything that is wrong inside it becomes a verdict."""
     record = load_record(folder)
     record.with_audit = with_audit
     checks = [outcome for check in (*CHECKS, *([check_audit] if with_audit else [])) for outcome in check(record)]
+    if against is not None:
+        checks.append(check_significance(record, load_record(against)))
     order = [Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.PASS]
     worst = min((check.verdict for check in checks), key=order.index)
     name = record.submission.name if record.submission else None
@@ -867,6 +873,49 @@ def _json_line(path: Path, key: str) -> Evidence:
         if f'"{key}"' in text:
             return Evidence(file=path.name, line=i, text=_short(text))
     return Evidence(file=path.name)
+
+
+def check_significance(record: Record, base: Record) -> Check:
+    """One-sided Welch test, in nats per byte, of the per-seed scores that the logs prove, against the bar of the rule set."""
+    name, (a, b) = "significance", (base, record)
+    if a.submission is None or b.submission is None:
+        return _unknown(name, "a submission.json cannot be read")
+    try:
+        comparable(a.folder, b.folder, *(r.submission.model_copy(update={"track": r.track}) for r in (a, b)))
+        rules = load_rules(b.submission.rules_version or CURRENT)
+    except UserError as error:
+        return _unknown(name, str(error))
+    texts = [_scored_text(r) for r in (a, b)]
+    if None in texts:
+        return _unknown(name, "the logs do not say how large the validation text is")
+    if abs(texts[0][1] / texts[1][1] - 1) > BYTES_TOLERANCE:
+        return _unknown(name, f"scored on different texts: {texts[0][1]:,.0f} and {texts[1][1]:,.0f} bytes")
+    scores = [[log.final.val_bpb * math.log(2) for log in r.by_seed.values() if log.final is not None] for r in (a, b)]
+    evidence = [_line(log, log.final) for r in (a, b) for log in r.by_seed.values() if log.final is not None]
+    if not all(scores):
+        return _unknown(name, "a side has no log with a final score")
+    result = welch(*(np.array(values) for values in scores), rules.policy.p_value)
+    per_token = result.difference * texts[1][1] / texts[1][0]
+    gain = f"{result.difference:+.6f} nats/byte, {per_token:+.6f} nats/token over {a.folder.name}, n {len(scores[0])} and {len(scores[1])}"
+    bar, level = rules.policy.improvement_nats, rules.policy.p_value
+    if result.p is None:
+        return _unknown(name, f"{gain}; one seed on a side or no spread, so no test is possible", *evidence)
+    test = f"t {result.t:.3f}, df {result.df:.2f}, p {result.p:.3g}, detectable {result.detectable:.6f} nats/byte; bar {bar:g} nats/token at p < {level:g}"
+    met = per_token >= bar and result.p < level
+    return (_ok if met else _fail)(name, f"{gain}; {test}", *evidence)
+
+
+def _scored_text(record: Record) -> tuple[float, float] | None:
+    """(tokens, bytes) of the validation text by the first log that tells: its own count, or the published export of that many tokens."""
+    for log in record.logs.values():
+        if (tokens := log.integer("data.val_tokens")) is None:
+            continue
+        if (size := log.integer("result.scored_bytes")) is not None:
+            return tokens, size
+        export = next((e for e in KNOWN_EXPORTS if tokens in e.val_tokens), None)
+        if export is not None:
+            return tokens, export.bytes
+    return None
 
 
 CHECKS = (

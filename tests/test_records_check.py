@@ -357,6 +357,60 @@ def test_agreement_to_the_last_stated_digit(stated, computed, same):
     assert agrees(stated, computed) is same
 
 
+# --- significance ---
+
+
+def against(folder, base) -> check.Check:
+    return next(c for c in check_folder(folder, against=base).checks if c.name == "significance")
+
+
+def series(tmp_path, name, bits, tokens=62_021_632):
+    (tmp_path / name).mkdir()
+    logs = {f"train_seed{s}.log": public_log(s, b, tokens=tokens) for s, b in enumerate(bits)}
+    return public_folder(tmp_path / name, GOOD | {"val_bpb": sum(bits) / len(bits)}, logs)
+
+
+def test_significance_matches_a_hand_worked_welch_test(tmp_path):
+    """Three seeds each, 0.02 bits apart: variance 4e-4 on both sides, so df = 4 and t = 0.1 / sqrt(2 * 4e-4 / 3)."""
+    base, better = series(tmp_path, "base", [1.10, 1.12, 1.14]), series(tmp_path, "better", [1.00, 1.02, 1.04])
+    outcome = against(better, base)
+    t = 0.1 / math.sqrt(2 * 4e-4 / 3)
+    # Distribution function of Student's t with 4 degrees of freedom in closed form.
+    p = 0.5 - 3 / 8 * t / math.sqrt(1 + t * t / 4) * (1 - t * t / (12 * (1 + t * t / 4)))
+    assert outcome.verdict is Verdict.PASS and len(outcome.evidence) == 6
+    assert f"t {t:.3f}, df 4.00, p {p:.3g}" in outcome.detail and "n 3 and 3" in outcome.detail
+    nats = 0.1 * math.log(2)
+    assert f"{nats:+.6f} nats/byte, {nats * 151.081e6 / 62_021_632:+.6f} nats/token over 2026-05-01_Somebody" in outcome.detail
+    assert against(base, better).verdict is Verdict.FAIL  # the other way round it is a loss
+
+
+@pytest.mark.parametrize(
+    ("bits", "tokens", "verdict", "text"),
+    [
+        ([1.118, 1.119, 1.120], 62_021_632, Verdict.FAIL, "p 0."),  # 0.002 nats/token: below the bar and lost in the spread
+        ([1.02], 62_021_632, Verdict.CANNOT_TELL, "no test is possible"),
+        ([1.00, 1.02, 1.04], 63_779_840, Verdict.CANNOT_TELL, "different texts: 151,081,000 and 155,770,000 bytes"),
+        ([1.00, 1.02, 1.04], 40_540_160, Verdict.PASS, "nats/token"),  # another tokenizer of the same text
+        ([1.00, 1.02, 1.04], 1_000_000, Verdict.CANNOT_TELL, "how large the validation text is"),
+    ],
+)
+def test_significance_needs_the_same_text_and_enough_seeds(tmp_path, bits, tokens, verdict, text):
+    outcome = against(series(tmp_path, "new", bits, tokens), series(tmp_path, "base", [1.10, 1.12, 1.14]))
+    assert outcome.verdict is verdict and text in outcome.detail, outcome.detail
+
+
+def test_significance_of_packed_and_of_public_records(record, tmp_path):
+    assert against(record, record).verdict is Verdict.FAIL  # no gain over itself
+    other = pack_three(tmp_path / "other", version="e" * 64)
+    assert "different corpora" in against(other, record).detail and against(other, record).verdict is Verdict.CANNOT_TELL
+    names = sorted(UPSTREAM)
+    upstream = upstream_records()
+    gain = against(upstream / names[5], upstream / names[4])  # 1.06108 against 1.08562, three seeds and five
+    assert gain.verdict is Verdict.PASS and "n 5 and 3" in gain.detail
+    assert against(upstream / names[1], upstream / names[0]).verdict is Verdict.CANNOT_TELL
+    assert cli(check, record, "--against", record) == 1
+
+
 def test_json_output_and_exit_codes(record, capsys):
     assert cli(check, record, "--json") == 0
     report = json.loads(capsys.readouterr().out)[0]
