@@ -891,7 +891,8 @@ def check_significance(record: Record, base: Record) -> Check:
     if abs(texts[0][1] / texts[1][1] - 1) > BYTES_TOLERANCE:
         return _unknown(name, f"scored on different texts: {texts[0][1]:,.0f} and {texts[1][1]:,.0f} bytes")
     scores = [[log.final.val_bpb * math.log(2) for log in r.by_seed.values() if log.final is not None] for r in (a, b)]
-    evidence = [_line(log, log.final) for r in (a, b) for log in r.by_seed.values() if log.final is not None]
+    lines = [(r, _line(log, log.final)) for r in (a, b) for log in r.by_seed.values() if log.final is not None]
+    evidence = [line.model_copy(update={"file": f"{r.folder.name}/{line.file}"}) for r, line in lines]
     if not all(scores):
         return _unknown(name, "a side has no log with a final score")
     result = welch(*(np.array(values) for values in scores), rules.policy.p_value)
