@@ -76,27 +76,27 @@ def start(docs: Path, tokenizer: Path, root: Path, workers: int, chunk: int = 0)
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
-def retokenize(docs: Path, tokenizer: Path, root: Path, workers: int) -> tuple[float, int]:
-    """Wall seconds from process start to manifest, and the peak resident bytes of the largest process of the run."""
+def retokenize(docs: Path, tokenizer: Path, root: Path, workers: int) -> tuple[float, float, int]:
+    """Wall and CPU seconds from process start to manifest, all processes; peak resident bytes of the largest of them."""
     began = time.perf_counter()
     process = start(docs, tokenizer, root, workers)
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(process.stderr.read().decode())
-    return time.perf_counter() - began, usage.ru_maxrss * 1024
+    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
-def sentencepiece_seconds(model: bytes, texts: list[str], threads: int) -> float:
-    """In a process of its own, as ours is. Time of the encoder alone; texts are in memory already."""
+def sentencepiece_seconds(model: bytes, texts: list[str], threads: int) -> tuple[float, float]:
+    """Wall and CPU seconds. In a process of its own, as ours is. Time of the encoder alone; texts are in memory already."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         return pool.apply(_sentencepiece_seconds, (model, texts, threads))
 
 
-def _sentencepiece_seconds(model: bytes, texts: list[str], threads: int) -> float:
+def _sentencepiece_seconds(model: bytes, texts: list[str], threads: int) -> tuple[float, float]:
     sp = spm.SentencePieceProcessor(model_proto=model)
-    began = time.perf_counter()
+    wall, cpu = time.perf_counter(), time.process_time()
     sp.encode(texts, num_threads=threads)
-    return time.perf_counter() - began
+    return time.perf_counter() - wall, time.process_time() - cpu
 
 
 def throughput(texts: list[str], tokenizer: Path, folder: Path, size: int, repeats: int) -> dict:
@@ -107,16 +107,17 @@ def throughput(texts: list[str], tokenizer: Path, folder: Path, size: int, repea
     ours, theirs = [], []
     for i in range(repeats):  # in turns, so that a slow spell of the machine meets both
         theirs.append(sentencepiece_seconds(tokenizer.read_bytes(), made, workers))
-        ours.append(retokenize(docs, tokenizer, folder / f"out{i}", workers)[0])
-    mb = {name: total / 1e6 / statistics.median(times) for name, times in (("ours", ours), ("sentencepiece", theirs))}
+        ours.append(retokenize(docs, tokenizer, folder / f"out{i}", workers)[:2])
+    wall, cpu = ([statistics.median(run[i] for run in runs) for runs in (ours, theirs)] for i in (0, 1))
     return {
         "source_bytes": total,
         "workers": workers,
-        "retokenize_seconds": ours,
-        "sentencepiece_seconds": theirs,
-        "retokenize_mb_per_s": mb["ours"],
-        "sentencepiece_mb_per_s": mb["sentencepiece"],
-        "ratio": mb["ours"] / mb["sentencepiece"],
+        "retokenize_wall_cpu_seconds": ours,
+        "sentencepiece_wall_cpu_seconds": theirs,
+        "retokenize_mb_per_s": total / 1e6 / wall[0],
+        "sentencepiece_mb_per_s": total / 1e6 / wall[1],
+        "ratio": wall[1] / wall[0],
+        "ratio_of_cpu_time": cpu[1] / cpu[0],  # what is left when other programs share the machine
     }
 
 
@@ -125,7 +126,7 @@ def memory(texts: list[str], tokenizer: Path, folder: Path, sizes: list[int]) ->
     for size in sizes:
         docs = folder / f"memory{size}.jsonl"
         write_documents(docs, texts, size)
-        seconds, peak = retokenize(docs, tokenizer, folder / f"memory{size}", default_workers())
+        seconds, _, peak = retokenize(docs, tokenizer, folder / f"memory{size}", default_workers())
         rows.append({"input_bytes": docs.stat().st_size, "peak_rss_bytes": peak, "seconds": seconds})
         docs.unlink()
     return rows

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from data.corpora import JSONL_SUFFIXES, blocks, decode_utf8, jsonl_texts
-from data.encode import Counts, encode_documents
+from data.encode import Counts, batched, encode_documents
 from data.tokenizer import Tokenizer
 
 MIN_CHARACTERS = 1000  # of a document cut out of plain text
@@ -33,7 +33,10 @@ def measure(tokenizers: dict[str, Tokenizer], files: list[Path]) -> Iterator[Tru
     """Raises UserError at the first document whose counted bytes are not the decoded ones, with both numbers."""
     for name, tokenizer in tokenizers.items():
         for path in files:
-            yield Truth(name, path.name, encode_documents(tokenizer, documents(path)).counts)
+            counts = Counts()
+            for texts in batched(documents(path)):
+                counts += encode_documents(tokenizer, texts).counts
+            yield Truth(name, path.name, counts)
 
 
 def print_report(tokenizers: dict[str, Tokenizer], files: list[Path]) -> None:
