@@ -31,7 +31,7 @@ record: data
 	  if [ "$(GPUS)" -gt 0 ]; then launch="$(BIN)/torchrun --standalone --nproc_per_node=$(GPUS)"; else launch="$(BIN)/python"; fi; \
 	  $$launch train_gpt.py --preset docs_cpu --seed $$seed --data-dir $(DATA) --out runs/$(SLUG)_seed$$seed; \
 	done
-	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu
+	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu --replace
 
 test: setup
 	$(BIN)/python -m pytest -q

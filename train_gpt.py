@@ -217,8 +217,10 @@ class Runtime:
             with open(self.log_path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def autocast(self) -> contextlib.AbstractContextManager:
-        return torch.autocast("cuda", torch.bfloat16) if self.device.type == "cuda" else contextlib.nullcontext()
+    def place(self, model: GPT) -> GPT:
+        """The model on this rank's device; activations are bfloat16 on CUDA, master weights stay float32."""
+        model.compute_dtype = torch.bfloat16 if self.device.type == "cuda" else None
+        return model.to(self.device)
 
     def clock(self) -> float:
         """Seconds, once the device has done all that was asked of it."""
@@ -608,7 +610,7 @@ class GPT(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.cfg = cfg
+        self.cfg, self.compute_dtype = cfg, None  # None: that of the weights
         self.embed = nn.Parameter(overtone(torch.randn(cfg.vocab_size, cfg.model_dim) * cfg.embed_init_std))
         self.bigram = nn.Parameter(torch.randn(cfg.bigram_buckets, cfg.bigram_dim) * 0.01)
         self.bigram_proj = Linear(cfg.bigram_dim, cfg.model_dim)
@@ -621,8 +623,7 @@ class GPT(nn.Module):
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
         """Final normalised states [B, T, D] and pe_delta float32 [B, T], how far pre-enrichment moved each token. Position t sees ids <= t."""
-        cfg, offset = self.cfg, 0 if cache is None else cache.length
-        dtype = torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else self.embed.dtype
+        cfg, dtype, offset = self.cfg, self.compute_dtype or self.embed.dtype, 0 if cache is None else cache.length
         fresh = cache is None or cache.last is None
         last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
         previous = torch.cat((last_id, ids_BT[:, :-1]), dim=1)
@@ -860,17 +861,14 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
         inside = np.concatenate([row * padded + np.arange(first - start, end - start) for row, (_, start, first, end) in enumerate(windows)])
         where = np.concatenate([offsets[s] + np.arange(first, end) for s, _, first, end in windows])
         target = np.concatenate([np.append(streams[s][first + 1 : end + 1], [PAD_ID] * (end == len(streams[s]))) for s, _, first, end in windows])
-        with rt.autocast():
-            hidden, delta = model.hidden(torch.from_numpy(ids).to(rt.device))
+        hidden, delta = model.hidden(torch.from_numpy(ids).to(rt.device))
         inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (inside, where, target))
         table[2, where_t] = delta.flatten()[inside].double()
         scored = hidden.flatten(0, 1)[inside]
         rows = max(1, HEAD_ELEMENTS // model.cfg.vocab_size)
         for i in range(0, len(scored), rows):
             at = slice(i, i + rows)
-            with rt.autocast():
-                logits = model.logits(scored[at])
-            log_p = torch.log_softmax(logits.double(), dim=-1)
+            log_p = torch.log_softmax(model.logits(scored[at]).double(), dim=-1)
             table[0, where_t[at]] = -log_p.gather(1, target[at, None]).squeeze(1)
             table[1, where_t[at]] = -(log_p.exp() * log_p).sum(-1)
             hits = np.flatnonzero(np.isin(where[at], wanted))
@@ -1226,7 +1224,7 @@ def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
         model, cfg, tokenizer_sha256 = unpack(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path}: expected an artifact, found {error.strerror}; train one first") from None
-    return model.to(rt.device), cfg, tokenizer_sha256
+    return rt.place(model), cfg, tokenizer_sha256
 
 
 # --- 11. Training loop ---
@@ -1236,8 +1234,7 @@ def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple
     """Accumulates gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
     total = torch.zeros((), device=rt.device)
     for inputs, targets in batch:
-        with rt.autocast():
-            loss = compute(inputs, targets) / len(batch)
+        loss = compute(inputs, targets) / len(batch)
         loss.backward()
         total += loss.detach()
     return total
@@ -1336,7 +1333,7 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     dataset = open_dataset(Path(cfg.data_dir), cfg, rt)
     rt.log(dataset.log_line)
     torch.manual_seed(cfg.seed)
-    model = GPT(cfg).to(rt.device)
+    model = rt.place(GPT(cfg))
     rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
     steps, train_seconds = train(model, dataset, cfg, rt)
     if rt.device.type == "cuda":
