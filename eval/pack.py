@@ -426,9 +426,9 @@ def reproduction(submission: Submission, folder: Path) -> str:
         settings.append(f"--{name.replace('_', '-')} {shlex.quote(value)}")
     slug = folder.name.split("_", 1)[1]
     lines = [f"python -m data {s.data.corpus}"]
-    for seed in s.seeds:
-        options = " ".join([*settings, f"--seed {seed}", f"--data-dir data/datasets/{s.data.dataset}", f"--out runs/{slug}_seed{seed}"])
-        lines.append(f"{launcher} {place}/{CODE_FILE} train {options}")
+    options = " ".join([*settings, f"--data-dir data/datasets/{s.data.dataset}"])
+    seeds = " ".join(map(str, s.seeds))
+    lines.append(f"for seed in {seeds}; do {launcher} {place}/{CODE_FILE} train {options} --seed $seed --out runs/{slug}_seed$seed; done")
     lines += [f"python -m eval score {place}", f"python -m eval audit {place}"]
     where = ", ".join(f"{label} {value}" for label, value in environment_facts(s))
     return "```bash\n" + "\n".join(lines) + f"\n```\n\nMade with {where}."

@@ -60,8 +60,8 @@ def test_no_number_in_the_readme_is_typed(tmp_path):
     numbers = set(re.findall(r"\b\d+\.\d{8}\b", text))
     assert {"1.00000000", "1.03000000", "0.97000000", "1.25000000"} <= numbers
     assert all(re.search(rf"\b{re.escape(n.rstrip('0'))}0*\b", stated) for n in numbers)
-    assert "--seed 2025 --data-dir data/datasets/docs_sp1024" in text and "--preset docs_cpu" in text
-    assert "train_gpt.py train" in text and "python -m data docs" in text
+    assert "for seed in 1337 42 2025; do python records/track_docs_cpu/2026-11-24_example-record/train_gpt.py train --preset docs_cpu " in text
+    assert "--data-dir data/datasets/docs_sp1024 --seed $seed --out runs/example-record_seed$seed; done" in text and "python -m data docs" in text
 
 
 def test_pictures_and_readme_are_reproducible(tmp_path):
@@ -75,7 +75,7 @@ def test_overrides_reach_the_reproduction_command(tmp_path):
     runs = three_seeds(tmp_path / "runs", overrides=("ngram_order=5", 'label="two words"'), preset=None)
     assert packed(tmp_path, *runs) == 0
     text = next((tmp_path / "records").rglob("README.md")).read_text()
-    assert "train --ngram-order 5 --label '\"two words\"' --seed 42 " in text
+    assert "train --ngram-order 5 --label '\"two words\"' --data-dir " in text
 
 
 def test_several_ranks_use_torchrun(tmp_path):

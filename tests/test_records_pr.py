@@ -60,7 +60,7 @@ def test_branch_adds_the_folder_and_nothing_else(git, record, tmp_path, capsys):
         assert stored.stdout == item.read_bytes()
     title, body = (tmp_path / "runs" / f"{record.name}.pr.md").read_text().split("\n\n", 1)
     assert title == "Record: Example record, val_bpb 1.00000 (3-seed mean)" == git("log", "-1", "--format=%s", BRANCH).strip()
-    for text in ("| 42 | 1.03000000 |", "## Evidence", "PASS", "## Audit", "--seed 2025", "adds one folder"):
+    for text in ("| 42 | 1.03000000 |", "## Evidence", "PASS", "## Audit", "for seed in 1337 42 2025; do", "adds one folder"):
         assert text in body
     assert BRANCH in capsys.readouterr().out
 
