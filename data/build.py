@@ -16,7 +16,7 @@ from tqdm import tqdm
 from data.common import UserError, atomic_write, default_workers, process_pool
 from data.corpora import Corpus
 from data.encode import Counts, Encoded, batched, encode_batch
-from data.manifest import Manifest, Split, TokenizerEntry, check_files, load_manifest, summary
+from data.manifest import Manifest, Split, TokenizerEntry, check_files, manifest_of, summary
 from data.shards import write_split
 from data.tokenizer import load_tokenizer, train_tokenizer
 
@@ -94,14 +94,13 @@ def place_tokenizer(job: Job, train_texts: Iterable[str]) -> Path:
 
 def up_to_date(folder: Path, recipe: dict[str, Any]) -> Manifest | None:
     """The folder's manifest when it was made by this recipe and every file still has its size and sha256."""
+    manifest = manifest_of(folder, recipe)
     try:
-        manifest = load_manifest(folder)
-        if manifest.provenance.get("recipe") == recipe:
+        if manifest:
             check_files(folder, manifest)
-            return manifest
     except UserError:
-        pass  # missing, old or damaged: what follows builds it again
-    return None
+        return None  # what follows builds it again
+    return manifest
 
 
 def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -> Manifest:

@@ -6,7 +6,6 @@ PREFIX/datasets/NAME/fineweb_{train,val}_%06d.bin; PREFIX/tokenizers/...; PREFIX
 import errno
 import functools
 import hashlib
-import json
 import os
 import shutil
 import time
@@ -25,7 +24,7 @@ from tqdm import tqdm
 from data.common import BOS, DOCS_FILE, UserError, process_pool, sha256_file
 from data.corpora import jsonl_texts
 from data.encode import worker_tokenizer
-from data.manifest import Manifest, Split, TokenizerEntry, file_version, load_manifest, summary
+from data.manifest import Manifest, Split, TokenizerEntry, file_version, manifest_of, summary
 from data.shards import ShardFile, read_shard
 from data.verify import check_encoding
 
@@ -180,19 +179,22 @@ def link_or_copy(source: Path, target: Path) -> None:
 def fetch(export: Export, file: Remote, bar: tqdm) -> None:
     """Brings one file here: out of the hub's cache when it is there and sound, else from the hub; resumed, hashed, linked."""
 
+    received = 0
+
     class Quiet(tqdm):
         """The hub wants a progress bar of its own for each file; this one hands its bytes to the common bar."""
 
         def __init__(self, *args: Any, **kwargs: Any):
             super().__init__(disable=True)
-            bar.update(kwargs.get("initial") or 0)
+            self.update(kwargs.get("initial"))
 
         def update(self, n: float | None = 1) -> None:
+            nonlocal received
+            received += n or 0
             bar.update(n or 0)
 
     found = ""
     for forced in (False, True):  # a damaged copy in the cache is fetched anew, once
-        before = bar.n
         cached = patiently(
             export,
             lambda forced=forced: hub.hf_hub_download(
@@ -201,8 +203,7 @@ def fetch(export: Export, file: Remote, bar: tqdm) -> None:
         )
         blob = Path(cached).resolve()
         if file.matches(blob):
-            if bar.n == before:  # it was in the cache
-                bar.update(file.size)
+            bar.update(file.size - received)  # what was in the cache already; what came twice counts once
             link_or_copy(blob, file.target)
             return
         found = f"{blob.stat().st_size:,} bytes, sha256 {sha256_file(blob)}"
@@ -213,9 +214,8 @@ def fetch_all(export: Export, files: list[Remote], workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
         sound = list(tqdm(pool.map(lambda file: file.matches(file.target), files), "checking", len(files), unit="file", disable=None, leave=False))
         missing = [file for file, ok in zip(files, sound, strict=True) if not ok]
-        total = sum(file.size for file in missing)
-        check_space(missing, total)
-        with tqdm(total=total, desc=f"{len(missing)} files", unit="B", unit_scale=True, disable=None) as bar:
+        check_space(export, missing)
+        with tqdm(total=sum(file.size for file in missing), desc=f"{len(missing)} files", unit="B", unit_scale=True, disable=None) as bar:
             tasks = [pool.submit(fetch, export, file, bar) for file in missing]
             try:
                 for task in tasks:
@@ -226,17 +226,21 @@ def fetch_all(export: Export, files: list[Remote], workers: int) -> None:
                 raise
 
 
-def check_space(missing: list[Remote], total: int) -> None:
-    """The download lands in the hub's cache; a data folder on another file system needs the room a second time."""
+def check_space(export: Export, missing: list[Remote]) -> None:
+    """What the hub's cache lacks is going to land there; a data folder on another file system needs room for everything."""
     if not missing:
         return
-    places = [Path(hub.constants.HF_HUB_CACHE), missing[0].target.parent]
-    for place in places:
+    cache, folder = Path(hub.constants.HF_HUB_CACHE), missing[0].target.parent
+    for place in (cache, folder):
         place.mkdir(parents=True, exist_ok=True)
-    for place in places if os.stat(places[0]).st_dev != os.stat(places[1]).st_dev else places[:1]:
+    find = functools.partial(hub.try_to_load_from_cache, export.repo_id, revision=export.revision, repo_type="dataset")
+    needed = {cache: sum(file.size for file in missing if not isinstance(find(file.path), str))}
+    if os.stat(cache).st_dev != os.stat(folder).st_dev:
+        needed[folder] = sum(file.size for file in missing)
+    for place, size in needed.items():
         free = shutil.disk_usage(place).free
-        if free < total:
-            raise UserError(f"{place}: the download needs {total:,} bytes, {free:,} are free; free some, lower --train-shards or move HF_HOME")
+        if free < size:
+            raise UserError(f"{place}: the download needs {size:,} bytes, {free:,} are free; free some, lower --train-shards or move HF_HOME")
 
 
 # --- our manifest of what came ----------------------------------------------------------------------------------------
@@ -377,10 +381,9 @@ def fineweb(request: Request) -> Manifest:
         path.unlink()  # of an earlier, larger request; the hub's cache still has it
     recipe = {"repo_id": asked.repo_id, "commit": commit, "files": {file.path: file.sha256 or file.git_sha1 for file in wanted}}
     fetch_all(export, wanted, request.workers)
-    path = request.folder / "manifest.json"
-    if path.is_file() and json.loads(path.read_bytes()).get("provenance", {}).get("recipe") == recipe:
+    if manifest := manifest_of(request.folder, recipe):
         print(f"{request.folder}: up to date, sizes and sha256 checked")
-        return load_manifest(request.folder)
+        return manifest
     manifest = describe(request, shards, tokenizer, docs.get(DOCS_FILE), recipe)
     manifest.save(request.folder)
     print(summary(request.folder, manifest))

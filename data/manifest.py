@@ -65,6 +65,15 @@ def load_manifest(folder: Path) -> Manifest:
         raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} faults in all); build the dataset again") from error
 
 
+def manifest_of(folder: Path, recipe: dict[str, Any]) -> Manifest | None:
+    """The folder's manifest if it can be read and says that it was made by this recipe."""
+    try:
+        manifest = load_manifest(folder)
+    except UserError:
+        return None
+    return manifest if manifest.provenance.get("recipe") == recipe else None
+
+
 def tokenizer_path(folder: Path, entry: TokenizerEntry) -> Path:
     """The tokenizer file with the manifest's sha256, beside the shards or in ../../tokenizers."""
     tried = []

@@ -123,24 +123,28 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     if not FIRST_BYTE_ID + 256 < vocab_size <= MAX_VOCAB:
         raise UserError(f"--vocab-size {vocab_size}: expected {FIRST_BYTE_ID + 257} (4 marks, 256 bytes and the space) to {MAX_VOCAB:,}")
 
-    def limited() -> Iterable[str]:
-        size = 0
-        for text in texts:
-            if size >= TRAIN_CHARS:
-                return
-            size += len(text)
-            yield text
-
-    writer = io.BytesIO()
-    try:
-        spm.SentencePieceTrainer.train(
-            sentence_iterator=iter(limited()), model_writer=writer, model_type="bpe", vocab_size=vocab_size,
-            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
-            byte_fallback=True, split_digits=True, character_coverage=0.999, required_chars=SPACE, max_sentence_length=1 << 30,
-            pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, num_threads=4, minloglevel=2,
-        )  # fmt: skip
-    except RuntimeError as error:
-        limit = re.search(r"value <= (\d+)", str(error))
-        reason = f"this text allows at most {limit[1]}" if limit else str(error).strip().rsplit("] ", 1)[-1]
-        raise UserError(f"--vocab-size {vocab_size}: {reason}; give more text or another size") from error
-    return writer.getvalue()
+    sample, size = [], 0
+    for text in texts:
+        if size >= TRAIN_CHARS:
+            break
+        sample.append(text)
+        size += len(text)
+    # Rarer characters go by bytes, which is lossless too; 0.98 is the least that the trainer takes. Scripts of many signs in a small
+    # vocabulary need it: their frequent characters alone can be more than the vocabulary.
+    for coverage in (0.999, 0.99, 0.98):
+        writer = io.BytesIO()
+        try:
+            spm.SentencePieceTrainer.train(
+                sentence_iterator=iter(sample), model_writer=writer, model_type="bpe", vocab_size=vocab_size,
+                normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False, allow_whitespace_only_pieces=True,
+                byte_fallback=True, split_digits=True, character_coverage=coverage, required_chars=SPACE, max_sentence_length=1 << 30,
+                pad_id=PAD, bos_id=BOS, eos_id=EOS, unk_id=UNK, num_threads=4, minloglevel=2,
+            )  # fmt: skip
+            return writer.getvalue()
+        except RuntimeError as error:
+            failure = str(error).strip()
+            if "required_chars" not in failure:
+                break
+    limit = re.search(r"value <= (\d+)", failure)
+    reason = f"this text allows at most {limit[1]}" if limit else failure.rsplit("] ", 1)[-1]
+    raise UserError(f"--vocab-size {vocab_size}: {reason}; give more text or another size")

@@ -91,11 +91,7 @@ class Hub:
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if name.endswith(self.small):
             return Response(raw, headers=headers | {"ETag": f'"{git_sha1(raw)}"'})
-        headers |= {
-            "X-Linked-Etag": f'"{hashlib.sha256(raw).hexdigest()}"',
-            "X-Linked-Size": str(len(raw)),
-            "Location": f"{self.storage}/storage/{name}",
-        }
+        headers |= {"X-Linked-Etag": f'"{hashlib.sha256(raw).hexdigest()}"', "X-Linked-Size": str(len(raw)), "Location": f"{self.storage}/storage/{name}"}
         return Response(b"", 302, headers)
 
     def send(self, request: Request, name: str) -> Response:
@@ -169,8 +165,7 @@ def export() -> dict[str, bytes]:
         {
             "version": "10B",
             "datasets": [
-                {"name": f"fineweb10B_{n}", "tokenizer_name": t, "stats": {"files_train": 4, "files_val": 1, "tokens_val": 1}, "bos_id": 1}
-                for n, t in names
+                {"name": f"fineweb10B_{n}", "tokenizer_name": t, "stats": {"files_train": 4, "files_val": 1, "tokens_val": 1}, "bos_id": 1} for n, t in names
             ],
             "tokenizers": [
                 {"name": "sp_bpe_330", "model_path": "tokenizers/fineweb_330_bpe.model", "vocab_size": 330},
@@ -186,7 +181,7 @@ def server(export) -> Iterator[Hub]:
     app = Hub(dict(export))
     http = make_server("127.0.0.1", 0, app, threaded=True)
     app.url, app.storage = f"http://127.0.0.1:{http.server_port}", f"http://localhost:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, daemon=True)
+    thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield app
     http.shutdown()
@@ -330,9 +325,7 @@ def test_rate_limit_waits_as_asked(server, tmp_path):
     assert code == 0, err
     assert_complete(server, tmp_path)
     statuses = [
-        status
-        for _, path, _, status in server.log
-        if path.endswith(("/revision/main", "storage/datasets/datasets/fineweb10B_sp330/fineweb_train_000000.bin"))
+        status for _, path, _, status in server.log if path.endswith(("/revision/main", "storage/datasets/datasets/fineweb10B_sp330/fineweb_train_000000.bin"))
     ]
     assert statuses == [429, 200, 429, 200]
 
@@ -359,7 +352,7 @@ def test_a_wrong_sha256_is_fetched_again_once_and_then_refused(server, tmp_path,
     assert sent(server)["fineweb_train_000001.bin"] == 2
 
 
-@pytest.mark.parametrize("how", ["truncated", "stale", "absent"])
+@pytest.mark.parametrize("how", ["truncated", "stale", "absent", "manifest"])
 def test_a_damaged_local_file_is_replaced(server, tmp_path, how):
     """Also when the damage reached the hub's cache through the hard link."""
     assert run(server, tmp_path, *SP)[0] == 0
@@ -367,13 +360,15 @@ def test_a_damaged_local_file_is_replaced(server, tmp_path, how):
     raw = path.read_bytes()
     if how == "absent":
         path.unlink()
+    elif how == "manifest":
+        path.with_name("manifest.json").write_text("{")
     else:
         path.write_bytes(raw[:-2] if how == "truncated" else raw[:-1] + b"\xff")  # writes through the link
     server.log.clear()
     code, _, err = run(server, tmp_path, *SP)
     assert code == 0, err
     assert_complete(server, tmp_path)
-    assert sent(server)["fineweb_train_000000.bin"] == (0 if how == "absent" else 1)
+    assert sent(server)["fineweb_train_000000.bin"] == (1 if how in ("truncated", "stale") else 0)
 
 
 def test_two_downloads_at_once(server, tmp_path):
@@ -393,10 +388,7 @@ def test_no_room(server, tmp_path):
 
 
 def test_the_disk_fills_up_on_the_way(server, tmp_path):
-    prelude = (
-        "import errno, huggingface_hub.file_download as f\n"
-        "def full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device')\nf.http_get = full"
-    )
+    prelude = "import errno, huggingface_hub.file_download as f\ndef full(*a, **k): raise OSError(errno.ENOSPC, 'No space left on device')\nf.http_get = full"
     code, _, err = run(server, tmp_path, *SP, prelude=prelude)
     assert code == 2
     assert "disk full" in err
@@ -435,11 +427,7 @@ def without(name: str):
 
 
 REFUSED = {
-    "missing shard": (
-        without("datasets/datasets/fineweb10B_sp330/fineweb_train_000001.bin"),
-        (),
-        "promises fineweb10B_sp330/fineweb_train_000001.bin",
-    ),
+    "missing shard": (without("datasets/datasets/fineweb10B_sp330/fineweb_train_000001.bin"), (), "promises fineweb10B_sp330/fineweb_train_000001.bin"),
     "missing validation": (without("datasets/datasets/fineweb10B_sp330/fineweb_val_000000.bin"), (), "fineweb_val_000000.bin"),
     "missing tokenizer": (without("datasets/tokenizers/fineweb_330_bpe.model"), (), "tokenizers/fineweb_330_bpe.model is not there"),
     "no documents": (without("datasets/docs_selected.jsonl"), ("--with-docs",), "leave out --with-docs"),
