@@ -169,7 +169,7 @@ class Audit:
         chosen = seeds if self.options.level == "full" else [str(self.rng.choice(seeds))]
         self.audited = chosen
         behaviour = self.wants(*BEHAVIOUR)
-        progress.expect(len(seeds) + (len(chosen) * (5 + self.profile.late_splices) if behaviour else 0))
+        progress.expect(len(seeds) + (len(chosen) * (4 + self.profile.tail_cut + self.profile.late_splices) if behaviour else 0))
         slices, generator = self._baseline(progress) if behaviour else (None, None)
         for seed in seeds:
             label = "" if len(seeds) == 1 else f"seed {seed}"

@@ -6,11 +6,13 @@ prefix, gives a real code length, however it computes it. Both are sampled here 
 Runs, in this order; every long run is a single stream, so that it looks like the scoring of the record itself:
 
 * official: the real stream, nothing probed. All claims are about this run.
-* probed: the same stream with probes, some at its very end. Scores must not move; rows must sum to one and hold the official scores.
+* probed: the real stream but for its last tokens (at most 64), with probes, some at the very end. Scores before those must not move: not by
+  probing, and not by a change that only a scorer that knows the whole stream could notice; further runs tell the two apart where they do.
+  Rows must sum to one and hold the scores.
 * splice: as long as the real stream and equal to it up to a secret position t; then another token v, then text sampled from the
   referee's own n-gram model. Scores before t must not move (nothing looks ahead, whatever gate there is on length, opening or a hash of
   the stream); the score of v must be what the probed run said; and the sampled text must not be scored better than chance allows.
-* tail: cut and changed within 64 tokens of its end, which only a scorer that knows the whole stream can notice.
+* tail cut (full): the real stream without its last tokens, so that its length differs.
 * many, parts one and two: hundreds of short streams in shuffled order. Pairs share a prefix and part at one secret position, after which
   the second stream takes a token drawn from the first one's own distribution; short streams are probed at every position; after some
   prefixes every token of the vocabulary is tried; some streams come twice.
@@ -105,6 +107,7 @@ class Behaviour:
         self.extra_streams: list[Stream] = []  # scored with part one, for the fresh-slice test
         self.extra_scored: list[Scored] = []
         self.log_ratios: list[np.ndarray] = []  # log2 q - log2 g over sampled text
+        self.tail_point = len(x) - 2 - int(rng.integers(1, min(64, len(x) // 4)))
 
     # --- Runs ---
 
@@ -122,7 +125,7 @@ class Behaviour:
             step("splice")
             self._splice(t, probed)
         if self.profile.tail_cut:
-            step("tail")
+            step("tail cut")
             self._tail(probed)
         self._canary()
         self._many(step)
@@ -153,30 +156,34 @@ class Behaviour:
         return [int(self.rng.integers(int(a * n), max(int(b * n), int(a * n) + 1))) for a, b in itertools.pairwise(edges)]
 
     def _probed(self, step: Callable[[str], None], splices: list[int]) -> dict[int, np.ndarray]:
-        """Run with probes; returns the row at each probed position."""
+        """Run with probes on the real stream with other last tokens; returns the row at each probed position before those."""
         step("probed")
         n, k = len(self.x), min(self.profile.probes, len(self.x))
-        tail = n - 1 - self.rng.integers(0, min(64, n), size=max(k // 16, 1))
+        t = self.tail_point
+        end = n - 1 - self.rng.integers(0, min(64, n), size=max(k // 16, 1))
         near_bos = np.flatnonzero(self.x == BOS)
         near_bos = (self.rng.choice(near_bos, min(len(near_bos), max(k // 16, 1)), replace=False)[:, None] + np.array([-1, 0, 1])).ravel()
-        anywhere = self.rng.choice(n, max(k - len(tail) - len(near_bos), 1), replace=False)
-        self.tail_point = n - 2 - int(self.rng.integers(1, min(64, n // 4)))
-        positions = np.concatenate([anywhere, tail, near_bos, splices, [n - 1, self.tail_point]]).astype(np.int64)
+        anywhere = self.rng.choice(n, max(k - len(end) - len(near_bos), 1), replace=False)
+        positions = np.concatenate([anywhere, end, near_bos, splices, [n - 1, t]]).astype(np.int64)
         positions = np.unique(positions[(positions >= 0) & (positions < n)])
-        (scored,) = self._score([Stream(self.x, positions)], "probed")
+        stream = np.concatenate([self.x[: t + 1], self._other_tail(self.x[t + 1 :])])
+        (scored,) = self._score([Stream(stream, positions)], "probed, last tokens replaced")
         if scored.nll is not None:
-            self._compare_probed(step, scored.nll, positions)
+            difference = scored.nll[:t] - self.official[:t]
+            self.into["future"].ran_check()
+            self.into["future"].figure("largest_change_before_a_changed_token_nats", float(np.abs(difference).max(initial=0.0)))
+            if np.abs(difference).max(initial=0.0) <= self.rules.tolerance.exact:
+                self.noise.add(difference)
+            else:
+                self._explain(step, scored.nll, positions)
         if scored.probe is None:
             return {}
-        self._check_rows(self.x, positions, scored, "real stream")
-        return dict(zip(positions.tolist(), scored.probe, strict=True))
+        self._check_rows(stream, positions, scored, "real stream")
+        return {p: row for p, row in zip(positions.tolist(), scored.probe, strict=True) if p <= t}
 
-    def _compare_probed(self, step: Callable[[str], None], nll: np.ndarray, positions: np.ndarray) -> None:
-        """Same stream, with and without probes. A difference is either noise, which a plain rerun shows too, or a scorer that knows it is watched."""
-        t, difference = self.rules.tolerance, nll - self.official
-        if not self._too_noisy(difference) and np.abs(difference).max(initial=0.0) <= t.exact:
-            self.noise.add(difference)
-            return
+    def _explain(self, step: Callable[[str], None], nll: np.ndarray, positions: np.ndarray) -> None:
+        """The probed run with its other tail differs from the official one. Two more runs say why: noise, the probes, or the tail."""
+        t = self.tail_point
         step("official again")
         (again,) = self._score([Stream(self.x)], "official again")
         if again.nll is None:
@@ -185,17 +192,22 @@ class Behaviour:
         self.noise.add(rerun)
         if self._too_noisy(rerun):
             self._report_noise(rerun, "the same run twice")
-        elif self._too_noisy(difference) or np.abs(difference).max() > self.noise.limit:
-            place = int(np.abs(difference).argmax())
+            return
+        step("probed, nothing replaced")
+        (exact,) = self._score([Stream(self.x, positions)], "probed, nothing replaced")
+        if exact.nll is None:
+            return
+        difference = np.abs(exact.nll - self.official)
+        if difference.max() > self.noise.limit:
+            place = int(difference.argmax())
             self.into["normalisation"].add(
                 "INVALID",
                 f"position {place + 1:,}" + (" (probed)" if place in positions else ""),
                 f"the same loss with and without probes, {self.official[place]:.6f} ± {self.noise.limit:.2g}",
-                f"{nll[place]:.6f}; {np.count_nonzero(np.abs(difference) > self.noise.limit):,} positions differ",
+                f"{exact.nll[place]:.6f}; {np.count_nonzero(difference > self.noise.limit):,} positions differ",
                 "asking for a distribution must not change a score",
             )
-        else:
-            self.noise.add(difference)
+        self._compare_prefix(exact.nll[:t], nll[:t], f"real stream, its last {len(self.x) - t - 1} tokens replaced")
 
     def _too_noisy(self, difference: np.ndarray) -> bool:
         t = self.rules.tolerance

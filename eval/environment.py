@@ -5,7 +5,7 @@ validation text* within reach of a scorer: as source files, and as `__doc__` of 
 
 * packages outside the rule set's list are not there;
 * of the listed ones that the corpus was made from (numpy, torch), the submission sees a copy without docstrings: same files, same line
-  numbers, same code, binary parts shared with the original. It is made once per package version and kept beside the environment.
+  numbers, binary parts shared with the original, compiled as `python -OO` would. It is made once per package version and kept beside the environment.
 
 What is left: comments and ordinary string constants of those packages, which are no documents of the corpus."""
 
@@ -127,9 +127,11 @@ def _link(source: Path, target: Path) -> None:
 
 def _strip_file(job: tuple[str, str]) -> None:
     source, target = job
+    raw = Path(source).read_bytes()
     try:
-        stripped, tree = strip_docstrings(Path(source).read_bytes())
-        code = compile(tree, source, "exec", dont_inherit=True)
+        stripped = strip_docstrings(raw)
+        # As `python -OO` compiles: libraries are prepared for that, while numpy.ma asserts that docstrings are there.
+        code = compile(raw, source, "exec", dont_inherit=True, optimize=2)
     except (SyntaxError, ValueError, RecursionError):
         return  # no module of this Python version can be imported from it either
     Path(target).write_bytes(stripped)
@@ -139,18 +141,16 @@ def _strip_file(job: tuple[str, str]) -> None:
     cached.write_bytes(_code_to_hash_pyc(code, importlib.util.source_hash(stripped), checked=False))
 
 
-def strip_docstrings(raw: bytes) -> tuple[bytes, ast.Module]:
-    """(source with every docstring emptied, its syntax tree); lines keep their numbers. Raises SyntaxError for what is no Python."""
-    lines, tree = raw.splitlines(keepends=True), ast.parse(raw)
-    nodes = []
-    for node in ast.walk(tree):
+def strip_docstrings(raw: bytes) -> bytes:
+    """Source without docstrings; lines keep their numbers. Raises SyntaxError for what is no Python."""
+    lines, found = raw.splitlines(keepends=True), []
+    for node in ast.walk(ast.parse(raw)):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
             first = node.body[0]
             if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                nodes.append(first.value)
-    for node in sorted(nodes, key=lambda n: (n.lineno, n.col_offset), reverse=True):
+                found.append((first, b"pass" if len(node.body) == 1 else b""))  # a body may not be empty, `from __future__` stays first
+    for node, instead in sorted(found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True):
         begin, end = node.lineno - 1, node.end_lineno - 1
-        head, tail = lines[begin][: node.col_offset], lines[end][node.end_col_offset :]
-        lines[begin : end + 1] = [head + b'"""' + b"\n" * (end - begin) + b'"""' + tail]
-        node.value = "\n" * (end - begin)
-    return b"".join(lines), tree
+        tail = lines[end][node.end_col_offset :].rstrip(b"\r\n").lstrip(b" ;" if not instead else b"")
+        lines[begin : end + 1] = [lines[begin][: node.col_offset] + instead + tail + b"\n" * (end - begin + 1)]
+    return b"".join(lines)

@@ -75,7 +75,7 @@ def install() -> None:
             tell("outside", full)
         elif folder.startswith(writable) and not os.path.isdir(os.path.dirname(full)):
             tell("outside", full)  # a path of the host that lies below /tmp there
-        elif folder.startswith(emptied) and folder not in emptied and not folder.startswith(shown):
+        elif folder.startswith(emptied) and folder not in emptied and not folder.startswith(shown) and not by_import():
             tell("outside", full)
         elif event == "open" and full.startswith(environment) and full.endswith(SOURCE_SUFFIXES) and not by_import():
             tell("environment", full)
