@@ -52,30 +52,29 @@ class KneserNey:
                 where = np.minimum(np.searchsorted(extended, grams), len(extended) - 1)
                 counts = np.where(extended[where] == grams, left[where], counts)
             if n > 1:
-                self.levels.append(self._level(grams, counts))
+                self.levels += [self._level(grams, counts)] if len(grams) else []  # no text holds longer n-grams but no shorter ones
                 continue
             bottom = np.full(vocab_size, EPSILON / vocab_size)
             bottom[grams] += (1 - EPSILON) * counts / max(counts.sum(), 1)
             bottom[BOS] = 0.0  # where documents end is for the referee to say, not for g
             self.bottom = bottom / bottom.sum()
         self.bottom_cumulated = np.cumsum(self.bottom)
+        self.order = 1 + len(self.levels)
 
     def _level(self, grams: np.ndarray, counts: np.ndarray) -> Level:
         once, twice = np.count_nonzero(counts == 1), np.count_nonzero(counts == 2)
         d = once / (once + 2 * twice) if once else 0.5
         d = min(max(d, 0.1), 0.9)
         context = grams >> self.bits
-        first = np.flatnonzero(np.concatenate([[True], context[1:] != context[:-1]])) if len(grams) else np.zeros(0, np.int64)
-        total = np.add.reduceat(counts, first).astype(np.float64) if len(grams) else np.zeros(0)
+        first = np.flatnonzero(np.concatenate([[True], context[1:] != context[:-1]]))
+        total = np.add.reduceat(counts, first).astype(np.float64)
         distinct = np.diff(np.append(first, len(grams)))
         discounted = counts - d
         cumulated = np.concatenate([[0.0], np.cumsum(discounted)])
-        return Level(grams, discounted, cumulated, context[first], np.append(first, len(grams)), total, d * distinct / np.maximum(total, 1))
+        return Level(grams, discounted, cumulated, context[first], np.append(first, len(grams)), total, d * distinct / total)
 
     def _context(self, level: Level, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index of each context, whether it was seen)."""
-        if not len(level.contexts):
-            return np.zeros(len(keys), np.int64), np.zeros(len(keys), bool)
         at = np.minimum(np.searchsorted(level.contexts, keys), len(level.contexts) - 1)
         return at, level.contexts[at] == keys
 
@@ -88,10 +87,9 @@ class KneserNey:
             level, keys = self.levels[n - 2], contexts[n - 2]
             at, seen = self._context(level, keys)
             grams = (keys << self.bits) | targets
-            place = np.minimum(np.searchsorted(level.grams, grams), max(len(level.grams) - 1, 0))
-            found = seen & (level.grams[place] == grams) if len(level.grams) else seen
-            count = np.where(found, level.discounted[place], 0.0) if len(level.grams) else np.zeros(len(targets))
-            p = np.where(seen, count / level.total[at] + level.back[at] * p, p) if len(level.total) else p
+            place = np.minimum(np.searchsorted(level.grams, grams), len(level.grams) - 1)
+            count = np.where(seen & (level.grams[place] == grams), level.discounted[place], 0.0)
+            p = np.where(seen, count / level.total[at] + level.back[at] * p, p)
             yield p, seen
 
     def probabilities(self, contexts: list[np.ndarray], targets: np.ndarray) -> np.ndarray:
@@ -124,7 +122,7 @@ class KneserNey:
 
         Ancestral sampling of the mixture: from the highest order down, a context keeps its discounted counts with probability 1 - back
         and hands over to the next lower order otherwise, which is exactly the interpolation above."""
-        span = self.order - 1
+        span = max(self.order - 1, 1)
         history = np.full((len(prefixes), span), -1, np.int64)
         for row, prefix in enumerate(prefixes):
             prefix = np.asarray(prefix, np.int64)
@@ -178,15 +176,16 @@ class KneserNey:
 def context_keys(context: np.ndarray, longest: int, bits: int) -> list[np.ndarray]:
     """For each position the keys of its last 1..longest tokens, int64; -1 where they would reach across a BOS or the start."""
     context = np.asarray(context, np.int64)
-    out, keys = [], np.zeros(len(context), np.int64)
-    valid = np.ones(len(context), bool)
+
+    def back(n: int) -> np.ndarray:
+        """The token n before each position, -1 before the start."""
+        return np.concatenate([np.full(min(n, len(context)), -1, np.int64), context[: max(len(context) - n, 0)]])
+
+    out, keys, valid = [], np.zeros(len(context), np.int64), np.ones(len(context), bool)
     for n in range(longest):
-        shifted = np.concatenate([np.full(min(n, len(context)), -1, np.int64), context[: len(context) - n]])
-        if n:  # the token n back may be BOS itself, but nothing newer may be
-            newer = np.concatenate([np.full(min(n - 1, len(context)), -1, np.int64), context[: len(context) - (n - 1)]])
-            valid = valid & (newer != BOS)
-        valid = valid & (shifted >= 0)
-        keys = keys | (np.maximum(shifted, 0) << (bits * n))
+        # The oldest token may be BOS itself, but nothing newer may be.
+        valid = valid & (back(n) >= 0) & ((back(n - 1) != BOS) if n else True)
+        keys = keys | (np.maximum(back(n), 0) << (bits * n))
         out.append(np.where(valid, keys, -1))
     return out
 

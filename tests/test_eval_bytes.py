@@ -1,0 +1,253 @@
+"""Bytes: the referee's own reader of tokenizers and shards against SentencePiece itself, hand-worked numbers, and the contest's constants."""
+
+import hashlib
+import io
+import json
+import math
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from eval.bytes import BOS, KNOWN_EXPORTS, check_fineweb_bytes, documents, implied_bytes, load_byte_table
+from eval.dataset import Dataset, shard_bytes
+from eval.errors import UserError
+
+SHARED = Path(__file__).parents[2] / "shared"
+TEXTS = [
+    "def f(x):\n    return x  # two  spaces\n",
+    "  leading and trailing  ",
+    "Grüße, naïve café, ﬁne, Ⅷ, Å",
+    "日本語のテキスト \U0001f600 \x00\x7f",
+    "",
+    " ",
+    "a",
+    "\n\n\t\t\n",
+    "numbers 12345 67.89 and ALL CAPS",
+]
+LOSSLESS = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True}
+KINDS = {
+    "lossless": LOSSLESS | {"byte_fallback": True},
+    "contest, byte fallback": {"byte_fallback": True},
+    "contest, no byte fallback": {"byte_fallback": False},
+    "dummy prefix only": {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
+    "collapses only": {"byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": False},
+}
+
+
+def train(folder: Path, **options) -> tuple[Path, sentencepiece.SentencePieceProcessor]:
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter([text for text in TEXTS * 20 if text]), model_writer=model, vocab_size=330, model_type="bpe", pad_id=0, bos_id=1, eos_id=2,
+        unk_id=3, hard_vocab_limit=False, minloglevel=2, **options,
+    )  # fmt: skip
+    path = folder / "t.model"
+    path.write_bytes(model.getvalue())
+    return path, sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
+
+
+def random_text(rng: random.Random) -> str:
+    alphabet = "abcde  \n\té▁" + "日" + "  "
+    return "".join(rng.choice(alphabet) for _ in range(rng.randrange(40)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_decodes_as_sentencepiece_does(tmp_path, kind):
+    """Own reader of the model file against the library, document by document; unknown pieces, which the library writes as a mark, are nothing here."""
+    path, library = train(tmp_path, **KINDS[kind])
+    table, rng = load_byte_table(path), random.Random(1)
+    assert table.vocab_size == library.vocab_size()
+    for text in TEXTS + [random_text(rng) for _ in range(300)]:
+        ids = np.array(library.encode(text), np.int64)
+        stream = np.concatenate([[BOS], ids])
+        decoded = table.decode(stream)
+        if 3 not in ids:
+            assert decoded == library.decode(ids.tolist()).encode()
+        assert table.decoded_bytes(stream) == len(decoded)
+    assert bool(table.lossy) == (kind not in ("lossless", "dummy prefix only"))
+
+
+def test_lossless_text_comes_back_and_all_three_counts_agree(tmp_path):
+    path, library = train(tmp_path, **KINDS["lossless"])
+    table = load_byte_table(path)
+    texts = [text for text in TEXTS if "\u2581" not in text]
+    stream = np.concatenate([[BOS, *library.encode(text)] for text in texts]).astype(np.int64)
+    source = sum(len(text.encode()) for text in texts)
+    assert table.decoded_bytes(stream) == int(table.table_bytes(stream).sum()) == source
+    assert [table.decode(stream[a:b]).decode() for a, b in documents(stream)] == texts
+
+
+def test_lossy_counts_are_told_apart(tmp_path):
+    """NFKC turns the ligature ﬁ (3 bytes) into fi (2), runs of spaces collapse: source, decoded and table bytes are three numbers."""
+    path, library = train(tmp_path, **KINDS["contest, byte fallback"])
+    table, text = load_byte_table(path), "  a ﬁne   b  "
+    stream = np.array([BOS, *library.encode(text)])
+    assert table.decode(stream) == b"a fine b"
+    assert table.decoded_bytes(stream) == 8
+    assert int(table.table_bytes(stream).sum()) == 8
+    assert len(text.encode()) == 15
+
+
+def test_contest_table_by_hand(tmp_path):
+    """Piece bytes, +1 for a leading mark unless a boundary token precedes; byte pieces 1; control tokens 0."""
+    path, library = train(tmp_path, **KINDS["contest, byte fallback"])
+    table = load_byte_table(path)
+    word = next(i for i in range(4, library.vocab_size()) if library.id_to_piece(i) == "\u2581a" or library.id_to_piece(i) == "\u2581")
+    byte = library.piece_to_id("<0x41>")
+    size = len(library.id_to_piece(word).replace("\u2581", " "))
+    stream = np.array([BOS, word, word, byte, BOS, word, 2, word, 0])
+    assert table.table_bytes(stream).tolist() == [size - 1, size, 1, 0, size - 1, 0, size - 1, 0]
+
+
+def test_pure_byte_vocabulary(tmp_path):
+    path = tmp_path / "bytes.json"
+    path.write_text(json.dumps({"vocab_size": 260, "config": {"byte_offset": 4}}))
+    table = load_byte_table(path)
+    stream = np.array([BOS, *(4 + b for b in "né".encode())])
+    assert table.decode(stream) == "né".encode()
+    assert table.table_bytes(stream).sum() == 3 and table.lossy == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "raw", "complaint"),
+    [
+        ("x.model", b"not a model at all", "expected a SentencePiece model"),
+        ("x.model", b"", "expected a SentencePiece model"),
+        ("x.model", b"\x0a\xff\xff\xff\xff\x7f", "expected a SentencePiece model"),
+        ("x.json", b"{}", "expected the JSON description"),
+        ("x.json", b'{"vocab_size": 300}', "expected 260 ids"),
+    ],
+)
+def test_other_files_are_refused(tmp_path, name, raw, complaint):
+    path = tmp_path / name
+    path.write_bytes(raw)
+    with pytest.raises(UserError, match=complaint):
+        load_byte_table(path)
+
+
+@pytest.mark.parametrize("name", ["fineweb_1024_bpe", "fineweb_4096_bpe", "fineweb_8192_bpe"])
+def test_the_contest_s_own_tokenizers(name):
+    path = SHARED / "tokenizers" / f"{name}.model"
+    if not path.exists():
+        pytest.skip(f"{path} is not here")
+    table = load_byte_table(path)
+    library = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    for text in TEXTS:
+        ids = np.array(library.encode(text), np.int64)
+        if 3 not in ids:
+            assert table.decode(ids) == library.decode(ids.tolist()).encode()
+    assert table.eats_prefix and table.lossy
+
+
+# --- The contest's constants (VALIDITY 2.2) ---
+
+
+def test_implied_bytes_by_hand():
+    """4 tokens at ln 2 nats and 0.25 bits per byte: 16 bytes."""
+    assert implied_bytes(4, math.log(2), 0.25) == pytest.approx(16)
+
+
+@pytest.mark.parametrize("export", KNOWN_EXPORTS, ids=lambda e: e.label)
+def test_constants_agree_with_each_other(export):
+    """tokens × ratio / ln 2 is the stated number of bytes, to the digits that the constants carry."""
+    assert implied_bytes(export.val_tokens[0], export.ratio, 1.0) == pytest.approx(export.bytes, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "ratio", "deviation"),
+    [
+        (62_021_632, 1.987, "+17"),  # SP1024, leading space twice
+        (40_540_160, 3.040, "+17"),  # SP8192, the same
+        (62_021_632, 2.253, "+33"),  # SP1024, mojibake marker
+        (45_508_608, 2.9329, "+27"),  # SP4096 with a foreign tokenizer
+    ],
+)
+def test_wrong_ratios_of_the_contest_are_found(tokens, ratio, deviation):
+    export, _, complaint = check_fineweb_bytes(tokens, ratio, 1.0)
+    assert export is not None and deviation in complaint and "corrected val_bpb" in complaint
+
+
+def test_right_ratios_pass_and_cut_sets_do_not():
+    for export in KNOWN_EXPORTS:
+        assert check_fineweb_bytes(export.val_tokens[0], export.ratio, 1.0)[2] is None
+    export, _, complaint = check_fineweb_bytes(8_000_000, 1.68846, 1.0)
+    assert export is None and "no published export" in complaint
+
+
+def test_public_logs_imply_the_published_bytes():
+    folder = SHARED / "upstream_records" / "2026-03-17_NaiveBaseline"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not here")
+    stated = json.loads((folder / "submission.json").read_text())
+    assert check_fineweb_bytes(63_779_840, stated["val_loss"], stated["val_bpb"])[2] is None
+
+
+# --- Dataset folders ---
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """A byte-level dataset of three validation and two training documents."""
+    texts = {"train": ["first text", "second text"], "val": ["one", "two", "three"]}
+    path, version, splits = tmp_path / "datasets" / "tiny", hashlib.sha256(), {}
+    path.mkdir(parents=True)
+    for name, documents_of in texts.items():
+        stream = np.array([t for text in documents_of for t in (BOS, *(4 + b for b in text.encode()))])
+        files = []
+        for k, part in enumerate(np.array_split(stream, 2)):
+            file = path / f"tiny_{name}_{k:06d}.bin"
+            file.write_bytes(shard_bytes(part))
+            files.append({"name": file.name, "tokens": len(part), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+        for text in documents_of:
+            version.update(hashlib.sha256(text.encode()).digest())
+        splits[name] = {"documents": len(documents_of), "source_bytes": sum(map(len, documents_of)), "tokens": len(stream), "files": files}
+    tokenizer = json.dumps({"vocab_size": 260}).encode()
+    (path / "bytes.json").write_bytes(tokenizer)
+    described = {"file": "bytes.json", "kind": "bytes", "sha256": hashlib.sha256(tokenizer).hexdigest(), "vocab_size": 260, "lossless": True}
+    manifest = {"format": 1, "name": "tiny", "corpus": "tiny", "version": version.hexdigest(), "tokenizer": described, "splits": splits}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    return path
+
+
+def test_dataset_reads_shards_in_name_order_and_checks_them(folder):
+    dataset = Dataset(folder)
+    split = dataset.split("val")
+    assert [dataset.table.decode(split.tokens[a:b]) for a, b in split.spans] == [b"one", b"two", b"three"]
+    assert split.complaints == dataset.tokenizer_complaints == []
+    assert dataset.decoded_version() == dataset.manifest.version
+
+
+def test_one_flipped_token_is_a_complaint(folder):
+    path = folder / "tiny_val_000001.bin"
+    raw = bytearray(path.read_bytes())
+    raw[-2] ^= 1
+    path.write_bytes(raw)
+    dataset = Dataset(folder)
+    assert "sha256" in dataset.split("val").complaints[0]
+    assert dataset.decoded_version() != dataset.manifest.version
+
+
+def test_broken_shards_are_user_errors(folder):
+    path = folder / "tiny_val_000000.bin"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="header promises"):
+        Dataset(folder).split("val")
+    path.write_bytes(b"x" * 2000)
+    with pytest.raises(UserError, match="expected a shard"):
+        Dataset(folder).split("val")
+
+
+def test_unusable_folders_are_user_errors(folder):
+    with pytest.raises(UserError, match="no split 'test'"):
+        Dataset(folder).split("test")
+    (folder / "bytes.json").unlink()
+    with pytest.raises(UserError, match="is neither in"):
+        Dataset(folder)
+    (folder / "manifest.json").write_text("{}")
+    with pytest.raises(UserError, match="format"):
+        Dataset(folder)
+    (folder / "manifest.json").unlink()
+    with pytest.raises(UserError, match="missing; build the dataset"):
+        Dataset(folder)

@@ -1,0 +1,96 @@
+"""Statistics of `compare`: against a published example, against simulation, and what it refuses."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from eval.__main__ import main
+from eval.compare import welch
+
+LN2 = math.log(2)
+HASH, OTHER = "a" * 64, "b" * 64
+
+
+def test_welch_by_hand():
+    """n = 3 each, variances 1e-4 and 4e-4: error² = 5e-4 / 3, df = (5e-4/3)² / ((1e-4/3)²/2 + (4e-4/3)²/2) = 25 / 8.5."""
+    a, b = np.array([1.00, 1.01, 1.02]), np.array([0.93, 0.95, 0.97])
+    result = welch(a, b, level=0.01)
+    assert result.difference == pytest.approx(0.06)
+    assert result.df == pytest.approx(25 / 8.5)
+    assert result.t == pytest.approx(0.06 / math.sqrt(5e-4 / 3))
+    assert result.p == pytest.approx(stats.t.sf(result.t, result.df))
+    assert result.bound == pytest.approx(0.06 - stats.t.ppf(0.99, result.df) * math.sqrt(5e-4 / 3))
+
+
+def test_one_sided_in_the_right_direction():
+    a, b = np.array([1.0, 1.001, 0.999]), np.array([1.1, 1.101, 1.099])
+    assert welch(a, b, 0.01).p > 0.99
+    assert welch(b, a, 0.01).p < 0.01
+
+
+def test_minimum_detectable_effect_is_found_with_the_stated_power():
+    """Simulation: normal seeds whose true difference is the stated effect are significant in 80 % of the cases."""
+    n, rng = 8, np.random.default_rng(1)
+    unit = np.array([-1.0, 1.0] * (n // 2))
+    unit /= unit.std(ddof=1)
+    effect = welch(unit, unit, 0.05).detectable
+    a, b = rng.normal(effect, 1, size=(20_000, n)), rng.normal(0, 1, size=(20_000, n))
+    found = stats.ttest_ind(a, b, axis=1, equal_var=False, alternative="greater").pvalue < 0.05
+    assert found.mean() == pytest.approx(0.8, abs=0.02)
+
+
+def test_one_seed_is_no_test():
+    result = welch(np.array([1.0]), np.array([0.9, 0.91]), 0.01)
+    assert (result.p, result.df, result.detectable) == (None, None, None)
+
+
+def record(folder, name, values, version=HASH, rules="2026-11", track="track_docs_cpu"):
+    path = folder / name
+    path.mkdir(parents=True)
+    seeds = [1337, 42, 2025][: len(values)]
+    data = {
+        "corpus": "docs", "version": version, "dataset": "docs_sp1024", "tokenizer_sha256": HASH, "train_tokens": 1000, "val_tokens": 501, "val_bytes": 1000,
+        "train_files": 1,
+    }  # fmt: skip
+    row = {
+        "val_loss": 1.0, "nats": 1.0, "scored_tokens": 500, "scored_bytes": 1000, "steps": 1, "train_s": 1, "eval_s": 1, "artifact_bytes": 1,
+        "artifact_sha256": HASH, "bytes_total": 2, "log": "l", "log_sha256": HASH,
+    }  # fmt: skip
+    submission = {
+        "schema_version": 1, "origin": "packed", "author": "a", "github_id": "a", "name": name, "date": "2026-11-24", "track": track, "rules_version": rules,
+        "val_loss": 1.0, "val_bpb": float(np.mean(values)), "bytes_total": 2, "bytes_code": 1, "bytes_artifact": 1, "code_sha256": HASH, "seeds": seeds,
+        "seed_results": {str(s): row | {"val_bpb": v} for s, v in zip(seeds, values, strict=True)}, "config": {"sha256": HASH}, "data": data,
+        "environment": {"python": "3.11"},
+    }  # fmt: skip
+    (path / "submission.json").write_text(json.dumps(submission))
+    return str(path)
+
+
+def test_prints_every_number(tmp_path, capsys):
+    a, b = record(tmp_path, "a", [1.50, 1.51, 1.52]), record(tmp_path, "b", [1.40, 1.41, 1.42])
+    assert main(["compare", a, b]) == 0
+    shown = capsys.readouterr().out
+    assert f"B is better by {0.1 * LN2:+.6f} nats/byte" in shown
+    for word in ("n 3", "mean", "sd", "df 4.00", "p 0.000", "minimum detectable effect", "0.005 nats/token = 0.002500 nats/byte", "p < 0.01: met"):
+        assert word in shown
+    assert main(["compare", b, a]) == 0
+    assert "below the bar" in capsys.readouterr().out
+
+
+def test_bar_counts_nats_per_token(tmp_path, capsys):
+    """0.0030 nats/byte at half a token per byte are 0.0060 nats/token: above the bar of 0.005, which 0.0024 (0.0048) is not."""
+    a = record(tmp_path, "a", [1.0, 1.00001, 1.00002])
+    for name, gain, verdict in (("b", 0.0030, "met"), ("c", 0.0024, "below the bar")):
+        assert main(["compare", a, record(tmp_path, name, [v - gain / LN2 for v in (1.0, 1.00001, 1.00002)])]) == 0
+        assert capsys.readouterr().out.rstrip().endswith(verdict)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [({"version": OTHER}, "different corpora"), ({"rules": "2026-10"}, "rule sets"), ({"track": "track_non_record_16mb"}, "tracks")]
+)
+def test_refuses_what_is_not_on_one_scale(tmp_path, capsys, change, complaint):
+    assert main(["compare", record(tmp_path, "a", [1.0, 1.1, 1.2]), record(tmp_path, "b", [1.0, 1.1, 1.2], **change)]) == 2
+    assert complaint in capsys.readouterr().err
