@@ -1,6 +1,7 @@
 """`python -m data text|docs|verify` from outside: files in, dataset out, a second run that does nothing, damage found, errors in one line."""
 
 import hashlib
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from data import corpora
 from data.__main__ import main
 from data.manifest import load_manifest
 from data.shards import read_shard, write_shard
@@ -217,6 +219,25 @@ def test_pure_bytes(tmp_path):
     assert (manifest.tokenizer.kind, manifest.tokenizer.lossless) == ("bytes", True)
     assert all(split.tokens == split.source_bytes + split.documents for split in manifest.splits.values())
     assert main(["verify", str(tmp_path / "datasets" / "mine_byte260")]) == 0
+
+
+def test_docs_from_two_small_packages(tmp_path, monkeypatch, capsys):
+    """The whole command on fewer packages: built, verified, not built again; another version of a package is another corpus."""
+    monkeypatch.setattr(corpora, "DOCS_PACKAGES", ("click", "mpmath"))
+    arguments = ["docs", "--vocab-size", "512", "--data-root", str(tmp_path)]
+    assert main(arguments) == 0
+    folder = tmp_path / "datasets" / "docs_sp512"
+    manifest = load_manifest(folder)
+    assert manifest.tokenizer.file == "docs_512_bpe.model"
+    assert manifest.tokenizer.lossless
+    assert sorted(path.name for path in folder.iterdir()) == ["docs_train_000000.bin", "docs_val_000000.bin", "manifest.json"]
+    assert manifest.provenance["recipe"]["packages"] == {name: importlib.metadata.version(name) for name in ("click", "mpmath")}
+    assert main(["verify", str(folder)]) == 0
+    assert main(arguments) == 0
+    assert "up to date" in capsys.readouterr().out
+    monkeypatch.setattr(corpora, "DOCS_PACKAGES", ("mpmath",))
+    assert main(arguments) == 0
+    assert load_manifest(folder).version != manifest.version
 
 
 def write(name: str, raw: bytes):
