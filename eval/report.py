@@ -108,8 +108,8 @@ class AuditReport(Model):
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
-    """PASS when nothing ran: the caller says NOT RUN itself."""
-    return max(verdicts, key=SEVERITY.index, default="PASS")
+    """NOT RUN when nothing ran."""
+    return max(verdicts, key=SEVERITY.index, default="NOT RUN")
 
 
 class Collector:

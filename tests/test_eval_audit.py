@@ -1,0 +1,379 @@
+"""Score and audit from end to end: what a reviewer types, what the report says, and what a scorer that breaks the contract gets."""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from eval import sandbox
+from eval.__main__ import main
+from eval.audit import Options, audit_record
+from eval.behaviour import LAMBDAS, Behaviour, Noise
+from eval.dataset import Dataset, shard_bytes
+from eval.pack import read_audit
+from eval.report import TEST_NAMES, AuditReport, Collector
+from eval.rules import load_rules
+from eval.runner import Scorer, Stream
+
+sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
+from build import Workshop
+
+BOS = 1
+NO_SANDBOX = sandbox.unavailable("bubblewrap") is not None and sandbox.unavailable("unshare") is not None if sys.platform == "linux" else True
+pytestmark = pytest.mark.skipif(NO_SANDBOX, reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without")
+
+
+# --- A tiny record by hand: byte vocabulary, uniform distribution, one behaviour changed at a time ---
+
+UNIFORM = """
+import argparse, json, math, os, sys
+from pathlib import Path
+import numpy as np
+V = 260
+p = argparse.ArgumentParser()
+p.add_argument("command"); p.add_argument("--artifact"); p.add_argument("--tokens", nargs="+"); p.add_argument("--out"); p.add_argument("--probes")
+a = p.parse_args()
+probes = json.loads(Path(a.probes).read_text()) if a.probes else {}
+for path in map(Path, a.tokens):
+    x = np.fromfile(path, "<u2", offset=1024)
+    nll = np.full(len(x) - 1, math.log(V))
+    row = np.full((len(probes.get(path.stem, [])), V), -math.log(V))
+    CHANGE
+    np.save(Path(a.out, path.stem + ".nll.npy"), nll)
+    if path.stem in probes:
+        np.save(Path(a.out, path.stem + ".probe.npy"), row)
+"""
+
+
+def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:
+    folder, tokenizer, splits = root / "datasets" / "tiny", json.dumps({"vocab_size": 260}).encode(), {}
+    folder.mkdir(parents=True)
+    (folder / "bytes.json").write_bytes(tokenizer)
+    version = hashlib.sha256()
+    for name, texts in (("train", train), ("val", val)):
+        stream = np.array([t for text in texts for t in (BOS, *(4 + b for b in text.encode()))])
+        raw = shard_bytes(stream)
+        (folder / f"tiny_{name}_000000.bin").write_bytes(raw)
+        files = [{"name": f"tiny_{name}_000000.bin", "tokens": len(stream), "sha256": hashlib.sha256(raw).hexdigest()}]
+        size = sum(len(text.encode()) for text in texts)
+        splits[name] = {"documents": len(texts), "source_bytes": size, "tokens": len(stream), "files": files}
+        for text in texts:
+            version.update(hashlib.sha256(text.encode()).digest())
+    described = {"file": "bytes.json", "kind": "bytes", "sha256": hashlib.sha256(tokenizer).hexdigest(), "vocab_size": 260, "lossless": True}
+    manifest = {"format": 1, "name": "tiny", "corpus": "tiny", "version": version.hexdigest(), "tokenizer": described, "splits": splits}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "of", "the", "is"]
+    texts = [" ".join(rng.choice(words, size=rng.integers(10, 60))) + "." for _ in range(60)]
+    return write_dataset(tmp_path_factory.mktemp("tiny"), texts[:20], texts[20:])
+
+
+def record(folder: Path, change: str = "pass", artifact: bytes = b"weights") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "train_gpt.py").write_text(UNIFORM.replace("CHANGE", change.replace("\n", "\n    ")))
+    (folder / "artifact_seed1337.bin").write_bytes(artifact)
+    return folder
+
+
+def judge(folder: Path, dataset: Path, *only: str, **more) -> AuditReport:
+    return audit_record(folder, Options(dataset=dataset, only=only, random_seed=3, **more))
+
+
+def test_uniform_is_valid_and_its_bits_are_known(tmp_path, tiny):
+    """log2 260 bits for each target: 8.022 bits per byte but for the BOS targets, which are no bytes."""
+    report = judge(record(tmp_path / "r"), tiny, "future", "normalisation", "canary", "coverage", "isolation", "documents", "fresh", "bytes", "budget")
+    assert {t.name: t.verdict for t in report.tests if t.name != "evidence"} == {name: "PASS" for name in TEST_NAMES if name != "evidence"}, report
+    split = Dataset(tiny).split("val")
+    (score,) = report.scores
+    assert score.scored_tokens == len(split.tokens) - 1
+    assert score.scored_bytes == len(split.tokens) - 20
+    assert score.val_bpb == pytest.approx(np.log2(260) * (len(split.tokens) - 1) / (len(split.tokens) - 20), rel=1e-12)
+    assert report["normalisation"].figures["largest_sum"] == pytest.approx(1, abs=1e-12)
+
+
+BROKEN = {
+    "not a number": ("nll[3] = np.nan", "nll[3] is nan"),
+    "infinite": ("nll[3] = np.inf", "nll[3] is inf"),
+    "negative": ("nll[3] = -0.5", "nll[3] = -0.5 is negative: a probability above 1"),
+    "short": ("nll = nll[:-1]", "nll has shape"),
+    "long": ("nll = np.append(nll, 0)", "nll has shape"),
+    "single precision": ("nll = nll.astype(np.float32)", "nll has dtype float32, expected float64"),
+    "a pickle": ("nll = np.array([object()] * len(nll), dtype=object)", "is no plain array"),
+    "not written": ("continue", "no nll file was written"),
+    "a symbolic link": ("os.symlink('/etc/passwd', Path(a.out, path.stem + '.nll.npy')); continue", "nll file is a symbolic link"),
+    "failing": ("sys.exit(3)", "exit code 3"),
+    "no rows": ("probes = {}", "no probe file was written"),
+    "rows of another shape": ("row = row[:, :-1]", "probe has shape"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_broken_output_is_invalid_and_said_plainly(tmp_path, tiny, kind):
+    change, complaint = BROKEN[kind]
+    report = judge(record(tmp_path / "r", change), tiny, "coverage", "normalisation")
+    assert report.verdict == "INVALID"
+    assert complaint in " ".join(f.found for f in report["coverage"].findings), report["coverage"]
+
+
+def test_a_pickle_is_never_loaded(tmp_path, tiny):
+    """An output that would write a file when unpickled: refused, and not executed."""
+    trace = Path(tempfile.gettempdir()) / f"unpickled-{os.getpid()}"
+    change = (
+        f"class Evil:\n    def __reduce__(self):\n        return (open, ({str(trace)!r}, 'w'))\n"
+        "np.save(Path(a.out, path.stem + '.nll.npy'), np.array([Evil()], dtype=object), allow_pickle=True); continue"
+    )
+    assert judge(record(tmp_path / "r", change), tiny, "coverage").verdict == "INVALID"
+    assert not trace.exists()
+
+
+def test_noise_that_no_one_can_audit_is_invalid(tmp_path, tiny):
+    report = judge(record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.1, len(nll))"), tiny, "future", "normalisation")
+    assert report["future"].verdict == "INVALID" and "the same run twice" in report["future"].reason
+
+
+def test_small_noise_widens_the_tolerance_and_is_stated(tmp_path, tiny):
+    """Noise of 0.002 nats, as kernels that add in another order make: accepted, with the measured floor in the report."""
+    report = judge(record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.002, len(nll))"), tiny, "future", "normalisation", "documents")
+    assert (report["future"].verdict, report["normalisation"].verdict) == ("PASS", "PASS"), report
+    assert 0.004 < report["future"].figures["noise_floor_nats"] < 0.02
+    assert "between reruns of equal streams" in report["future"].tolerance_source
+
+
+def test_a_large_leak_does_not_hide_behind_small_noise(tmp_path, tiny):
+    change = "nll += np.random.default_rng().normal(0, 0.002, len(nll))\nnll[:-1] -= 0.3 * (x[2:] == 4 + 32)"
+    assert judge(record(tmp_path / "r", change), tiny, "future").verdict == "INVALID"
+
+
+def test_running_without_a_sandbox_is_stated(tmp_path, tiny):
+    report = judge(record(tmp_path / "r"), tiny, "isolation", "coverage", mechanism="none")
+    assert report.sandbox == "none"
+    assert report["isolation"].verdict == "NOT RUN" and "--no-sandbox" in report["isolation"].reason
+
+
+# --- A record with papers ---
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory) -> Iterator[Workshop]:
+    yield Workshop(tmp_path_factory.mktemp("shop"))
+
+
+@pytest.fixture
+def papers(shop, tmp_path) -> Path:
+    """A private copy of a packed, honest record of one seed."""
+    source = shop.record("honest/static")
+    return Path(shutil.copytree(source, tmp_path / source.name))
+
+
+def edit(path: Path, change: Callable[[bytes], bytes]) -> None:
+    before = path.read_bytes()
+    path.write_bytes(change(before))
+    assert path.read_bytes() != before
+
+
+def score(capsys, *argv: object) -> tuple[int, str]:
+    code = main(["score", *map(str, argv)])
+    captured = capsys.readouterr()
+    return code, captured.out + captured.err
+
+
+def test_score_agrees_with_an_honest_claim(papers, shop, capsys):
+    code, shown = score(capsys, papers, "--dataset", shop.corpus.dataset)
+    assert code == 0, shown
+    claim = json.loads((papers / "submission.json").read_text())["val_bpb"]
+    found = float(shown.split("val_bpb:")[1].split()[0])
+    assert found == pytest.approx(claim, abs=1e-6)
+    for word in ("nats:", "tokens:", "bytes:", "seconds:", "claimed:", "tolerance:"):
+        assert word in shown
+
+
+def test_score_on_two_ranks_is_the_score(shop, capsys):
+    pytest.importorskip("torch")
+    folder = shop.record("honest/several_ranks")
+    values = []
+    for ranks in (1, 2):
+        code, shown = score(capsys, folder, "--dataset", shop.corpus.dataset, "--nproc", ranks)
+        assert code == 0, shown
+        values.append(float(shown.split("val_bpb:")[1].split()[0]))
+    assert values[0] == pytest.approx(values[1], abs=1e-6)
+
+
+def test_score_of_another_shard_is_not_compared(papers, shop, tmp_path, capsys):
+    tokens = Dataset(shop.corpus.dataset).split("val").tokens[:5000]
+    (tmp_path / "part.bin").write_bytes(shard_bytes(tokens))
+    code, shown = score(capsys, papers, "--dataset", shop.corpus.dataset, "--tokens", tmp_path / "part.bin")
+    assert code == 0 and "tokens:4999" in shown and "claimed" not in shown
+
+
+@pytest.mark.parametrize("key", ["val_bpb", "scored_bytes", "scored_tokens"])
+def test_score_disagrees_with_a_changed_claim(papers, shop, capsys, key):
+    path = papers / "submission.json"
+    stated = json.loads(path.read_text())
+    seed = stated["seed_results"]["1337"]
+    seed[key] = round(seed[key] - 0.001, 8) if key == "val_bpb" else seed[key] + 1
+    path.write_text(json.dumps(stated))
+    code, shown = score(capsys, papers, "--dataset", shop.corpus.dataset)
+    assert code == 1 and "DISAGREES seed 1337" in shown and key in shown
+
+
+def test_bad_input_is_one_line_and_exit_code_2(papers, shop, tmp_path, capsys):
+    cases = [
+        ([tmp_path / "nothing"], "expected a record folder"),
+        ([papers, "--seed", "7"], "no artifact_seed7.bin"),
+        ([papers, "--artifact", tmp_path / "x.bin"], "expected an artifact file"),
+        ([papers, "--dataset", tmp_path], "manifest.json: missing"),
+        ([papers, "--rules", "1999"], "no such rule set; known: 2026-11"),
+    ]
+    for argv, complaint in cases:
+        code, shown = score(capsys, *argv, *(["--dataset", shop.corpus.dataset] if "--dataset" not in argv else []))
+        assert code == 2 and complaint in shown and shown.count("\n") == 1, shown
+
+
+def test_score_refuses_another_text(papers, shop, tmp_path, capsys):
+    """One token of the validation shard changed: it is not the split that the manifest describes."""
+    folder = Path(shutil.copytree(shop.corpus.dataset, tmp_path / "data" / "datasets" / "fixture"))
+    shutil.copytree(shop.corpus.tokenizer.parent, tmp_path / "data" / "tokenizers")
+    edit(next(folder.glob("*_val_*.bin")), lambda raw: raw[:-2] + bytes([raw[-2] ^ 1, raw[-1]]))
+    code, shown = score(capsys, papers, "--dataset", folder)
+    assert code == 2 and "a score on it would be of another text" in shown
+    report = judge(papers, folder, "bytes")
+    assert report["bytes"].verdict == "INVALID" and "sha256" in report["bytes"].reason
+
+
+CHANGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
+    "a digit of submission.json": ("submission.json", lambda raw: raw.replace(b'"val_bpb": 1.7', b'"val_bpb": 1.6', 1)),
+    "a byte of the artifact": ("artifact_seed1337.bin", lambda raw: raw[:-40] + bytes([raw[-40] ^ 1]) + raw[-39:]),
+    "a line of the code": ("train_gpt.py", lambda raw: raw.replace(b"DISCOUNT = 0.75", b"DISCOUNT = 0.76")),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_one_changed_thing_is_reported(papers, shop, what):
+    name, change = CHANGES[what]
+    edit(papers / name, change)
+    report = judge(papers, shop.corpus.dataset, "evidence")
+    assert report["evidence"].verdict == "INVALID", report["evidence"]
+    assert name in " ".join(f"{f.where} {f.expected} {f.found}" for f in report["evidence"].findings) or "seed 1337" in report["evidence"].reason
+
+
+def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, capsys):
+    argv = [
+        papers,
+        "--dataset",
+        shop.corpus.dataset,
+        "--fresh",
+        shop.corpus.fresh,
+        "--out",
+        tmp_path / "out",
+        "--random-seed",
+        5,
+        "--only",
+        "future",
+        "documents",
+    ]
+    assert main(["audit", *map(str, argv)]) == 0
+    shown = capsys.readouterr().out
+    report = AuditReport.model_validate_json((tmp_path / "out" / "audit.json").read_text())
+    assert [t.name for t in report.tests] == list(TEST_NAMES)
+    assert {t.name for t in report.tests if t.verdict != "NOT RUN"} == {"future", "documents", "coverage"}  # a run always tells whether it kept the contract
+    assert report.random_seed == 5 and report.level == "quick, only future documents"
+    text = (tmp_path / "out" / "AUDIT.md").read_text()
+    for name in TEST_NAMES:
+        assert f"| {name} |" in text and name in shown
+    assert "How it was obtained" in text and "not selected" in text
+    assert read_audit(tmp_path / "out") == report
+
+
+SMALL = load_rules().profile["quick"].model_copy(update={"pairs": 8, "tiny_pairs": 8, "dense_tokens": 256, "sweeps": 0, "fresh_tokens": 2000, "probes": 64})
+
+
+def test_equal_random_seeds_make_equal_audits(papers, shop):
+    first, second = (judge(papers, shop.corpus.dataset, "future", "normalisation", "canary", profile=SMALL) for _ in range(2))
+    for name in ("future", "normalisation", "canary"):
+        assert first[name].figures == second[name].figures and first[name].figures
+    other = audit_record(papers, Options(dataset=shop.corpus.dataset, only=("canary",), random_seed=4, profile=SMALL))
+    assert other["canary"].figures != first["canary"].figures
+
+
+def test_quick_draws_one_seed_full_takes_all(tiny, tmp_path):
+    """Every artifact is scored at both levels; behaviour is tested on one drawn by chance, or on all."""
+    folder = record(tmp_path / "r")
+    for seed in (42, 2025):
+        shutil.copyfile(folder / "artifact_seed1337.bin", folder / f"artifact_seed{seed}.bin")
+    for level, count in (("quick", 1), ("full", 3)):
+        report = judge(folder, tiny, "future", level=level, profile=SMALL)
+        assert [s.seed for s in report.scores] == ["42", "1337", "2025"]
+        assert len(report.audited) == count
+        assert sum("splice" in run.label for run in report.runs) == count
+
+
+# --- Statistics of the canary ---
+
+
+def canary(log2_q_over_g: np.ndarray) -> dict[str, float]:
+    collectors = {name: Collector(name) for name in TEST_NAMES}
+    rules = load_rules()
+    behaviour = Behaviour(None, np.array([BOS, *range(300)]), None, rules.profile["quick"], rules, np.random.default_rng(0), collectors)
+    behaviour.log_ratios = [log2_q_over_g]
+    behaviour._canary()
+    return collectors["canary"].result("").figures | {"invalid": collectors["canary"].result("").verdict == "INVALID"}
+
+
+def two_distributions(rng: np.random.Generator, n: int, excess: float) -> np.ndarray:
+    """log2 q/g at n draws from g, where q is another distribution over 50 tokens times 1 + excess."""
+    g, q = rng.dirichlet(np.full(50, 1.0)), rng.dirichlet(np.full(50, 1.0))
+    v = rng.choice(50, size=n, p=g)
+    return np.log2(q[v] * (1 + excess) / g[v])
+
+
+def test_canary_never_accuses_a_distribution():
+    """500 valid scorers, however far from g: the evidence stays below 40 bits, and its exponential has mean at most 1."""
+    rng = np.random.default_rng(1)
+    bits = [canary(two_distributions(rng, 400, 0.0))["evidence_bits"] for _ in range(500)]
+    assert max(bits) < 15
+    assert np.mean(np.exp2(bits)) < 1.5
+
+
+def test_canary_sees_a_sum_slightly_above_one_through_a_large_divergence():
+    """q is 0.3 bits per token worse than g, so the plain likelihood ratio is hopeless; a sum of 1.1 shows all the same."""
+    rng = np.random.default_rng(2)
+    figures = canary(two_distributions(rng, 100_000, 0.10))
+    assert figures["log_likelihood_ratio_bits"] < -10_000
+    assert figures["invalid"] and figures["smallest_visible_excess_of_the_sum"] < 0.1
+    assert not canary(two_distributions(np.random.default_rng(2), 100_000, 0.0))["invalid"]
+
+
+def test_bets_are_fractions_of_the_stake():
+    assert LAMBDAS.max() == 1 and LAMBDAS.min() > 0
+
+
+def test_noise_limit_has_a_floor_and_a_ceiling():
+    rules = load_rules()
+    noise = Noise(rules)
+    assert noise.limit == rules.tolerance.exact
+    noise.add(np.array([0.01, -0.02]))
+    assert noise.limit == pytest.approx(0.06)
+    noise.add(np.array([10.0]))
+    assert noise.limit == rules.tolerance.noise_max
+
+
+def test_stream_names_and_order_reveal_nothing(tmp_path, tiny):
+    """The scorer sees names of twelve hexadecimal digits, in an order that has nothing to do with the referee's."""
+    folder = record(tmp_path / "r", "print(path.stem, len(x))")
+    scorer = Scorer(folder / "train_gpt.py", folder / "artifact_seed1337.bin", 260, load_rules(), sandbox.choose(), np.random.default_rng(1))
+    scorer.score([Stream(np.full(n, 5)) for n in range(2, 42)], "names")
+    names, sizes = zip(*(line.split() for line in scorer.outcomes[-1].stdout.splitlines()), strict=True)
+    assert len(set(names)) == 40 and all(len(n) == 12 and set(n) <= set("0123456789abcdef") for n in names)
+    assert sorted(map(int, sizes)) == list(range(2, 42)) and list(map(int, sizes)) != list(range(2, 42))
