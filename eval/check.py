@@ -164,11 +164,11 @@ def load_record(folder: Path) -> Record:
     text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""
     try:
         stated = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         stated = {}
     logs, duplicates, seen = {}, {}, {}
     # Names that give a seed come first, so that a nameless copy is the one called duplicate.
-    for log_path in sorted(folder.glob("*.log"), key=lambda p: (_seed_in_name(p.name) is None, p.name)):
+    for log_path in sorted(filter(Path.is_file, folder.glob("*.log")), key=lambda p: (_seed_in_name(p.name) is None, p.name)):
         log = parse_log(log_path)
         if log.sha256 in seen:
             duplicates[log_path.name] = seen[log.sha256]
@@ -238,8 +238,7 @@ def agrees(stated: float, computed: float, least: int | None = None) -> bool:
 
 
 def check_files(record: Record) -> Iterable[Check]:
-    wanted = {"README.md": "README.md", CODE_FILE: CODE_FILE, SUBMISSION_FILE: SUBMISSION_FILE}
-    missing = [name for name in wanted if not (record.folder / name).is_file()]
+    missing = [name for name in ("README.md", CODE_FILE, SUBMISSION_FILE) if not (record.folder / name).is_file()]
     if not record.logs:
         missing.append("a training log (*.log)")
     data_only = record.code is None and record.shipped_size is not None
@@ -251,11 +250,11 @@ def check_files(record: Record) -> Iterable[Check]:
         yield _unknown("files", f"kept as data only: {', '.join(missing)} not here", Evidence(file=SIZE_FILE, text=f"{record.shipped_size} bytes"))
     else:
         yield _ok("files", f"README.md, {CODE_FILE}, {SUBMISSION_FILE}, {len(record.logs)} log(s)")
-    known = pack.PACKED_NAMES
     helpers = [p.name for p in sorted(record.folder.rglob("*")) if p.is_file() and FOREIGN_CODE.fullmatch(p.name) and "__pycache__" not in p.parts]
-    uncounted = [name for name in helpers if not known.fullmatch(name)]
+    uncounted = [name for name in helpers if not pack.PACKED_NAMES.fullmatch(name)]
     if uncounted:
-        yield _fail("uncounted", f"further files that a run could load, in no byte count: {', '.join(uncounted)}")
+        packed = record.submission is not None and record.submission.origin == "packed"
+        yield (_fail if packed else _unknown)("uncounted", f"further files that a run could load, in no byte count here: {', '.join(uncounted)}")
     large = [name for name in record.logs if (record.folder / name).stat().st_size > MAX_LOG_IN_GIT]
     if large:
         yield _fail("log_size", f"logs over {MAX_LOG_IN_GIT:,} bytes do not belong in git: {', '.join(large)}")
@@ -371,9 +370,9 @@ def check_headline_loss(record: Record) -> Iterable[Check]:
         else:
             yield _fail("val_loss", f"{stated}, but the logs' final losses average {mean:.8f}", *evidence)
         return
-    printed = [(n, s) for n, log in record.logs.items() for s in log.scores if s.val_loss is not None]
+    printed = [s for log in record.logs.values() for s in log.scores if s.val_loss is not None and s.val_bpb > 0]
     evidence += [_line(record.logs[name], score) for name, score in scores.items()]
-    ratio = statistics.median(s.val_loss / s.val_bpb for _, s in printed) if printed else None
+    ratio = statistics.median(s.val_loss / s.val_bpb for s in printed) if printed else None
     implied = f"; at these logs' {ratio:.5f} nats per bpb it means {stated / ratio:.5f} bpb" if ratio else ""
     yield _fail("val_loss", f"{stated} is printed beside no final score{implied}, the headline says {record.submission.val_bpb}", *evidence)
 
@@ -435,7 +434,8 @@ def _logged(log: Log, name: str) -> tuple[float, Fact | Score] | None:
     prefixes = {"parameters": "model.", "pre_quant_val_loss": "final.", "pre_quant_val_bpb": "final."}
     prefix = "neural." if name.startswith("neural_") else prefixes.get(name, "result.")
     fact = log.facts.get(prefix + name.removeprefix("neural_"))
-    return (float(fact.value), fact) if fact else None
+    value = log.number(prefix + name.removeprefix("neural_"))
+    return (value, fact) if fact and value is not None else None
 
 
 def _pre_quant(log: Log, name: str) -> tuple[float, Any] | None:
@@ -525,7 +525,7 @@ def check_code(record: Record) -> Iterable[Check]:
     try:
         compile(record.code, CODE_FILE, "exec", dont_inherit=True)
         yield _ok("compiles", f"{CODE_FILE} compiles")
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nesting that no script needs
         yield _fail("compiles", f"{CODE_FILE}: {error}", Evidence(file=CODE_FILE, line=getattr(error, "lineno", None)))
     yield from _check_source(record)
 
@@ -823,7 +823,7 @@ def _from_published_sizes(record: Record, log: Log) -> Check:
         return _unknown("implied_bytes", f"{name}: no validation token count in the log")
     evidence = [_line(log, log.facts["data.val_tokens"])]
     final = log.final and partner_loss(log, log.final)
-    if final:
+    if final and final.val_bpb > 0:
         loss, bpb = final.val_loss, final.val_bpb
         evidence.append(_line(log, final))
     elif record.submission and record.submission.val_loss:

@@ -10,6 +10,7 @@ contradictions are reported, never resolved.
 import ast
 import hashlib
 import json
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,14 +26,14 @@ MAX_LOG_BYTES = 64 * 2**20  # the largest public log is 0.2 MB; more is no train
 ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 RANK_PREFIX = re.compile(rb"(?m)^\[(?:rank|default)?\d+\]:[ ]?")
 RANK_BREAK = re.compile(r"\[(?:rank|default)\d+\]:\s?")
-SOURCE_BEGIN = re.compile(rb"(?m)^===== source (?P<name>\S+) bytes:(?P<bytes>\d+) sha256:(?P<sha256>[0-9a-f]{64}) =====[ \t\r]*\n")
+SOURCE_BEGIN = re.compile(rb"(?m)^===== source (?P<name>\S+) bytes:(?P<bytes>\d{1,12}) sha256:(?P<sha256>[0-9a-f]{64}) =====[ \t\r]*\n")
 SOURCE_END = b"===== end source ====="
 # Only where the source's stated length is of no use: the marker counts if the line that must follow it does.
 SOURCE_END_LINE = re.compile(rb"\n===== end source =====[ \t\r]*\n(?=env )")
 TOKEN = re.compile(r'([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|\S+)')
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 DURATION = re.compile(rf"({NUMBER})(ms|s|m)?$")
-STEP = re.compile(r"(?:step:\s*)?(\d+)/(\d+)\s+(?=(?:train|val)_(?:loss|bpb):)")
+STEP = re.compile(r"(?:step:\s*)?(\d{1,12})/(\d{1,12})\s+(?=(?:train|val)_(?:loss|bpb):)")
 # Two writers without a newline between them: a step or result line may begin in the middle of another one.
 BREAK = re.compile(rf"(?<!^)(?=step:\d+/\d+ (?:train|val)_loss:)|(?<!^)(?=result val_loss:{NUMBER} )")
 UNBROKEN = ("config:", "config ", "env ", "data ")  # quoted values of these may hold anything
@@ -52,6 +53,13 @@ RESULT_TYPES = {
     "code_sha256": str,
     "seed": int,
 }
+# Smallest value that each count can have.
+COUNTS = dict.fromkeys(("data.val_tokens", "data.val_bytes", "data.train_tokens", "result.scored_tokens", "result.scored_bytes"), 1)
+COUNTS |= dict.fromkeys(("data.train_files", "env.world_size", "env.cores"), 1)
+COUNTS |= dict.fromkeys(("result.steps", "result.seed", "result.artifact_bytes", "result.code_bytes", "result.bytes_total", "artifact.bytes"), 0)
+COUNTS |= dict.fromkeys(("result.code_bytes_packed", "model.parameters", "env.gpus"), 0)
+MEASURES = {f"{head}{name}" for head in ("result.", "neural.", "final.pre_quant_") for name in ("val_loss", "val_bpb")}
+MEASURES |= {"result.nats", "result.train_s", "result.eval_s", "config.max_wallclock_seconds"}
 NATIVE_HEADS = ("env", "data", "model", "artifact", "neural", "final", "result")
 
 
@@ -124,8 +132,7 @@ class Log:
         return _float(self.text(name))
 
     def integer(self, name: str) -> int | None:
-        value = self.text(name)
-        return int(value) if value is not None and re.fullmatch(r"[+-]?\d+", value) else None
+        return _integer(self.text(name))
 
     @property
     def seed(self) -> int | None:
@@ -137,6 +144,10 @@ class Log:
         return max(self.scores, key=lambda score: score.line, default=None)
 
     def _state(self, name: str, value: str, line: int, text: str) -> None:
+        """Keep a fact; checks may rely on numbers being numbers. A second, different value for it is a contradiction."""
+        if (complaint := _implausible(name, value)) is not None:
+            self.problems.append(f"line {line}: {name} is {complaint}, found {value[:40]!r}")
+            return
         known = self.facts.setdefault(name, Fact(value, line, text))
         if known.value != value:
             self.problems.append(f"line {line} says {name} = {value}, line {known.line} says {known.value}")
@@ -230,11 +241,30 @@ def _tokens(text: str) -> dict[str, str]:
 def seconds(value: str) -> float | None:
     """`1234ms`, `0.8m`, `508.8s` or a bare number of seconds; None for anything else."""
     match = DURATION.match(value)
-    return float(match[1]) * {"ms": 1e-3, "s": 1.0, "m": 60.0, None: 1.0}[match[2]] if match else None
+    number = _float(match[1]) if match else None
+    return None if number is None else number * {"ms": 1e-3, "s": 1.0, "m": 60.0, None: 1.0}[match[2]]
 
 
 def _float(value: str | None) -> float | None:
-    return float(value) if value is not None and re.fullmatch(NUMBER, value) else None
+    """The finite number that a token is; None for anything else."""
+    number = float(value) if value is not None and re.fullmatch(NUMBER, value) else math.inf
+    return number if math.isfinite(number) else None
+
+
+def _integer(value: str | None) -> int | None:
+    """The integer that a token is, up to 18 digits: no count in a log needs more, and it fits a float's range with room to spare."""
+    return int(value) if value is not None and re.fullmatch(r"[+-]?\d{1,18}", value) else None
+
+
+def _implausible(name: str, value: str) -> str | None:
+    """Why a value cannot be what its name says, None when it can. `none` is how a log says that there is no such thing."""
+    if name in COUNTS:
+        count = _integer(value)
+        return f"no integer from {COUNTS[name]}" if value != "none" and (count is None or count < COUNTS[name]) else None
+    if name in MEASURES:
+        measure = _float(value)
+        return "no number from 0" if measure is None or measure < 0 else None
+    return None
 
 
 def _parse_step(number: int, text: str) -> Step | None:
@@ -308,8 +338,8 @@ def _parse_native(log: Log, lines: list[tuple[int, str]]) -> None:
 
 
 def _is(value: str | None, kind: type) -> bool:
-    pattern = {float: NUMBER, int: r"\d+", str: r"\S+"}[kind]
-    return value is not None and re.fullmatch(pattern, value) is not None
+    read = {float: _float, int: _integer, str: lambda text: text or None}[kind]
+    return read(value) is not None
 
 
 def override_settings(log: Log) -> list[str]:
@@ -436,7 +466,7 @@ def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
             if match:
                 log._state(name, match[1], number, text)
         if match := STOP.match(text):
-            log._state("result.train_s", f"{int(match[1]) / 1000}", number, text)
+            log._state("result.train_s", f"{float(match[1]) / 1000}", number, text)
             log._state("result.steps", match[2], number, text)
             stage = "export"
         elif match := TOTAL.match(text):
@@ -446,8 +476,8 @@ def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
             log.problems.append(f"line {number}: the run raised an exception")
         elif match := VAL_BPB.search(text):
             _add_score(log, match, number, text, stage)
-        elif (match := TIMED.match(text)) and stage != "train":
-            log.phases.append(Phase(match["name"].strip(" (:"), float(match["seconds"]), stage, number, text))
+        elif (match := TIMED.match(text)) and stage != "train" and (spent := _float(match["seconds"])) is not None:
+            log.phases.append(Phase(match["name"].strip(" (:"), spent, stage, number, text))
     if gpus:
         log._state("env.gpus", str(len(gpus)), log.facts["env.gpu"].line, log.facts["env.gpu"].text)
     if log.final is None:
@@ -460,17 +490,20 @@ def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
 
 def _state_total(log: Log, match: re.Match, number: int, text: str) -> None:
     """Several totals may be printed, one for each compression tried and under each name; the smallest is what was shipped."""
-    known = log.facts.get("result.bytes_total")
-    if known is None or int(match[2]) < int(known.value):
+    total, known = _integer(match[2]), log.integer("result.bytes_total")
+    if total is not None and (known is None or total < known):
         log.facts["result.bytes_total"] = Fact(match[2], number, text)
 
 
 def _add_score(log: Log, match: re.Match, number: int, text: str, stage: str) -> None:
+    if (bpb := _float(match[1])) is None:
+        log.problems.append(f"line {number}: val_bpb is no finite number")
+        return
     loss, time = VAL_LOSS.search(text), EVAL_TIME.search(text)
     decimals = len(match[1].partition(".")[2])
     start = min(match.start(), loss.start() if loss else match.start())
     eval_s = seconds(time[1]) if time else None
     label = text[:start].strip(" :")
-    log.scores.append(Score(label, float(match[1]), float(loss[1]) if loss else None, eval_s, decimals, number, text))
+    log.scores.append(Score(label, bpb, _float(loss[1]) if loss else None, eval_s, decimals, number, text))
     if eval_s is not None and stage != "train":
         log.phases.append(Phase(label, eval_s, stage, number, text))

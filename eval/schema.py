@@ -162,7 +162,7 @@ class Submission(Strict):
     rules_version: str | None = Field(None, description="rule set of the referee that the record was made under")
     base_record: str | None = Field(None, description="folder name of the record that this one builds on")
     val_loss: float | None = Field(None, ge=0)
-    val_bpb: float = Field(ge=0)
+    val_bpb: float = Field(gt=0)
     val_loss_std: float | None = Field(None, ge=0, description="sample standard deviation over the seeds, n - 1")
     val_bpb_std: float | None = Field(None, ge=0)
     bytes_total: int | None = Field(None, ge=0)
@@ -242,7 +242,7 @@ def load_submission(folder: Path) -> Submission:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; a record folder holds submission.json (python -m eval pack writes it)") from None
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers or nesting beyond any record
         raise UserError(f"{path}: expected JSON, found {error}; repair the file or pack the record again") from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(raw).__name__}")

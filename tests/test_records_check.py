@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 
@@ -443,6 +444,36 @@ def test_no_public_submission_makes_check_fail(tmp_path, change):
     report = check_folder(folder, with_audit=True)
     assert {c.name for c in report.checks} >= {"files", "json", "log", "headline"}
     check.format_report(report)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.tuples(st.integers(0, 40), st.sampled_from(["0", "-1", "nan", "1e999", "x", "", "7" * 400, "7" * 5000, "0.0"])), min_size=1, max_size=4))
+def test_no_log_makes_check_fail(packed, tmp_path, changes):
+    """Any number of a log, native or public, replaced by nonsense: verdicts, no traceback."""
+    root = tmp_path / "fuzz"
+    native = root / packed.parent.name / packed.name
+    if not root.exists():
+        shutil.copytree(packed, native)
+        public_folder(root, GOOD | {"val_bpb": 1.1, "val_loss": 1.9, "seeds": [1], "seed_results": {"1": {"val_bpb": 1.1, "steps": 9}}}, {})
+    public = root / "2026-05-01_Somebody"
+    for path, text in ((native / "train_seed42.log", (packed / "train_seed42.log").read_text()), (public / "train_seed1.log", public_log(1, 1.1))):
+        head, mark, tail = text.rpartition("===== end source =====")
+        parts = re.split(r"(?<=[:/ ])(\d+(?:\.\d+)?)", tail)
+        for index, value in changes:
+            parts[2 * (index % (len(parts) // 2)) + 1] = value
+        path.write_text(head + mark + "".join(parts))
+        check.format_report(check_folder(path.parent, with_audit=True))
+
+
+def test_hostile_files_end_in_verdicts(tmp_path):
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.1}, {"train.log": public_log(1, 1.1)})
+    os.mkfifo(folder / "pipe.log")  # reading it would wait for ever
+    (folder / "folder.log").mkdir()
+    (folder / "ngram_tilt.py").write_text("x = 1\n")
+    assert "ngram_tilt.py" in verdicts(folder, Verdict.CANNOT_TELL)["uncounted"]
+    for content in ("[" * 100_000, '{"name": "n", "val_bpb": 1' + "0" * 5000 + "}", "\ufeff{}", '{"name": "n", "val_bpb": 1.1, "val_bpb": 1e999}'):
+        (folder / "submission.json").write_text(content)
+        assert "json" in verdicts(folder)
 
 
 def test_unreadable_size_and_code_files(tmp_path):
