@@ -1,6 +1,6 @@
 # make record   set up, build the embedded corpus, train and score the reference model, package the record
 # make test     set up and run the tests
-# Options: SEEDS="1337 42 2025"   PYTHON=python3.12
+# Options: SEEDS="1337 42 2025"   NAME="My idea"   SLUG=my-idea   AUTHOR="..."   GITHUB_ID=...   BLURB="..."   PYTHON=python3.12
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -8,6 +8,7 @@ PYTHON ?= python3
 SEEDS ?= 1337
 NAME ?= EMA + exact n-gram mixing
 SLUG ?= ema-ngram
+BLURB ?= Reference model at laptop size; exact causal n-gram counts mixed in by a Bayesian gate
 DATA := data/datasets/docs_sp1024
 BIN := .venv/bin
 GPUS = $(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)
@@ -31,7 +32,8 @@ record: data
 	  if [ "$(GPUS)" -gt 0 ]; then launch="$(BIN)/torchrun --standalone --nproc_per_node=$(GPUS)"; else launch="$(BIN)/python"; fi; \
 	  $$launch train_gpt.py --preset docs_cpu --seed $$seed --data-dir $(DATA) --out runs/$(SLUG)_seed$$seed; \
 	done
-	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu --replace
+	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu --replace \
+	  --blurb "$(BLURB)" $(if $(AUTHOR),--author "$(AUTHOR)") $(if $(GITHUB_ID),--github-id $(GITHUB_ID))
 
 test: setup
 	$(BIN)/python -m pytest -q
