@@ -37,8 +37,9 @@ def write_shard(path: Path, tokens: np.ndarray, magic: int = 20240520, version: 
 def write_dataset(folder: Path, splits: dict[str, list[bytes]]) -> Path:
     """Byte-level data set (ids = byte + 4, BOS before each document) in two train shards and one validation shard, with its manifest."""
     folder.mkdir(parents=True)
+    version = hashlib.sha256(b"".join(d for documents in splits.values() for d in documents)).hexdigest()
     manifest = {
-        "format": 1, "name": folder.name, "corpus": "test", "version": hashlib.sha256(b"".join(d for documents in splits.values() for d in documents)).hexdigest(),
+        "format": 1, "name": folder.name, "corpus": "test", "version": version,
         "tokenizer": {"file": "bytes", "kind": "bytes", "sha256": "0" * 64, "vocab_size": 260, "lossless": True}, "splits": {}, "provenance": {},
     }  # fmt: skip
     for split, documents in splits.items():
