@@ -253,6 +253,11 @@ class Audit:
 
     def _isolation(self, scorer: Scorer) -> None:
         into = self.collectors["isolation"]
+        into.tolerance = "no attempt"
+        into.tolerance_source = (
+            "in the sandbox outside paths do not exist and there is no network, whoever asks; attempts are told by an audit hook in each Python "
+            "interpreter, which does not see what native code does by itself, nor a mere look whether a path exists"
+        )
         if self.mechanism == "none":
             into.skip("no sandbox (--no-sandbox): nothing was contained, what is listed was seen by the audit hook alone")
         kinds = {

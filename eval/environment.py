@@ -40,7 +40,9 @@ def visible_environment(manifest: Manifest, docs_track: bool, rules: Rules) -> t
     for name, folder in corpus_folders(manifest, site):
         if str(folder) in shown:
             shown |= without_docstrings(name, folder)
-    return [str(site)], shown
+    # The interpreter that a virtual environment was made from has packages of its own, out of reach for imports but not for open().
+    others = {sysconfig.get_path(kind, vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix}) for kind in ("purelib", "platlib")}
+    return [str(site), *sorted(path for path in others - {str(site)} if Path(path).is_dir())], shown
 
 
 def _top_name(entry: Path) -> str:

@@ -13,6 +13,7 @@ What they do not give: a wall against a kernel exploit, and equal speed on a bus
 import functools
 import json
 import os
+import secrets
 import selectors
 import shutil
 import signal
@@ -31,7 +32,7 @@ from eval.errors import UserError
 
 INSIDE = Path(__file__).resolve().parent / "inside"
 MECHANISMS = ("bubblewrap", "unshare", "none")
-NOBODY = 65534  # root's processes escape RLIMIT_NPROC, so under root the submission runs as nobody
+NOBODY = 65534
 GIB = 1 << 30
 TAIL_BYTES = 1 << 16
 KILL_GRACE_S = 30.0  # beyond the supervisor's own deadline, for reading the output of a run that ended in time
@@ -150,7 +151,7 @@ def unavailable(mechanism: str) -> str | None:
     return None if outcome.ok and outcome.stdout.strip() == "alive" else outcome.why()
 
 
-class SandboxError(Exception):
+class SandboxError(UserError):
     """The sandbox itself failed, not the submission."""
 
 
@@ -177,8 +178,9 @@ def _fast_folder(job: Job) -> str | None:
 
 
 def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
-    place = _stage(job, stage, mechanism)
-    config = _config(job, stage, place, mechanism)
+    uid = _uid_of_run() if mechanism != "none" else os.getuid()
+    place = _stage(job, stage, mechanism, uid)
+    config = _config(job, stage, place, mechanism, uid)
     result_read, result_write = os.pipe()
     info_read, info_write = os.pipe()
     config["info_fd"] = info_write
@@ -193,7 +195,7 @@ def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         pass_fds=[config_fd, result_write, info_write],
-        env=os.environ if mechanism == "none" else {"PATH": os.environ.get("PATH", os.defpath)},
+        env={"PATH": os.environ.get("PATH", os.defpath)},
         start_new_session=True,
     )
     for fd in (config_fd, result_write, info_write):
@@ -321,7 +323,7 @@ def _outcome(header: dict, files: dict[str, bytes], seconds: float, printed: _Pr
 # --- Stage and configuration ---
 
 
-def _stage(job: Job, stage: Path, mechanism: str) -> dict[str, str]:
+def _stage(job: Job, stage: Path, mechanism: str, uid: int) -> dict[str, str]:
     """Copy code and inputs below `stage`; returns the folders under which the submission will see them."""
     for name, files in (("code", job.code), ("in", job.inputs)):
         folder = stage / name
@@ -339,8 +341,8 @@ def _stage(job: Job, stage: Path, mechanism: str) -> dict[str, str]:
     etc = stage / "etc"
     etc.mkdir()
     (etc / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
-    (etc / "passwd").write_text(f"root:x:0:0::/:/bin/false\nscorer:x:{_uid()}:{_uid()}::/tmp:/bin/false\n")
-    (etc / "group").write_text(f"root:x:0:\nscorer:x:{_uid()}:\n")
+    (etc / "passwd").write_text(f"root:x:0:0::/:/bin/false\nscorer:x:{uid}:{uid}::/tmp:/bin/false\n")
+    (etc / "group").write_text(f"root:x:0:\nscorer:x:{uid}:\n")
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
     (stage / "root").mkdir()
     if mechanism == "none":
@@ -359,7 +361,8 @@ def _hook_facts(job: Job, place: dict[str, str]) -> dict[str, object]:
     """What the audit hook compares with; folders end in a slash. `hidden` are top-level names that are installed and not shown."""
     prefixes = [p + "/" for p in environment_prefixes()]
     emptied = [p + "/" for p in job.emptied]
-    hidden = {name.split(".")[0] for folder in job.emptied for name in os.listdir(folder) if f"{folder}/{name}" not in job.binds}
+    shown = {Path(target).name.split(".")[0] for target in job.binds}
+    hidden = {name.split(".")[0] for folder in job.emptied for name in os.listdir(folder)} - shown
     return {
         "code": place["code"] + "/",
         "events": place["channel"] + "/events",
@@ -382,20 +385,31 @@ def _stdlib() -> str:
     return sysconfig.get_paths()["stdlib"]
 
 
-def _uid() -> int:
-    return NOBODY if os.geteuid() == 0 else os.getuid()
+def _privileged() -> bool:
+    return os.geteuid() == 0 and _has_capability(21)  # CAP_SYS_ADMIN
 
 
-def _config(job: Job, stage: Path, place: dict[str, str], mechanism: str) -> dict:
+def _uid_of_run() -> int:
+    """Root's processes escape RLIMIT_NPROC, so under root each run gets a user of its own, whose processes nobody else's count with. An
+    ordinary user stays what it is."""
+    if not _privileged():
+        return os.getuid()
+    with open("/proc/self/uid_map") as handle:
+        mapped = max(int(inside) + int(count) for inside, _, count in (line.split() for line in handle))
+    return (1 << 30) + secrets.randbelow(1 << 29) if mapped > 1 << 31 else NOBODY
+
+
+def _config(job: Job, stage: Path, place: dict[str, str], mechanism: str, uid: int) -> dict:
     """What inside/jail.py needs; mounts are (kind, source, target, size) in order."""
     limits = job.limits.fitted()
-    isolated = mechanism != "none"
+    isolated, privileged = mechanism != "none", _privileged()
+    alone = isolated and (uid > NOBODY if privileged else _counts_processes_per_namespace())
     gpu = cuda_devices()
     rlimits = {
         "RLIMIT_CORE": 0,
         "RLIMIT_FSIZE": limits.file_bytes,
         "RLIMIT_CPU": int(limits.wall_seconds * (os.cpu_count() or 1)) + 1,
-        "RLIMIT_NPROC": limits.processes + (0 if isolated and _counts_processes_per_namespace() else _own_processes()),
+        "RLIMIT_NPROC": limits.processes + (0 if alone else _processes_of(uid)),
     }
     if not gpu:
         rlimits["RLIMIT_AS"] = limits.memory_bytes + 16 * GIB  # CUDA maps far more address space than it uses; the watchdog remains
@@ -407,13 +421,13 @@ def _config(job: Job, stage: Path, place: dict[str, str], mechanism: str) -> dic
         argv.append(word)
     return {
         "mechanism": mechanism,
-        "privileged": os.geteuid() == 0 and _has_capability(21),  # CAP_SYS_ADMIN
+        "privileged": privileged,
         "root": str(stage / "root"),
         "mounts": _mounts(job, stage, limits, gpu) if isolated else [],
         "rlimits": rlimits,
         "memory_bytes": limits.memory_bytes,
         "wall_seconds": limits.wall_seconds,
-        "uid": NOBODY if isolated and os.geteuid() == 0 and _has_capability(21) else None,
+        "uid": uid if isolated and privileged else None,
         "tmpfs": ["/tmp", "/out", "/dev/shm"] if isolated else [],
         "events": place["channel"] + "/events",
         "out": place["out"],
@@ -506,17 +520,17 @@ def _has_capability(number: int) -> bool:
 
 
 def _counts_processes_per_namespace() -> bool:
-    """Since Linux 5.14 a new user namespace starts its own count for RLIMIT_NPROC (under root the uid changes instead)."""
+    """Since Linux 5.14 a new user namespace starts its own count for RLIMIT_NPROC."""
     major, minor = (int(part) for part in os.uname().release.split(".")[:2])
     return (major, minor) >= (5, 14)
 
 
-def _own_processes() -> int:
+def _processes_of(uid: int) -> int:
     """Processes and threads that already count against this user's limit."""
     total = 0
     for path in Path("/proc").glob("[0-9]*/task"):
         try:
-            if path.stat().st_uid == _uid():
+            if path.stat().st_uid == uid:
                 total += len(os.listdir(path))
         except OSError:
             continue
