@@ -1,0 +1,69 @@
+"""The contest's hashed n-gram estimator, as bench/ implements it, wrapped as a submission: rejected, with the sum that its distribution reaches."""
+
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+from eval import sandbox
+from eval.audit import Options, audit_record
+from eval.rules import load_rules
+
+sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
+import build
+from build import Workshop
+
+ROOT = Path(__file__).parents[1]
+NO_SANDBOX = sandbox.unavailable("bubblewrap") is not None and sandbox.unavailable("unshare") is not None if sys.platform == "linux" else True
+
+WRAPPER = '''
+
+
+CFG = HashedConfig(buckets=1 << 12, chunk=4096)
+
+
+def score_stream(model, x, probes):
+    """The estimator over the static model; its rows are what it gives when asked for every token in turn, as nobody ever asked it."""
+    p, rows = static(model, x, probes)
+    entropy = -(model.bigram * np.log(model.bigram)).sum(1)
+    tokens, cache = np.append(x, 0).astype(np.uint64), HashedNgram(CFG)
+    vocabulary = np.arange(model.vocab, dtype=np.uint64)
+    for start in range(1, len(x) + 1, CFG.chunk):
+        stop = min(len(x), start + CFG.chunk)
+        for k in np.flatnonzero((probes + 1 >= start) & (probes + 1 < start + CFG.chunk)):
+            t = int(probes[k]) + 1
+            for n, (_, context_keys, hashes) in sorted(cache.keys(tokens, t, t + 1).items(), reverse=True):
+                count = cache.tables[n][0][context_keys[0]]
+                if count >= CFG.min_count:
+                    ratio = np.minimum(cache.tables[n][1][cache.pair_keys(np.repeat(hashes, model.vocab), vocabulary, n)], count) / count
+                    a = cache.alpha(np.array([n]), entropy[x[t - 1 : t]], np.ones(1))
+                    rows[k] = (1 - a) * rows[k] + a * ratio
+                    break
+        if stop > start:
+            keys = cache.keys(tokens, start, stop)
+            ratio, matched = cache.estimate(tokens, start, stop, keys)
+            a = cache.alpha(matched, entropy[x[start - 1 : stop - 1]], np.ones(stop - start))
+            p[start - 1 : stop - 1] = (1 - a) * p[start - 1 : stop - 1] + a * ratio
+            cache.update(tokens, keys)
+    return p, rows
+'''
+
+
+@pytest.mark.skipif(NO_SANDBOX, reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without")
+def test_the_published_estimator_is_no_probability(tmp_path, monkeypatch):
+    estimator = ROOT / "bench" / "hashed_ngram.py"
+    if not estimator.exists():
+        pytest.skip(f"{estimator} is not here")
+    (tmp_path / "submissions" / "invalid").mkdir(parents=True)
+    shutil.copyfile(build.SUBMISSIONS / "base.py", tmp_path / "submissions" / "base.py")
+    (tmp_path / "submissions" / "invalid" / "published.py").write_text(estimator.read_text() + WRAPPER)
+    monkeypatch.setattr(build, "SUBMISSIONS", tmp_path / "submissions")
+    shop = Workshop(tmp_path)
+    folder = shop.record("invalid/published")
+    profile = load_rules().profile["quick"].model_copy(update={"pairs": 24, "tiny_pairs": 24, "dense_tokens": 256})
+    report = audit_record(folder, Options(dataset=shop.corpus.dataset, only=("normalisation", "canary", "future"), random_seed=1, profile=profile))
+    assert report["normalisation"].verdict == report["canary"].verdict == "INVALID", report
+    assert report["normalisation"].figures["largest_sum"] > 2
+    assert any("sum 1 ±" in finding.expected for finding in report["normalisation"].findings)
+    assert report["canary"].figures["evidence_bits"] > 1000
