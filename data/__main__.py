@@ -66,11 +66,11 @@ def run_fineweb(args: argparse.Namespace) -> int:
 
 
 def run_retokenize(args: argparse.Namespace) -> int:
-    from data.retokenize import CHUNK_BYTES, Cluster, retokenize
+    from data.retokenize import CHUNK_BYTES, SLURM_CHUNK_BYTES, Cluster, retokenize
 
     job = Job(args.data_root, args.name, args.vocab_size, args.tokenizer, workers=args.workers)
     cluster = Cluster(args.machine, args.slurm, args.slurm_time)
-    retokenize(job, args.docs, args.val_documents, args.shard_tokens, CHUNK_BYTES, cluster)
+    retokenize(job, args.docs, args.val_documents, args.shard_tokens, SLURM_CHUNK_BYTES if args.slurm else CHUNK_BYTES, cluster)
     return 0
 
 

@@ -32,7 +32,8 @@ from data.encode import Counts, batched, encode_documents, worker_tokenizer
 from data.manifest import Manifest, Split, TokenizerEntry, file_version, load_manifest, summary
 from data.shards import HEADER_BYTES, ShardFile, write_shard
 
-CHUNK_BYTES = 1 << 26  # a work item: 64 MiB of documents, about ten seconds of a core, and the most that a kill can cost each process
+CHUNK_BYTES = 1 << 24  # a work item: about three seconds of a core, and the most that a kill can cost each process
+SLURM_CHUNK_BYTES = 1 << 28  # a Slurm task takes seconds to start, and 45 GB in arrays of at most 1,000 tasks should need one array
 KEY_BYTES = 16  # of a document's sha256: 2^-78 chance of one false match between 50,000 and 15 M documents
 
 
