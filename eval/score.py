@@ -140,7 +140,7 @@ def _print(seed: str, score: Score, record: RecordFolder, rules: Rules, compare:
             stated = getattr(claim, name)
             if stated is not None and stated != counted:
                 wrong.append(f"seed {seed}: {name} {counted:,}, submission.json says {stated:,}")
-    print(line)
+    print(line, flush=True)
     return wrong
 
 
