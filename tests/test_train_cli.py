@@ -117,7 +117,7 @@ def test_bad_settings_are_refused(argv, expected):
 
 
 def test_flags_win_over_the_environment_over_the_preset_and_every_difference_is_logged():
-    cfg, lines = tg.parse_config(["--preset", "docs_cpu", "--seed", "7", "--out", "x"], {"SEED": "9", "MUON_LR": "0.5", "LOG_EVERY": "10"})
+    cfg, lines = tg.parse_config(["--preset", "docs_cpu", "--seed", "7", "--out", "x"], {"SEED": "9", "MUON_LR": "0.5", "LOG_EVERY": "20"})
     assert (cfg.seed, cfg.muon_lr, cfg.out) == (7, 0.5, "x")
     assert "config:override seed=7 (default 1337, from flag)" in lines
     assert f"config:override muon_lr=0.5 (default {tg.Config().muon_lr}, from environment MUON_LR)" in lines
