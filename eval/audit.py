@@ -140,6 +140,7 @@ class Audit:
             rules_version=self.rules.name,
             random_seed=self.random_seed,
             audited=self.audited,
+            code_sha256=sha256_of(self.record.code),
             dataset=self.dataset.manifest.name,
             corpus_version=self.dataset.manifest.version,
             sandbox=self.mechanism,

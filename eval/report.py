@@ -93,6 +93,7 @@ class AuditReport(Model):
     rules_version: str
     random_seed: int
     audited: list[str] = Field(default_factory=list, description="seeds whose artifacts the behaviour tests ran on")
+    code_sha256: str = Field("", description="of the script that was run; with artifact_sha256 of each score it binds the report to its files")
     dataset: str = ""
     corpus_version: str = ""
     sandbox: str = ""
