@@ -141,6 +141,8 @@ class Dataset:
             sidecar = self._read(stated.byte_files, limit, complaints) if stated.byte_files else None
             if limit is None and len(stream) != stated.tokens:
                 complaints.append(f"{self.folder.name}: {name} holds {len(stream):,} tokens, the manifest says {stated.tokens:,}")
+            if len(stream) and stream.max() >= self.vocab_size:
+                raise UserError(f"{self.folder}: {name} holds id {stream.max()}, the tokenizer has {self.vocab_size} ids; they do not belong together")
             if sidecar is not None and len(sidecar) != len(stream):
                 raise UserError(f"{self.folder}: the {name} byte sidecar has {len(sidecar):,} entries for {len(stream):,} tokens; build it again")
             self._splits[key] = Split(stated, stream[:limit], complaints, sidecar)

@@ -239,6 +239,13 @@ def test_broken_shards_are_user_errors(folder):
         Dataset(folder).split("val")
 
 
+def test_ids_beyond_the_tokenizer_are_a_user_error(folder):
+    path = folder / "tiny_val_000000.bin"
+    path.write_bytes(shard_bytes(np.array([BOS, 260])))
+    with pytest.raises(UserError, match="they do not belong together"):
+        Dataset(folder).split("val")
+
+
 def test_unusable_folders_are_user_errors(folder):
     with pytest.raises(UserError, match="no split 'test'"):
         Dataset(folder).split("test")
