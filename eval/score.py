@@ -134,7 +134,7 @@ def _print(seed: str, score: Score, record: RecordFolder, rules: Rules, compare:
         limit, why = tolerance(record, seed, rules)
         difference = score.val_bpb - claim.val_bpb
         line += f" claimed:{claim.val_bpb:.8f} difference:{difference:+.2e} tolerance:{limit * claim.val_bpb:.1e} ({why})"
-        if abs(difference) > limit * claim.val_bpb:
+        if abs(difference) > limit * claim.val_bpb + 5e-9:  # half of the last digit that a claim states
             wrong.append(f"seed {seed}: val_bpb {score.val_bpb:.8f}, submission.json says {claim.val_bpb:.8f}")
         for name, counted in (("scored_tokens", score.tokens), ("scored_bytes", score.bytes)):
             stated = getattr(claim, name)
