@@ -43,6 +43,15 @@ docs, tokenizer, root, workers, chunk = sys.argv[1:]
 job = Job(Path(root), "bench", tokenizer=Path(tokenizer), workers=int(workers))
 retokenize(job, Path(docs), 500, 100_000_000, int(chunk) or CHUNK_BYTES, Cluster())
 """
+# Between this process and the measured one: on Linux a process's peak memory begins with that of whoever started it, and this one is large.
+MEASURE = """
+import json, os, subprocess, sys, time
+began = time.perf_counter()
+process = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
+_, status, usage = os.wait4(process.pid, 0)
+print(json.dumps([time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024]))
+sys.exit(bool(status))
+"""
 
 
 def docs_texts(dataset: Path) -> tuple[list[str], Path]:
@@ -71,19 +80,20 @@ def write_documents(path: Path, texts: list[str], size: int) -> list[str]:
     return made
 
 
-def start(docs: Path, tokenizer: Path, root: Path, workers: int, chunk: int = 0) -> subprocess.Popen:
-    command = [sys.executable, "-c", RETOKENIZE, str(docs), str(tokenizer), str(root), str(workers), str(chunk)]
+def retokenize_command(docs: Path, tokenizer: Path, root: Path, workers: int, chunk: int = 0) -> list[str]:
+    return [sys.executable, "-c", RETOKENIZE, str(docs), str(tokenizer), str(root), str(workers), str(chunk)]
+
+
+def start(docs: Path, tokenizer: Path, root: Path, chunk: int) -> subprocess.Popen:
+    command = retokenize_command(docs, tokenizer, root, 2, chunk)
     return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
 
 
 def retokenize(docs: Path, tokenizer: Path, root: Path, workers: int) -> tuple[float, float, int]:
     """Wall and CPU seconds from process start to manifest, all processes; peak resident bytes of the largest of them."""
-    began = time.perf_counter()
-    process = start(docs, tokenizer, root, workers)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        raise RuntimeError(process.stderr.read().decode())
-    return time.perf_counter() - began, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
+    command = [sys.executable, "-c", MEASURE, *retokenize_command(docs, tokenizer, root, workers)]
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+    return tuple(json.loads(done.stdout))
 
 
 def sentencepiece_seconds(model: bytes, texts: list[str], threads: int) -> tuple[float, float]:
@@ -157,15 +167,15 @@ def kills(texts: list[str], tokenizer: Path, folder: Path, count: int, size: int
     chunk = size // 40
 
     def shards(root: Path) -> dict[str, str]:
-        return {path.name: sha256_file(path) for path in sorted((root / "datasets").rglob("*.bin"))}
+        return {path.name: sha256_file(path) for path in sorted((root / "datasets").glob("*/*.bin"))}
 
     began = time.perf_counter()
-    if start(docs, tokenizer, folder / "undisturbed", 2, chunk).wait():
+    if start(docs, tokenizer, folder / "undisturbed", chunk).wait():
         raise RuntimeError("the undisturbed run failed")
     whole = time.perf_counter() - began
     moments = []
     for _ in range(count):
-        process = start(docs, tokenizer, folder / "killed", 2, chunk)
+        process = start(docs, tokenizer, folder / "killed", chunk)
         moment = rng.uniform(0, whole)
         try:
             process.wait(moment)
@@ -180,7 +190,7 @@ def kills(texts: list[str], tokenizer: Path, folder: Path, count: int, size: int
             if shards(folder / "killed") != shards(folder / "undisturbed"):
                 raise RuntimeError("a resumed run gave other bytes")
             manifest.unlink()
-    if start(docs, tokenizer, folder / "killed", 2, chunk).wait():
+    if start(docs, tokenizer, folder / "killed", chunk).wait():
         raise RuntimeError("the last run failed")
     identical = shards(folder / "killed") == shards(folder / "undisturbed")
     return {"undisturbed_seconds": whole, "kills": sum(m["killed"] for m in moments), "moments": moments, "identical": identical}

@@ -149,7 +149,8 @@ def make_plan(job: Job, work: Work, docs: Path, val_documents: int, chunk_bytes:
         )
     tokenizer = place_tokenizer(job, (text for _, text in document_lines(docs, val_end, size)))
     discard(work.folder.parent)
-    work.folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(work.folder, ignore_errors=True)  # parts without a plan: a kill while an earlier, perhaps different, job was cleaned up
+    work.folder.mkdir(parents=True)
     with atomic_write(work.held_out) as file:
         file.write(b"".join(keys))
     plan = Plan(docs=docs, docs_bytes=size, val_end=val_end, tokenizer=tokenizer, chunk_bytes=chunk_bytes, recipe=recipe)
@@ -306,6 +307,7 @@ def retokenize(job: Job, docs: Path, val_documents: int, shard_tokens: int, chun
         if work.plan.exists():
             plan = Plan.model_validate_json(work.plan.read_bytes())
         elif manifest := up_to_date(folder, recipe):
+            shutil.rmtree(work.folder, ignore_errors=True)
             print(f"{folder}: up to date, sizes and sha256 checked")
             return manifest
         else:

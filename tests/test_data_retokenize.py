@@ -238,6 +238,20 @@ def test_our_own_tokenizer_is_trained_on_training_documents_only(inputs, tmp_pat
     assert main(["verify", str(tmp_path / "datasets" / "own_sp330")]) == 0
 
 
+def test_parts_without_a_plan_are_not_trusted(inputs, expected, tmp_path):
+    """As a kill leaves them while the work folder of a finished job is being removed: swept when the dataset is whole, never used for another."""
+    run(inputs, tmp_path)
+    folder = tmp_path / "datasets" / "w_sp330"
+    for expect_rebuild in (False, True):
+        (folder / ".work").mkdir()
+        (folder / ".work" / "part_000000.json").write_text('{"split": "val", "counts": {"tokens": 0}, "dropped": 0}')
+        if expect_rebuild:
+            (folder / "manifest.json").unlink()
+        run(inputs, tmp_path)
+        assert hidden(tmp_path) == []
+        assert shards(tmp_path) == expected
+
+
 def test_other_settings_do_not_take_over_an_unfinished_job(inputs, tmp_path):
     assert run(inputs, tmp_path, cluster=Cluster(machine=(0, 2))) is None
     with pytest.raises(UserError, match="an unfinished job with other documents or settings"):
