@@ -453,7 +453,8 @@ def _environment(place: dict[str, str], gpu: bool) -> dict[str, str]:
 
 
 def _mounts(job: Job, stage: Path, limits: Limits, gpu: list[str]) -> list[tuple[str, str, str, int]]:
-    mounts: list[tuple[str, str, str, int]] = []
+    # Private memory first: an environment below /tmp is then bound on top of it instead of vanishing under it.
+    mounts = [("tmpfs", "tmpfs", path, limits.output_bytes) for path in ("/tmp", "/dev/shm")]
     for path in SYSTEM_ROOT:
         if os.path.islink(path):
             mounts.append(("symlink", os.readlink(path), path, 0))
@@ -470,7 +471,6 @@ def _mounts(job: Job, stage: Path, limits: Limits, gpu: list[str]) -> list[tuple
     mounts += [("proc", "proc", "/proc", 0)]
     mounts += [("device", f"/dev/{name}", f"/dev/{name}", 0) for name in DEVICES] + [("device", path, path, 0) for path in gpu]
     mounts += [("symlink", f"/proc/self/fd{end}", f"/dev/{name}", 0) for name, end in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))]
-    mounts += [("tmpfs", "tmpfs", "/dev/shm", limits.output_bytes), ("tmpfs", "tmpfs", "/tmp", limits.output_bytes)]
     mounts += [("tmpfs", "tmpfs", "/out", limits.output_bytes), ("tmpfs", "tmpfs", "/channel", 1 << 16)]
     mounts += [("bind", str(stage / name), f"/{name}", 0) for name in ("code", "in", "referee")]
     return mounts
@@ -495,6 +495,7 @@ def _command(config: dict, config_fd: int, result_fd: int, info_fd: int, mechani
             if str(parent) not in made:
                 command += ["--perms", "0755", "--dir", str(parent)]
                 made.add(str(parent))
+        made.add(target)
         if kind == "tmpfs":
             command += ["--perms", "1777", "--size", str(size), "--tmpfs", target]
         elif kind in ("proc", "readonly"):

@@ -50,6 +50,21 @@ def _read(path: Path) -> bytes:
         return b""
 
 
+@pytest.mark.parametrize("mechanism", ISOLATED)
+def test_an_environment_below_tmp_is_seen(mechanism):
+    """A clone in /tmp keeps its .venv there, where the sandbox puts a private folder."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        Path(folder).chmod(0o755)
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
+        program = (
+            "import sys; from eval import sandbox; "
+            "job = sandbox.Job({'a.py': b'import os, sys; print(sys.prefix, sorted(os.listdir(\"/tmp\")))'}, {}, ['{code}/a.py']); "
+            f"print(sandbox.run(job, {mechanism!r}).stdout)"
+        )
+        done = subprocess.run([f"{folder}/bin/python", "-c", program], cwd=Path(sandbox.__file__).parents[1], capture_output=True, text=True)
+    assert done.stdout.split()[:2] == [folder, f"['{Path(folder).name}']"], done.stdout + done.stderr
+
+
 @pytest.mark.parametrize("mechanism", ANY)
 def test_an_honest_run_reads_its_input_and_gives_its_output(mechanism):
     code = "import sys, pathlib\nt = pathlib.Path(sys.argv[1], 'given.txt').read_text()\npathlib.Path(sys.argv[2], 'x').write_text(t * 2)\nprint('done')"
