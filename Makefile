@@ -1,4 +1,4 @@
-# make record   set up, build the embedded corpus, train and score the reference model, package the record
+# make record   set up, build the embedded corpus, train and score the reference model, package, audit and check the record, renew the boards
 # make test     set up and run the tests
 # Options: SEEDS="1337 42 2025"   NAME="My idea"   SLUG=my-idea   AUTHOR="..."   GITHUB_ID=...   BLURB="..."   PYTHON=python3.12
 
@@ -34,6 +34,12 @@ record: data
 	done
 	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu --replace \
 	  --blurb "$(BLURB)" $(if $(AUTHOR),--author "$(AUTHOR)") $(if $(GITHUB_ID),--github-id $(GITHUB_ID))
+	@record=$$(ls -d records/track_docs_cpu/*_$(SLUG) | tail -1); \
+	$(BIN)/python -m eval audit $$record --quick; \
+	$(BIN)/python -m eval pack --refresh $$record; \
+	$(BIN)/python -m eval check $$record; \
+	$(BIN)/python -m eval board; \
+	echo "record: $$record; look at its README.md, at AUDIT.md for the evidence, and at records/index.html for the board"
 
 test: setup
 	$(BIN)/python -m pytest -q

@@ -274,6 +274,9 @@ def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
     else:  # torchrun gives each process one thread unless told otherwise; share the cores instead
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size if hasattr(os, "sched_getaffinity") else 1))
     if world_size > 1:
+        # torch.optim imports this sooner or later; if later, its modules keep the group alive in default arguments and an exiting rank may abort
+        from torch import _dynamo  # noqa: F401
+
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size)
     try:
         yield Runtime(rank=rank, world_size=world_size, device=device)
@@ -622,7 +625,7 @@ class GPT(nn.Module):
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """Final normalised states [B, T, D] and pe_delta float32 [B, T], how far pre-enrichment moved each token. Position t sees ids <= t."""
+        """Final normalised states [B, T, D] and pe_delta float32 [B, T], the RMS of what pre-enrichment added. Position t sees ids <= t."""
         cfg, dtype, offset = self.cfg, self.compute_dtype or self.embed.dtype, 0 if cache is None else cache.length
         fresh = cache is None or cache.last is None
         last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
@@ -636,7 +639,7 @@ class GPT(nn.Module):
         carry = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
         before = e + carry * (torch.cat((last_e, e[:, :-1]), dim=1) - e)
         after = self.enrich_out(F.gelu(self.enrich_in(before)))
-        delta = (after - before).float().norm(dim=-1)
+        delta = (after - before).float().pow(2).mean(-1).sqrt()
         x = stem = rms_norm(after)
         if cache is not None:
             cache.last, cache.visit, cache.length = (ids_BT[:, -1:], e[:, -1:]), 0, offset + ids_BT.size(1)
@@ -899,7 +902,7 @@ GATE_WINDOW = 16  # targets behind the recency feature
 GATE_UNIT = 2.0**-32  # nats; losses are summed as int64 multiples of it, so a sum is exact in any order and chunking
 RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)  # mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
-CONFIDENCE_EDGES = (1.0, 2.0, 4.0)  # pe_delta
+CONFIDENCE_EDGES = (0.9,)  # pe_delta
 COUNT_CHUNK, GATE_CHUNK = 1 << 18, 1 << 15  # positions per block: memory and cache only, never the result
 NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
 

@@ -30,6 +30,7 @@ import train_gpt as tg  # noqa: E402
 TABLE_BITS = (22, 20, 18, 16, 14, 12)
 ORDERS = (0, 2, 3, 4, 6, 8, 11, 12, 16, 24)
 FEATURES = ("RECENT_EDGES", "ENTROPY_EDGES", "CONFIDENCE_EDGES")
+COUNT_EDGES = (1.5, 3.5, 8.5, 32.5)  # of the features that the gate could also have: visits and distinct continuations of the longest match
 
 
 def bits_per_byte(nll: torch.Tensor | np.ndarray, num_bytes: int) -> float:
@@ -55,6 +56,30 @@ def without(feature: str, scores: tg.StreamScores, stream: np.ndarray, cfg: tg.C
         setattr(tg, feature, edges)
 
 
+def with_counts(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config) -> dict[str, torch.Tensor]:
+    """nll [M] of the Bayesian gate whose buckets also tell apart how often the longest matching context was visited, or how many different
+    tokens followed it."""
+    tokens = torch.from_numpy(stream.astype(np.int64))
+    counts = {"context_count": torch.zeros(len(tokens), dtype=torch.int32), "distinct_continuations": torch.zeros(len(tokens), dtype=torch.int32)}
+    for _, at, visits, _, distinct in tg.context_counts(tokens, cfg.ngram_order, cfg.vocab_size):
+        seen = visits > 0
+        counts["context_count"][at[seen]], counts["distinct_continuations"][at[seen]] = visits[seen], distinct[seen]
+    plain, results = tg.gate_buckets, {}
+    for name, count in counts.items():
+        finer = torch.bucketize(count.double(), torch.tensor(COUNT_EDGES, dtype=torch.float64), out_int32=True)
+
+        def buckets(*args, finer: torch.Tensor = finer) -> tuple[torch.Tensor, int]:
+            bucket, size = plain(*args)
+            return bucket * (len(COUNT_EDGES) + 1) + finer, size * (len(COUNT_EDGES) + 1)
+
+        tg.gate_buckets = buckets
+        try:
+            results[name] = tg.final_scores(scores, stream, cfg)[0]
+        finally:
+            tg.gate_buckets = plain
+    return results
+
+
 def measure_scores(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config, num_bytes: int) -> dict:
     count, vocab, rng = len(scores.nll), cfg.vocab_size, np.random.default_rng(0)
     out: dict = {"tokens": len(stream), "bytes": num_bytes, "vocab_size": vocab, "neural": bits_per_byte(scores.nll, num_bytes), "hashed": []}
@@ -73,6 +98,7 @@ def measure_scores(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config, 
     out["exact_bayes"] = bits_per_byte(tg.final_scores(scores, stream, cfg)[0], num_bytes)
     out["exact_seconds"], out["default_order"] = time.perf_counter() - started, cfg.ngram_order
     out["without"] = {f.removesuffix("_EDGES").lower(): bits_per_byte(without(f, scores, stream, cfg), num_bytes) for f in tqdm(FEATURES, desc="ablations")}
+    out["with"] = {name: bits_per_byte(nll, num_bytes) for name, nll in with_counts(scores, stream, cfg).items()}
     by_order = ((n, tg.final_scores(scores, stream, dataclasses.replace(cfg, ngram_order=n))[0]) for n in tqdm(ORDERS, desc="orders"))
     out["by_order"] = {str(n): bits_per_byte(nll, num_bytes) for n, nll in by_order}
     out["gain_over_neural"] = 1 - out["exact_bayes"] / out["neural"]

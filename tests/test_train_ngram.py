@@ -126,8 +126,9 @@ def test_the_target_and_what_follows_move_nothing(stream, data):
     tail = data.draw(st.lists(st.integers(1, V - 1), min_size=0, max_size=20))
     other = np.concatenate([stream[:t], np.array(tail, dtype=np.uint16)]) if tail else stream[:t].copy()
     whole, cut = (tg.final_scores(model_scores(x, probes=range(t))[0], x, CFG) for x in (stream, other))
-    np.testing.assert_array_equal(whole[0][: t - 1].numpy(), cut[0][: t - 1].numpy())
-    np.testing.assert_array_equal(whole[1][t - 1].numpy(), cut[1][t - 1].numpy())
+    # log and exp of a vector's tail take another code path than its body, which is worth an ulp
+    np.testing.assert_allclose(whole[0][: t - 1].numpy(), cut[0][: t - 1].numpy(), rtol=1e-13, atol=1e-13)
+    np.testing.assert_allclose(whole[1][t - 1].numpy(), cut[1][t - 1].numpy(), rtol=1e-13, atol=1e-13)
     assert len(other) <= t or cut[0][t - 1].item() == pytest.approx(-cut[1][t - 1][int(other[t])].item(), abs=1e-11)
 
 
