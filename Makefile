@@ -1,4 +1,5 @@
-# make record   set up, build the embedded corpus, train and score the reference model, package, audit and check the record, renew the boards
+# make record   set up, build the embedded corpus, train and score the reference model, package and check the record, renew the boards
+# make audit    run the referee on that record, LEVEL=quick or full
 # make test     set up and run the tests
 # Options: SEEDS="1337 42 2025"   NAME="My idea"   SLUG=my-idea   AUTHOR="..."   GITHUB_ID=...   BLURB="..."   PYTHON=python3.12
 
@@ -9,11 +10,13 @@ SEEDS ?= 1337
 NAME ?= EMA + exact n-gram mixing
 SLUG ?= ema-ngram
 BLURB ?= Reference model at laptop size; exact causal n-gram counts mixed in by a Bayesian gate
+LEVEL ?= quick
+RECORD = $(shell ls -d records/track_docs_cpu/*_$(SLUG) | tail -1)
 DATA := data/datasets/docs_sp1024
 BIN := .venv/bin
-GPUS = $(shell nvidia-smi --list-gpus 2>/dev/null | wc -l)
+GPUS = $(shell (command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus || true) | wc -l)
 
-.PHONY: record test data setup
+.PHONY: record audit test data setup
 
 setup: .venv/installed
 
@@ -34,12 +37,15 @@ record: data
 	done
 	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu --replace \
 	  --blurb "$(BLURB)" $(if $(AUTHOR),--author "$(AUTHOR)") $(if $(GITHUB_ID),--github-id $(GITHUB_ID))
-	@record=$$(ls -d records/track_docs_cpu/*_$(SLUG) | tail -1); \
-	$(BIN)/python -m eval audit $$record --quick; \
-	$(BIN)/python -m eval pack --refresh $$record; \
-	$(BIN)/python -m eval check $$record; \
-	$(BIN)/python -m eval board; \
-	echo "record: $$record; look at its README.md, at AUDIT.md for the evidence, and at records/index.html for the board"
+	$(BIN)/python -m eval check $(RECORD)
+	$(BIN)/python -m eval board
+	@echo "record: $(RECORD) (README.md; records/index.html shows it on the board). Next: make audit$(if $(filter-out ema-ngram,$(SLUG)), SLUG=$(SLUG))"
+
+# The verdict becomes part of the record and of the boards.
+audit: data
+	$(BIN)/python -m eval audit $(RECORD) --$(LEVEL)
+	$(BIN)/python -m eval pack --refresh $(RECORD)
+	$(BIN)/python -m eval board
 
 test: setup
 	$(BIN)/python -m pytest -q

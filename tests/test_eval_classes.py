@@ -1,10 +1,11 @@
 """Every class of invalid submission that the public contest saw, every honest kind and every disguise in tests/fixtures, before the referee.
 
 A fixture is a complete record with evidence in order; what is wrong with it is its class and nothing else, so a verdict for another reason is a
-failure here. The table that the run gives goes to bench/results/validity_classes.json."""
+failure here. The table in bench/results/validity_classes.json and in the README is compared with what is found."""
 
 import ast
 import io
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
@@ -41,10 +42,7 @@ def shop() -> Iterator[Workshop]:
 def outcomes(request: pytest.FixtureRequest, shop: Workshop) -> dict[str, Outcome | Exception]:
     """What the referee says about the cases that this session selects, found side by side on all cores."""
     asked = [item.callspec.params["case"] for item in request.session.items if item.name.startswith("test_verdict[")]
-    found = classes.run_cases(shop, asked)
-    if len(asked) == len(CASES) and not any(isinstance(outcome, Exception) for outcome in found.values()):
-        classes.write_results(found)
-    return found
+    return classes.run_cases(shop, asked)
 
 
 @needs_sandbox
@@ -54,6 +52,8 @@ def test_verdict(case: Case, outcomes: dict[str, Outcome | Exception]):
     if isinstance(outcome, Exception):
         raise outcome
     assert outcome.complaint() is None, f"{outcome.complaint()}\n{outcome.text}"
+    committed = next(row for row in json.loads(classes.RESULTS.read_text())["rows"] if row["fixture"] == case.name.split("/")[-1])
+    assert (outcome.verdict, outcome.row()["caught_by"]) == (committed["verdict"], committed["caught_by"])
     if case.against and case.cls not in NO_FALSE_GAIN:
         assert outcome.gain > 0, f"claims {-outcome.gain:.4f} bpb more than {case.against}: this fixture would tempt nobody"
 
@@ -69,6 +69,10 @@ def test_ranks_do_not_change_the_score(shop: Workshop):
         assert code == 0, printed.getvalue()
         lines.append(dict(token.split(":", 1) for token in printed.getvalue().splitlines()[0].split() if ":" in token))
     assert lines[0]["nats"] == lines[1]["nats"]
+
+
+def test_the_readme_shows_the_committed_table():
+    assert classes.shown_in_readme() == classes.markdown(json.loads(classes.RESULTS.read_text()))
 
 
 def test_every_class_has_a_case():

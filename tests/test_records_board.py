@@ -68,7 +68,7 @@ def test_a_rejected_record_is_struck_through_with_its_reason(site):
     rows = [line for line in (site / "README.md").read_text().splitlines() if "Hashed tables" in line]
     assert len(rows) == 1
     place = "records/track_docs_cpu/2026-11-26_hashed-tables/"
-    assert rows[0].startswith(f"| – | ~~0.65500 ± 0.00707 (n = 2)~~ | ~~[Hashed tables]({place})~~ | ")
+    assert rows[0].startswith(f"| – | ~~0.65500 ± 0.00707 (n = 2)~~ | ~~[Hashed tables]({place})~~<br>Blurb of Hashed ta | ")
     assert rows[0].endswith("| INVALID (quick); normalisation: sum of 512 tokens: expected 1, found 6.25 |")
     docs = (site / "records" / "README.md").read_text().split("aaaaaaaaaaaa")[1]
     assert docs.index("Delta audited") < docs.index("Hashed tables")  # below every record that stands

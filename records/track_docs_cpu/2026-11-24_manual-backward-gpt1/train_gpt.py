@@ -45,7 +45,7 @@ class Config:
     n_layers: int = 3
     n_heads: int = 4
     width: int = 128
-    steps: int = 2000
+    steps: int = 1500
     batch: int = 16
     embedding_lr: float = 1.0  # plain SGD: one rate per group, because a gradient's size depends on the group, not on what it needs
     block_lr: float = 0.1
