@@ -11,10 +11,10 @@ NAME ?= EMA + exact n-gram mixing
 SLUG ?= ema-ngram
 BLURB ?= Reference model at laptop size; exact causal n-gram counts mixed in by a Bayesian gate
 LEVEL ?= quick
-RECORD = $(shell ls -d records/track_docs_cpu/*_$(SLUG) | tail -1)
+# By the shell, when the folder is there: make expands a whole recipe before its first line runs
+NEWEST = record=$$(ls -d records/track_docs_cpu/*_$(SLUG) | tail -1)
 DATA := data/datasets/docs_sp1024
 BIN := .venv/bin
-GPUS = $(shell (command -v nvidia-smi >/dev/null && nvidia-smi --list-gpus || true) | wc -l)
 
 .PHONY: record audit test data setup
 
@@ -30,22 +30,22 @@ setup: .venv/installed
 data: setup
 	$(BIN)/python -m data docs
 
+# The docs_cpu batch has 32 rows: a power of two of at most 32 ranks.
 record: data
-	@for seed in $(SEEDS); do \
-	  if [ "$(GPUS)" -gt 0 ]; then launch="$(BIN)/torchrun --standalone --nproc_per_node=$(GPUS)"; else launch="$(BIN)/python"; fi; \
+	@gpus=$$($(BIN)/python -c 'import torch; n = torch.cuda.device_count(); print(min(32, 1 << n.bit_length() - 1) if n else 0)'); \
+	if [ "$$gpus" -gt 0 ]; then launch="$(BIN)/torchrun --standalone --nproc_per_node=$$gpus"; else launch="$(BIN)/python"; fi; \
+	for seed in $(SEEDS); do \
 	  $$launch train_gpt.py --preset docs_cpu --seed $$seed --data-dir $(DATA) --out runs/$(SLUG)_seed$$seed; \
 	done
 	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu --replace \
 	  --blurb "$(BLURB)" $(if $(AUTHOR),--author "$(AUTHOR)") $(if $(GITHUB_ID),--github-id $(GITHUB_ID))
-	$(BIN)/python -m eval check $(RECORD)
-	$(BIN)/python -m eval board
-	@echo "record: $(RECORD) (README.md; records/index.html shows it on the board). Next: make audit$(if $(filter-out ema-ngram,$(SLUG)), SLUG=$(SLUG))"
+	@$(NEWEST); $(BIN)/python -m eval check "$$record"; $(BIN)/python -m eval board; \
+	echo "record: $$record (README.md; records/index.html shows it on the board). Next: make audit SLUG=$(SLUG)"
 
 # The verdict becomes part of the record and of the boards.
 audit: data
-	$(BIN)/python -m eval audit $(RECORD) --$(LEVEL)
-	$(BIN)/python -m eval pack --refresh $(RECORD)
-	$(BIN)/python -m eval board
+	@$(NEWEST); $(BIN)/python -m eval audit "$$record" --$(LEVEL) || verdict=$$?; \
+	$(BIN)/python -m eval pack --refresh "$$record"; $(BIN)/python -m eval board; exit $${verdict:-0}
 
 test: setup
 	$(BIN)/python -m pytest -q

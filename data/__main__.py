@@ -51,7 +51,7 @@ def run_docs(args: argparse.Namespace) -> int:
 def run_text(args: argparse.Namespace) -> int:
     files = text_files(args.files)
     job = Job(args.data_root, args.name, args.vocab_size, args.tokenizer, args.val_fraction, args.workers)
-    contents = hashlib.sha256("".join(sha256_file(path) for path in files).encode()).hexdigest()
+    contents = hashlib.sha256("".join(path.suffix + sha256_file(path) for path in files).encode()).hexdigest()
     recipe = {"inputs_sha256": contents, "documents": args.documents, "min_characters": args.min_characters}
     build(job, recipe, lambda: text_corpus(files, args.documents, args.min_characters))
     return 0

@@ -118,7 +118,7 @@ def is_text(text: str) -> bool:
 
 # --- text -------------------------------------------------------------------------------------------------------------
 
-TEXT_SUFFIXES, JSONL_SUFFIXES = (".txt", ".md", ".rst"), (".jsonl", ".ndjson")
+TEXT_SUFFIXES, JSONL_SUFFIXES = (".txt", ".md", ".rst"), (".jsonl", ".ndjson", ".json")
 
 
 def text_files(paths: list[Path]) -> list[Path]:

@@ -187,7 +187,7 @@ def test_grad_clip_and_qat_are_used(dataset):
         model = tg.GPT(cfg)
         data = tg.open_dataset(dataset, cfg, tg.Runtime())
         tg.train(model, data, cfg, tg.Runtime())
-        assert not any(m.quantize for m in model.modules() if isinstance(m, tg.Linear))
+        assert not any(m.levels for m in model.modules() if isinstance(m, tg.Linear))
         return model.enrich_in.weight.detach().clone()
 
     plain = weights()
