@@ -43,9 +43,10 @@ SYSTEM_ROOT = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
 SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
 CUDA_LIBRARIES = ("/usr/local/nvidia", "/usr/local/cuda", "/etc/nvidia")
 CUDA_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "LD_LIBRARY_PATH")
-# Kinds of events that the audit hook reports: paths outside the allowed set, writes outside /out and /tmp, text of the environment read
-# other than by importing it, addresses beyond loopback, and programs started.
-EVENT_KINDS = ("outside", "write", "environment", "network", "program")
+# Kinds of events that the audit hook reports: paths outside the allowed set, paths below /tmp that the run never made, writes outside /out
+# and /tmp, text of the environment read other than by importing it, addresses beyond loopback, and programs started.
+EVENT_KINDS = ("outside", "absent", "write", "environment", "network", "program")
+WALL_CLOCK, HOST_MEMORY = "wall clock", "memory of the machine"  # reasons for which a run is killed, as inside/jail.py names them
 PASSED_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -202,7 +203,7 @@ def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
         os.close(fd)
     reins = _Reins(process, info_read, mechanism)
     printed = _Printed(process, job.limits.printed_bytes, reins)
-    alarm = threading.Timer(job.limits.wall_seconds + KILL_GRACE_S, reins.kill, ["wall clock"])
+    alarm = threading.Timer(job.limits.wall_seconds + KILL_GRACE_S, reins.kill, [WALL_CLOCK])
     alarm.daemon = True
     alarm.start()
     try:
@@ -306,6 +307,9 @@ def _outcome(header: dict, files: dict[str, bytes], seconds: float, printed: _Pr
         raise SandboxError(f"the supervisor ended without a report: {printed.text('stderr').strip()[-500:] or 'no message'}")
     outcome = Outcome(mechanism, header.get("returncode", -signal.SIGKILL), seconds, reins.reason or header.get("killed"))
     outcome.cpu_seconds, outcome.peak_memory = header.get("cpu_seconds"), header.get("peak_memory", 0)
+    if outcome.killed == HOST_MEMORY:  # it held less than it may, so what is missing is held by others
+        held = f"{outcome.peak_memory / GIB:.1f} GiB"
+        raise SandboxError(f"sandbox: expected memory for the submission's limit, found this machine out of it when the run held {held}; free some and repeat")
     outcome.stdout, outcome.stderr, outcome.printed = printed.text("stdout"), printed.text("stderr"), printed.total
     outcome.listing, outcome.problems = header.get("listing", []), list(header.get("problems", []))
     outcome.files = files
@@ -362,7 +366,8 @@ def _hook_facts(job: Job, place: dict[str, str]) -> dict[str, object]:
     prefixes = [p + "/" for p in environment_prefixes()]
     emptied = [p + "/" for p in job.emptied]
     shown = {Path(target).name.split(".")[0] for target in job.binds}
-    hidden = {name.split(".")[0] for folder in job.emptied for name in os.listdir(folder)} - shown
+    packages = [folder for folder in job.emptied if folder.endswith("-packages")]  # from where a name is imported as it stands
+    hidden = {name.split(".")[0] for folder in packages for name in os.listdir(folder)} - shown
     return {
         "code": place["code"] + "/",
         "events": place["channel"] + "/events",

@@ -6,6 +6,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -210,6 +211,37 @@ def test_a_daemon_is_ended_and_named(mechanism, nothing_left):
     assert outcome.returncode == 0
     assert any("left a process behind" in problem and "sleep" in problem for problem in outcome.problems)
     assert any("Popen" in event for event in outcome.seen["program"])
+
+
+HARMLESS = {
+    "shared memory": "from multiprocessing.shared_memory import SharedMemory\nm = SharedMemory(create=True, size=64)\nm.close()\nm.unlink()",
+    "pool": "from multiprocessing import get_context\nif __name__ == '__main__':\n    with get_context('spawn').Pool(1) as p:\n        print(p.map(abs, [-1]))",
+    "manager": "from multiprocessing import Manager\nif __name__ == '__main__':\n    with Manager() as m:\n        print(m.dict(a=1))",
+    "every address": "import socket\nwith socket.socket() as s:\n    s.bind(('0.0.0.0', 0))",
+    "the root": "import os\nos.listdir('/')",
+}
+
+
+@pytest.mark.parametrize("what", HARMLESS)
+@pytest.mark.parametrize("mechanism", ISOLATED)
+def test_ordinary_python_is_no_attempt(mechanism, what):
+    outcome = run(HARMLESS[what], mechanism, wall_seconds=20)
+    assert outcome.ok, outcome.why()
+    assert outcome.problems == [] and not any(outcome.seen[kind] for kind in sandbox.EVENT_KINDS if kind != "program"), outcome
+
+
+@pytest.mark.parametrize("mechanism", ISOLATED)
+def test_a_missing_file_of_the_home_folder_is_told_apart(mechanism):
+    """A cache that is looked for and not there, as libraries do: told, but as no path outside."""
+    outcome = run("import os\ntry:\n    open(os.path.expanduser('~/.cache/x/tok.json'))\nexcept OSError:\n    pass", mechanism)
+    assert outcome.ok and outcome.seen["absent"] == ["/tmp/.cache/x/tok.json"] and not outcome.seen["outside"]
+
+
+def test_memory_that_others_hold_is_no_fault_of_the_run():
+    printed = SimpleNamespace(text=lambda name: "", total=0)
+    header = {"returncode": -9, "killed": sandbox.HOST_MEMORY, "peak_memory": GIB}
+    with pytest.raises(sandbox.SandboxError, match=r"found this machine out of it when the run held 1\.0 GiB; free some and repeat"):
+        sandbox._outcome(header, {}, 1.0, printed, SimpleNamespace(reason=None), "unshare")
 
 
 @pytest.mark.parametrize("mechanism", ISOLATED)

@@ -30,6 +30,7 @@ MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
 LOCKED = {os.ST_NOSUID: MS_NOSUID, os.ST_NODEV: MS_NODEV, os.ST_NOEXEC: MS_NOEXEC, os.ST_NOATIME: 1024, os.ST_NODIRATIME: 2048, 4096: 1 << 21}
 PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
 POLL_MS = 100
+LEAVING_S = 1.0  # for helpers that end when they see their parent gone, as multiprocessing's resource tracker
 MAX_EVENTS, MAX_EVENT_BYTES = 20_000, 1_000
 MAX_LISTED = 10_000
 
@@ -313,6 +314,11 @@ def supervise(config: dict, result: int) -> int:
         elif time.monotonic() - started > config["wall_seconds"]:
             killed = "wall clock"
     seconds = time.monotonic() - started
+    poller.unregister(ended)
+    while not killed and processes(config) and time.monotonic() - started < seconds + LEAVING_S:
+        poller.poll(POLL_MS)
+        events.drain(fifo)
+        reap(done)
     left = [] if killed else [describe(pid) for pid in processes(config)[:20]]
     end_everything(config)
     reap(done)

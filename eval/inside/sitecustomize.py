@@ -14,6 +14,10 @@ SOURCE_SUFFIXES = (".py", ".pyi", ".rst", ".md", ".txt", ".html", ".ipynb")
 READERS = ("<frozen importlib", "linecache.py", "tokenize.py", "inspect.py", "importlib/")
 
 
+# 0.0.0.0 and :: are every address of the sandbox, and it has none but loopback's.
+LOOPBACK = ("127.0.0.1", "::1", "localhost", "", "0.0.0.0", "::")
+
+
 def install() -> None:
     with open(os.path.join(HERE, "hook.json")) as handle:
         facts = json.load(handle)
@@ -40,8 +44,8 @@ def install() -> None:
             if event == "open" or event == "os.listdir" or event == "os.scandir":
                 opened(event, args)
             elif event == "socket.connect" or event == "socket.bind":
-                address = args[1]
-                if not (isinstance(address, tuple) and str(address[0]) in ("127.0.0.1", "::1", "localhost", "")):
+                address = args[1]  # a path for AF_UNIX, which is no network
+                if isinstance(address, tuple) and str(address[0]) not in LOOPBACK:
                     tell("network", f"{event} {address}")
             elif event == "socket.getaddrinfo":
                 if args[0] not in ("localhost", "127.0.0.1", None, "sandbox"):
@@ -67,6 +71,8 @@ def install() -> None:
         if isinstance(path, int) or path is None:
             return
         full = os.path.abspath(os.fsdecode(path))
+        if full == "/" and event != "open":
+            return  # the root is the sandbox's own
         folder = full + "/"
         writes = event == "open" and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR)
         if writes and not folder.startswith(writable):
@@ -74,7 +80,7 @@ def install() -> None:
         elif not folder.startswith(allowed):
             tell("outside", full)
         elif folder.startswith(writable) and not os.path.isdir(os.path.dirname(full)):
-            tell("outside", full)  # a path of the host that lies below /tmp there
+            tell("absent", full)  # a file of the home folder that may be missing, or a path of the host that lies below /tmp there
         elif folder.startswith(emptied) and folder not in emptied and not folder.startswith(shown) and not by_import():
             tell("outside", full)
         elif event == "open" and full.startswith(environment) and full.endswith(SOURCE_SUFFIXES) and not by_import():
