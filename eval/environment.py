@@ -4,10 +4,12 @@ The embedded corpus is made of the docstrings of installed packages, so an unalt
 validation text* within reach of a scorer: as source files, and as `__doc__` of whatever it imports. Therefore
 
 * packages outside the rule set's list are not there;
+* on the docs track, neither is the standard library's distutils: setuptools, a package of the corpus, carries a copy of it, docstrings included;
 * of the listed ones that the corpus was made from (numpy, torch), the submission sees a copy without docstrings: same files, same line
   numbers, binary parts shared with the original, compiled as `python -OO` would. It is made once per package version and kept beside the environment.
 
-What is left: comments and ordinary string constants of those packages, which are no documents of the corpus."""
+What is left: comments and ordinary string constants of those packages, which are no documents of the corpus, and the rest of the standard
+library, whose docstrings are in the corpus only where a package has copied one."""
 
 import ast
 import importlib.util
@@ -42,7 +44,8 @@ def visible_environment(manifest: Manifest, docs_track: bool, rules: Rules) -> t
             shown |= without_docstrings(name, folder)
     # The interpreter that a virtual environment was made from has packages of its own, out of reach for imports but not for open().
     others = {sysconfig.get_path(kind, vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix}) for kind in ("purelib", "platlib")}
-    return [str(site), *sorted(path for path in others - {str(site)} if Path(path).is_dir())], shown
+    hidden = others | ({os.path.join(sysconfig.get_paths()["stdlib"], "distutils")} if docs_track else set())
+    return [str(site), *sorted(path for path in hidden - {str(site)} if Path(path).is_dir())], shown
 
 
 def _top_name(entry: Path) -> str:

@@ -112,7 +112,7 @@ def tolerance(record: RecordFolder, seed: str, rules: Rules) -> tuple[float, str
     stated, here = record.claimed_environment(seed), machine()
     if stated is None or stated.cpu is None:
         return rules.score.relative_elsewhere, "the record does not say where it ran"
-    differ = [name for name in ("cpu", "torch", "numpy") if (getattr(stated, name, None) or here[name]).split("+")[0] != here[name].split("+")[0]]
+    differ = [name for name in ("cpu", "torch") if (getattr(stated, name) or here[name]).split("+")[0] != here[name].split("+")[0]]
     if stated.gpu is not None:
         differ.append("gpu")
     if differ:

@@ -18,7 +18,6 @@ class Section(BaseModel):
 
 class Policy(Section):
     document_isolation: bool
-    counted: list[str]
     require_all_seeds: bool
     p_value: float
     improvement_nats: float
@@ -35,18 +34,20 @@ class Tolerance(Section):
     exact: float
     noise_factor: float
     noise_p95: float
+    noise_limit: float
     noise_max: float
     noise_mean: float
+    noise_bfloat16: float
     canary_bits: float
     fresh_bpb: float
     fresh_opening_bpb: float
     fresh_outside_bpb: float
     fresh_z: float
-    bytes_relative: float
 
 
 class LimitValues(Section):
     wall_seconds: float
+    wall_factor: float
     memory_gib: int
     processes: int
 

@@ -108,6 +108,20 @@ def tqdm_folder() -> str:
     return str(Path(importlib.util.find_spec("tqdm").origin).parent)
 
 
+@pytest.mark.skipif(works() is None, reason="neither bubblewrap nor namespaces work here")
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has no distutils")
+@pytest.mark.parametrize("docs_track", [True, False])
+def test_the_librarys_distutils_is_hidden_on_the_docs_track(docs_track):
+    """setuptools, a package of the corpus, has its docstrings. Modules of the same names as its own stay what they are."""
+    emptied, binds = visible_environment(manifest({}), docs_track, load_rules())
+    code = "import cmd, sysconfig\ntry:\n    from distutils.filelist import FileList\n    print('found')\nexcept ImportError:\n    print('hidden')\n"
+    code += "open(sysconfig.get_paths()['stdlib'] + '/distutils/filelist.py')\n"
+    job = Job({"a.py": code.encode()}, {}, ["{code}/a.py"], limits=Limits(wall_seconds=60), binds=binds, emptied=emptied)
+    outcome = sandbox.run(job, works())
+    assert outcome.stdout.split() == ["hidden" if docs_track else "found"], outcome.stderr
+    assert [path.rpartition("/")[2] for path in outcome.seen["outside"]] == (["filelist.py"] if docs_track else [])
+
+
 def test_other_tracks_may_compile():
     """Off the docs track, whose corpus they are part of, the packages that torch.compile imports are there."""
     names = {name: {Path(p).name for p in visible_environment(manifest({}), docs_track=name == "docs", rules=load_rules())[1]} for name in ("docs", "other")}
@@ -116,6 +130,14 @@ def test_other_tracks_may_compile():
 
 
 # --- Rule sets ---
+
+
+def test_every_rule_is_read_somewhere():
+    """A rule that nothing reads would promise what the referee does not do."""
+    sources = "".join(path.read_text() for path in RULESETS.parent.glob("*.py") if path.name != "rules.py")
+    rules = load_rules()
+    sections = [rules.policy, rules.score, rules.tolerance, rules.limits, rules.packages, rules.profile["quick"]]
+    assert [name for section in sections for name in type(section).model_fields if f".{name}" not in sources] == []
 
 
 def test_current_rules_have_both_levels():
