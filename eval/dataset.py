@@ -70,6 +70,15 @@ class Split:
     sidecar: np.ndarray | None = None
 
     @cached_property
+    def sidecar_complaint(self) -> str | None:
+        """A sidecar is only as good as its sum: what the documents hold, as the manifest states it."""
+        source = self.stated.source_bytes
+        if self.sidecar is None or source == int(self.sidecar.sum()):
+            return None
+        stated = "no source_bytes" if source is None else f"source_bytes {source:,}"
+        return f"the byte sidecar sums to {int(self.sidecar.sum()):,}, the manifest states {stated}"
+
+    @cached_property
     def spans(self) -> list[tuple[int, int]]:
         return list(documents(self.tokens))
 

@@ -12,7 +12,7 @@ import pytest
 import sentencepiece
 
 from eval.bytes import BOS, KNOWN_EXPORTS, check_fineweb_bytes, documents, implied_bytes, load_byte_table
-from eval.dataset import Dataset, shard_bytes
+from eval.dataset import Dataset, ManifestSplit, Split, shard_bytes
 from eval.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared"
@@ -258,3 +258,14 @@ def test_unusable_folders_are_user_errors(folder):
     (folder / "manifest.json").unlink()
     with pytest.raises(UserError, match="missing; build the dataset"):
         Dataset(folder)
+
+
+def test_a_sidecar_is_held_against_the_stated_bytes():
+    """Its hash is the manifest's, so only the sum shows that it counts what is not there."""
+    stated = ManifestSplit(documents=1, source_bytes=6, tokens=4, files=[])
+    split = Split(stated, np.array([1, 5, 6, 7]), [], np.array([0, 1, 2, 3]))
+    assert split.sidecar_complaint is None
+    split = Split(stated, np.array([1, 5, 6, 7]), [], np.array([0, 2, 2, 3]))
+    assert split.sidecar_complaint == "the byte sidecar sums to 7, the manifest states source_bytes 6"
+    split = Split(ManifestSplit(documents=1, tokens=4, files=[]), np.array([1, 5, 6, 7]), [], np.array([0, 1, 2, 3]))
+    assert split.sidecar_complaint.endswith("the manifest states no source_bytes")
