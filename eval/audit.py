@@ -2,13 +2,13 @@
 
 Every test of the report can be chosen by name (--only); --quick takes a few minutes on two cores for a docs-track record, --full tests every
 seed with many more positions. The report goes to the terminal and, as audit.json and AUDIT.md, into the record folder or --out. Exit code
-0 for PASS and WARN, 1 for POLICY and INVALID, 2 for bad input."""
+0 for PASS and WARN, 1 for POLICY and INVALID and where a chosen test could not run, 2 for bad input."""
 
 import argparse
 import functools
 import secrets
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -28,7 +28,8 @@ from eval.record import GIVEN, RecordFolder, machine, open_dataset, open_record,
 from eval.report import TEST_NAMES, AuditReport, Collector, Run, SeedScore, TestResult
 from eval.rules import CURRENT, Profile, Rules, load_rules
 from eval.runner import RunFailed, Scorer
-from eval.score import Score, add_run_options, denominator, make_scorer
+from eval.sandbox import WALL_CLOCK
+from eval.score import Score, add_run_options, denominator, make_scorer, name_given_artifact, other_artifact, other_hardware, out_of_time
 
 BEHAVIOUR = ("future", "normalisation", "canary", "documents", "fresh")
 NEED_RUNS = (*BEHAVIOUR, "coverage", "isolation")
@@ -49,6 +50,7 @@ class Options:
     random_seed: int | None = None
     mechanism: str = "auto"
     nproc: int = 1
+    wall_seconds: float | None = None
     rules: str = CURRENT
     progress: bool = False
     profile: Profile | None = None
@@ -78,6 +80,7 @@ def run(args: argparse.Namespace) -> int:
         random_seed=args.random_seed,
         mechanism="none" if args.no_sandbox else "auto",
         nproc=args.nproc,
+        wall_seconds=args.wall_seconds,
         rules=args.rules,
         progress=True,
     )
@@ -85,7 +88,12 @@ def run(args: argparse.Namespace) -> int:
     print(reports.to_terminal(result))
     reports.write(result, args.out or args.record)
     print(f"written   {(args.out or args.record) / 'AUDIT.md'}")
-    return int(result.verdict in ("POLICY", "INVALID"))
+    return int(result.verdict in ("POLICY", "INVALID") or bool(not_run(result, options.only)))
+
+
+def not_run(result: AuditReport, only: Sequence[str]) -> list[str]:
+    """Chosen tests that say nothing. `documents` may: a split of few documents has no borders to test, and the rule set asks for none."""
+    return [t.name for t in result.tests if t.verdict == "NOT RUN" and (t.name in only if only else t.name != "documents")]
 
 
 def audit_record(folder: Path, options: Options) -> AuditReport:
@@ -104,6 +112,7 @@ class Audit:
         self.rules: Rules = load_rules(self.options.rules)
         self.profile = self.options.profile or self.rules.profile[self.options.level]
         self.record: RecordFolder = open_record(self.folder, self.options.artifact, self.options.seed)
+        self.unclaimed: list[str] = name_given_artifact(self.record)
         self.dataset: Dataset = open_dataset(self.record, self.options.dataset)
         self.fresh = Dataset(self.options.fresh) if self.options.fresh else None
         self.random_seed = secrets.randbits(32) if self.options.random_seed is None else self.options.random_seed
@@ -176,11 +185,15 @@ class Audit:
             label = "" if len(seeds) == 1 else f"seed {seed}"
             for collector in self.collectors.values():
                 collector.label = label
-            scorer = make_scorer(self.record, self.record.artifacts[seed], self.dataset, self.rules, self.mechanism, self.options.nproc, self.rng)
+            scorer = make_scorer(
+                self.record, self.record.artifacts[seed], self.dataset, self.rules, self.mechanism, self.options.nproc, self.rng, self.options.wall_seconds
+            )
             clock = time.monotonic()
             try:
                 self._one_seed(scorer, seed, slices if seed in chosen else None, generator, progress)
             except RunFailed as error:
+                if error.outcome.killed == WALL_CLOCK and len(scorer.outcomes) == 1 and not self._over_the_clock(seed, error.outcome.seconds):
+                    raise out_of_time(error) from None
                 failed(error, self.collectors)
                 for name in BEHAVIOUR:
                     self.collectors[name].skip(f"the scorer does not run to its end ({error.args[0].split(':')[0]})")
@@ -207,13 +220,14 @@ class Audit:
                 self.collectors[name].skip("the official run gave no usable scores")
             return
         self._score(seed, nll, scorer)
+        scorer.wall_seconds = max(scorer.wall_seconds, self.rules.limits.wall_factor * scorer.outcomes[-1].seconds)
         if slices is None or generator is None:
             return
         if self.wants("fresh"):
-            behaviour.extra_streams = slices.streams()
+            behaviour.extra_streams, behaviour.control = slices.streams(), slices.control()
         behaviour.run_all(lambda name: progress.step(f"seed {seed}: {name}"))
         if self.wants("fresh"):
-            slices.judge(nll, behaviour.extra_scored, generator, self.rules, self.collectors["fresh"])
+            slices.judge(nll, behaviour.extra_scored, behaviour.control_scored, generator, self.rules, self.collectors["fresh"])
 
     def _score(self, seed: str, nll: np.ndarray, scorer: Scorer) -> None:
         """The referee's score of one seed against the claim (test `evidence`) and the clock (test `budget`)."""
@@ -233,8 +247,10 @@ class Audit:
                 claimed_val_bpb=claim.val_bpb if claim else None,
             )
         )
-        self._clock(score.seconds)
+        self._clock(seed, score.seconds)
         into = self.collectors["evidence"]
+        for name, found, stated in other_artifact(self.record, seed):
+            into.add("INVALID", f"{name} of seed {seed}", stated, found, "the audited artifact is the claimed one")
         if claim is None:
             into.skip("no claim to compare with" if self.record.problem is None else self.record.problem)
             return
@@ -263,6 +279,7 @@ class Audit:
             into.skip("no sandbox (--no-sandbox): nothing was contained, what is listed was seen by the audit hook alone")
         kinds = {
             "outside": "opens nothing outside code, artifact, streams and the Python environment",
+            "absent": "opens nothing below the temporary folder that it did not put there",
             "write": "writes nothing outside /out and the temporary folder",
             "network": "asks for no network",
             "environment": "reads no text of the Python environment",
@@ -275,7 +292,7 @@ class Audit:
             seen = sorted({what for outcome in scorer.outcomes for what in outcome.seen[kind]})
             into.figure(f"{kind}_events", len(seen), lambda a, b: a + b)
             for what in seen:
-                into.add("INVALID" if kind != "environment" else "WARN", kind, "no attempt", what, rule)
+                into.add("WARN" if kind in ("absent", "environment") else "INVALID", kind, "no attempt", what, rule)
         programs = sorted({what for outcome in scorer.outcomes for what in outcome.seen["program"]})
         into.figure("program_events", len(programs), lambda a, b: a + b)
         into.figure("peak_memory_mib", max((o.peak_memory for o in scorer.outcomes), default=0) / 2**20)
@@ -295,7 +312,17 @@ class Audit:
         into.figure("byte_table_bytes", counted)
         if source is not None:
             into.figure("source_bytes_of_the_manifest", source)
-        if table.lossy:
+        if split.sidecar is not None:
+            into.figure("sidecar_bytes", int(split.sidecar.sum()))
+            if split.sidecar_complaint:
+                into.add(
+                    "INVALID",
+                    f"{data.folder.name}: byte sidecar",
+                    f"{source:,} source bytes" if source is not None else "source_bytes in the manifest",
+                    f"{int(split.sidecar.sum()):,}",
+                    "the sidecar keeps the bytes of the original text",
+                )
+        elif table.lossy:
             into.skip(f"the tokenizer {', '.join(table.lossy)}: the contest divides by the byte table")
         elif source is not None and source != decoded:
             into.add(
@@ -315,7 +342,7 @@ class Audit:
                 f"{len(split.spans):,}",
                 "every document begins with BOS",
             )
-        if not table.lossy and data.manifest.version_rule == "documents" and not split.complaints and data.has("train"):
+        if not table.lossy and split.sidecar is None and data.manifest.version_rule == "documents" and not split.complaints and data.has("train"):
             found = data.decoded_version()
             if found != data.manifest.version:
                 into.add(
@@ -360,13 +387,25 @@ class Audit:
                 if complaint:
                     into.add("INVALID", f"val_loss and val_bpb of seed {seed}", "the bytes of the published split", complaint, "VALIDITY 2.2")
 
-    def _clock(self, seconds: float) -> None:
+    def _clock(self, seed: str, seconds: float) -> None:
+        """Seconds of the official run against the track's clock, which binds where the hardware is that of the claim."""
         into, track = self.collectors["budget"], self.record.track
         into.ran_check()
         into.figure("eval_seconds_by_the_referee", seconds)
         cap = track.eval_seconds if track else None
-        if cap is not None and seconds > cap:
-            into.add("INVALID", "evaluation", f"at most {cap:g} s from start to end of the process", f"{seconds:.1f} s", "evaluation budget of the track")
+        if cap is None:
+            return
+        differs = other_hardware(self.record, seed, self.options.nproc)
+        if seconds > cap:
+            verdict, why = ("INVALID", "") if differs is None else ("WARN", f"; not comparable: {differs}")
+            into.add(verdict, "evaluation", f"at most {cap:g} s from start to end of the process", f"{seconds:.1f} s{why}", "evaluation budget of the track")
+        elif differs is not None:
+            into.skip(f"the track's clock, {differs}")
+
+    def _over_the_clock(self, seed: str, seconds: float) -> bool:
+        track = self.record.track
+        limited = track is not None and track.eval_seconds is not None and other_hardware(self.record, seed, self.options.nproc) is None
+        return limited and seconds > track.eval_seconds
 
     def _budget(self) -> None:
         """Sizes on disk; what is counted is what a run gets to see, so an uncounted file that it needs shows as a failed run."""
@@ -401,6 +440,8 @@ class Audit:
 
     def _headline(self) -> None:
         submission, into = self.record.submission, self.collectors["evidence"]
+        for complaint in self.unclaimed:
+            into.add("INVALID", "artifact", "one of the claimed artifacts", complaint, "the audited artifact is the claimed one")
         if submission is None or self.options.seed is not None or self.options.artifact is not None:
             return
         if self.rules.policy.require_all_seeds and self.record.missing and self.record.track and self.record.track.commits_artifacts:

@@ -3,19 +3,25 @@
 How hard a text is, a plain baseline says: the referee's n-gram model, fitted on training text. On text of a control slice the submission's
 loss of each token is regressed on the n-gram losses of all orders; the same line then says what the submission should pay for each
 validation document. What it pays less is *excess*, in bits per byte. (One n-gram loss instead of the regression needs three times as
-many documents for the same standard error: measured on the fixtures.) All slices have about the same length and start from a fresh state.
+many documents for the same standard error: measured on the fixtures.) A scorer that learns from the stream does better the more it has read,
+so both sides of a comparison come behind about equally much text.
 
 * training: the control is documents of the training split that the baseline was not fitted on. The submission has trained on them and
-  not on the validation text, so its excess on validation should be negative. It is positive for a scorer that holds validation text.
+  not on the validation text, so its excess on validation should be negative. It is positive for a scorer that holds validation text. The
+  validation side is the official run's first part, and a slice as long that begins at a document drawn by chance, scored as its own stream.
+* later: the rest of the official run, cut into parts of about that length, each against training documents that stand behind some 0.7 of the
+  real stream, in a run that leaves it there (eval/behaviour.py, splice); and all of it together. Parts before that point have read less than the control, which
+  makes the test milder there, and never harder.
 * outside: the control is documents of neither split, if there are any (--fresh DIR; for the embedded corpus the shorter docstrings of the
   same packages, which the corpus leaves out, against validation documents cut to the same lengths).
 * opening: the same validation documents behind another first document. Nothing should change; it does for text that is stored and found
-  again by position or by how the stream opens.
+  again by position or by how the stream opens. Said of the first part only: later ones are the better for what stands before them.
 
 Standard errors are over documents (ratio estimator), so a few long documents do not decide."""
 
 import ast
 import importlib.metadata
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +37,8 @@ from eval.rules import Rules
 from eval.runner import Scored, Stream
 
 SHORT = (100, 199)  # characters; the embedded corpus begins at 200
+MAX_PARTS = 64  # of the official run behind its first part
+FEWEST = 8  # documents of a control, for a standard error that means something
 RULE = "the artifact was made without the validation text"
 LN2 = float(np.log(2))
 Scores = tuple[np.ndarray, np.ndarray]
@@ -56,11 +64,33 @@ class FreshSlices:
         count = max(int(np.searchsorted([end for _, end in whole], tokens, side="right")), min(2, len(whole)))
         self.val = whole[:count]
         self.size = self.val[-1][1]
+        self.drawn = self._drawn(whole)
         self.held_out: list[np.ndarray] = []
         self.fresh_stream: np.ndarray | None = None
         self.short_val: np.ndarray | None = None
         self.skipped: list[str] = []
         self._outside(fresh)
+
+    def _drawn(self, spans: list[tuple[int, int]]) -> np.ndarray | None:
+        """About `size` tokens from the beginning of a document drawn by chance; behind the last document comes the first, so that every one is
+        as likely to be in it. None where the first part is the whole split."""
+        if len(self.val) == len(spans):
+            return None
+        begin = spans[int(self.rng.integers(len(spans)))][0]
+        return np.roll(self.x, -begin)[: self.size]
+
+    def control(self) -> np.ndarray | None:
+        """Held-out training documents for the long run, None where the first part is the whole split or there are none."""
+        return np.concatenate(self.held_out)[: self.size] if self.drawn is not None and self.held_out else None
+
+    def later_parts(self) -> list[tuple[int, int]]:
+        """[start, end) of the parts of the stream behind the first one, each of whole documents."""
+        rest = self.dataset.split("val").spans[len(self.val) :]
+        count = min(MAX_PARTS, len(rest), max(1, round((len(self.x) - self.size) / self.size))) if rest else 0
+        edges = np.linspace(self.size, len(self.x), count + 1)
+        ends = np.array([end for _, end in rest])
+        cuts = np.unique([self.size, *(ends[np.abs(ends - edge).argmin()] for edge in edges[1:])])
+        return list(itertools.pairwise(cuts.tolist()))
 
     def training_without_held_out(self, limit: int) -> np.ndarray | None:
         """Training stream of at most `limit` tokens without the held-out documents, which are chosen here; None when there is no training split."""
@@ -107,20 +137,23 @@ class FreshSlices:
             self.skipped.append("no documents outside both splits (pass --fresh DIR)")
 
     def streams(self) -> list[Stream]:
-        """Streams to score beside the official one: moved, training, fresh, short validation, as far as there are any."""
+        """Streams to score beside the official one: moved, training, drawn, fresh, short validation, as far as there are any."""
         self.named: dict[str, np.ndarray] = {}
         if len(self.val) > 2 and self.held_out:
             first = min(self.held_out, key=lambda t: abs(len(t) - (self.val[0][1] - self.val[0][0])))
             self.named["moved"] = np.concatenate([first, self.x[self.val[1][0] : self.size]])
         if self.held_out:
             self.named["training"] = np.concatenate([t for t in self.held_out])[: self.size]
+        if self.drawn is not None and self.held_out:
+            self.named["drawn"] = self.drawn
         if self.fresh_stream is not None:
             self.named["fresh"] = self.fresh_stream
         if self.short_val is not None:
             self.named["short"] = self.short_val
         return [Stream(tokens) for tokens in self.named.values()]
 
-    def judge(self, official: np.ndarray, scored: list[Scored], baseline: KneserNey, rules: Rules, into: Collector) -> None:
+    def judge(self, official: np.ndarray, scored: list[Scored], later: Scores | None, baseline: KneserNey, rules: Rules, into: Collector) -> None:
+        """`scored` belong to `streams()`; `later` are the control documents behind the real stream, None where that run gave no scores."""
         losses = {name: result.nll for name, result in zip(self.named, scored, strict=True) if result.nll is not None}
         t = rules.tolerance
         for reason in self.skipped:
@@ -130,33 +163,47 @@ class FreshSlices:
         val = self.x[: self.size], official[: self.size - 1]
         if "training" in losses:
             control = self.named["training"], losses["training"]
-            self._compare(into, "training", val, control, baseline, t.fresh_bpb, t.fresh_z)
+            self._compare(into, "training", {"": val}, control, baseline, t.fresh_bpb, t.fresh_z)
+            if "drawn" in losses:
+                self._compare(into, "training", {"": (self.named["drawn"], losses["drawn"])}, control, baseline, t.fresh_bpb, t.fresh_z)
+        if later is not None and np.count_nonzero(later[0] == BOS) >= FEWEST:
+            parts = {f"tokens {begin:,} to {end:,}: ": (self.x[begin:end], official[begin : end - 1]) for begin, end in self.later_parts()}
+            self._compare(into, "training_later", parts, later, baseline, t.fresh_bpb, t.fresh_z)
+        elif self.drawn is not None and self.held_out:
+            into.skip(f"fewer than {FEWEST} control documents behind the real stream, so the official run was judged in its first part only")
         if "fresh" in losses:
             inside = (self.named["short"], losses["short"]) if "short" in losses else val
-            self._compare(into, "outside", inside, (self.named["fresh"], losses["fresh"]), baseline, t.fresh_outside_bpb, t.fresh_z)
+            self._compare(into, "outside", {"": inside}, (self.named["fresh"], losses["fresh"]), baseline, t.fresh_outside_bpb, t.fresh_z)
         if "moved" in losses:
             self._opening(into, official, losses["moved"], t.fresh_opening_bpb, t.fresh_z)
 
-    def _compare(self, into: Collector, name: str, val: Scores, control: Scores, baseline: KneserNey, floor: float, z_limit: float) -> None:
-        """Regress on `control`, apply to `val`; each is (ids [N], nats [N-1])."""
+    def _compare(self, into: Collector, name: str, parts: dict[str, Scores], control: Scores, baseline: KneserNey, floor: float, z_limit: float) -> None:
+        """Regress on `control`, apply to each of the `parts` and to all of them together; control and parts are (ids [N], nats [N-1])."""
         inside = control[0][1:] != BOS
         line, *_ = np.linalg.lstsq(baseline.features(control[0])[inside], control[1][inside] / LN2, rcond=None)
-        saved = {}
-        for side, (tokens, nats) in (("val", val), ("control", control)):
-            rows = per_document(tokens, (baseline.features(tokens) @ line) * LN2 - nats, self.table)
-            saved[side] = ratio(rows[:, 0], rows[:, 1])
-        excess = saved["val"].value - saved["control"].value
-        error = float(np.hypot(saved["val"].error, saved["control"].error))
-        z = excess / max(error, 1e-12)
+
+        def saved(scores: Scores) -> np.ndarray:
+            tokens, nats = scores
+            return per_document(tokens, (baseline.features(tokens) @ line) * LN2 - nats, self.table)
+
+        rows = {where: saved(scores) for where, scores in parts.items()}
+        if len(rows) > 1:
+            rows["the official run behind its first part: "] = np.concatenate(list(rows.values()))
+        expected = ratio(*saved(control).T)
+        text = "text of neither split" if name == "outside" else "training text, which it has trained on,"
         into.ran_check()
-        into.figure(f"excess_over_{name}_bpb", excess)
-        into.figure(f"excess_over_{name}_standard_errors", z)
-        if excess > floor and z > z_limit:
-            text = "training text, which it has trained on," if name == "training" else "text of neither split"
-            into.add(
-                "INVALID", f"{saved['val'].documents} validation documents", f"the loss that {text} of the same difficulty has, - {floor:g} bits per byte",
-                f"{excess:.4f} bits per byte less ({z:.1f} standard errors)", RULE,
-            )  # fmt: skip
+        for where, documents in rows.items():
+            found = ratio(*documents.T)
+            excess = found.value - expected.value
+            z = excess / max(float(np.hypot(found.error, expected.error)), 1e-12)
+            into.figure(f"excess_over_{name}_bpb", excess)
+            into.figure(f"excess_over_{name}_standard_errors", z)
+            if excess > floor and z > z_limit:
+                into.add(
+                    "INVALID", f"{where}{found.documents} validation documents",
+                    f"the loss that {text} of the same difficulty has, - {floor:g} bits per byte",
+                    f"{excess:.4f} bits per byte less ({z:.1f} standard errors)", RULE,
+                )  # fmt: skip
 
     def _opening(self, into: Collector, official: np.ndarray, moved: np.ndarray, floor: float, z_limit: float) -> None:
         begin = self.val[1][0]

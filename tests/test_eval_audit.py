@@ -3,24 +3,28 @@
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+import eval.score
 from eval import sandbox
 from eval.__main__ import main
-from eval.audit import Options, audit_record
+from eval.audit import Audit, Options, audit_record
 from eval.behaviour import LAMBDAS, Behaviour, Noise
 from eval.dataset import Dataset, shard_bytes
 from eval.pack import read_audit
 from eval.report import TEST_NAMES, AuditReport, Collector
 from eval.rules import load_rules
 from eval.runner import Scorer, Stream
+from eval.schema import TRACKS, Environment
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from build import Workshop
@@ -154,6 +158,26 @@ def test_small_noise_widens_the_tolerance_and_is_stated(tmp_path, tiny):
 def test_a_large_leak_does_not_hide_behind_small_noise(tmp_path, tiny):
     change = "nll += np.random.default_rng().normal(0, 0.002, len(nll))\nnll[:-1] -= 0.3 * (x[2:] == 4 + 32)"
     assert judge(record(tmp_path / "r", change), tiny, "future").verdict == "INVALID"
+
+
+JITTER = "nll += 0.04 * np.random.default_rng().choice([-1, 1], len(nll)) * (np.random.default_rng().random(len(nll)) < 0.02)\n"
+
+
+def test_jitter_buys_no_room_for_a_gain(tmp_path, tiny):
+    """Every single difference of 0.08 nats from the rows is within the noise that the scorer makes itself; their mean is not."""
+    report = judge(record(tmp_path / "r", JITTER + "nll -= 0.08"), tiny, "normalisation")
+    assert report["normalisation"].verdict == "INVALID" and "mean of" in report["normalisation"].reason, report["normalisation"]
+
+
+def test_a_small_look_ahead_in_jitter_shows_in_the_mean(tmp_path, tiny):
+    report = judge(record(tmp_path / "r", JITTER + "nll[:-1] -= 0.07 * (x[2:] % 2)\nnll[-1] -= 0.07"), tiny, "future")
+    assert any("mean of" in finding.where for finding in report["future"].findings), report["future"]
+
+
+def test_jitter_beyond_bfloat16_is_a_warning(tmp_path, tiny):
+    report = judge(record(tmp_path / "r", JITTER), tiny, "future", "normalisation")
+    assert (report["future"].verdict, report["normalisation"].verdict) == ("WARN", "PASS"), report
+    assert "more than bfloat16 kernels explain" in report["future"].reason
 
 
 def test_running_without_a_sandbox_is_stated(tmp_path, tiny):
@@ -296,6 +320,68 @@ def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, c
     assert read_audit(tmp_path / "out") == report
 
 
+def test_a_chosen_test_that_cannot_run_is_no_success(tmp_path, tiny, capsys):
+    argv = ["audit", record(tmp_path / "r"), "--dataset", tiny, "--out", tmp_path / "out", "--no-sandbox", "--only"]
+    assert main([*map(str, argv), "bytes"]) == 0
+    assert main([*map(str, argv), "isolation"]) == 1
+    assert "NOT RUN   isolation" in capsys.readouterr().out
+
+
+def test_other_artifact_given_by_hand_is_reported(papers, shop, tmp_path, capsys):
+    """One byte behind the end of the archive: the score stays what it was, the artifact is not the claimed one."""
+    other = tmp_path / "other.bin"
+    other.write_bytes((papers / "artifact_seed1337.bin").read_bytes() + b"\0")
+    options = ["--dataset", shop.corpus.dataset, "--artifact", other, "--seed", 1337]
+    code, shown = score(capsys, papers, *options)
+    assert code == 1 and "DISAGREES seed 1337: artifact_sha256" in shown and "DISAGREES seed 1337: artifact_bytes" in shown
+    report = judge(papers, shop.corpus.dataset, "evidence", artifact=other, seed=1337)
+    assert report["evidence"].verdict == "INVALID" and any("artifact_sha256" in f.where for f in report["evidence"].findings)
+
+
+def test_seed_of_an_artifact_given_by_hand_is_found_by_its_hash(shop, tmp_path, capsys):
+    folder = Path(shutil.copytree(shop.record("honest/static", (1337, 42), slug="two-seeds"), tmp_path / "two"))
+    second, data = folder / "artifact_seed42.bin", ["--dataset", shop.corpus.dataset]
+    code, shown = score(capsys, folder, *data, "--artifact", second)
+    assert code == 0 and "seed:42 " in shown and "claimed:" in shown
+    edit(second, lambda raw: raw + b"\0")
+    code, shown = score(capsys, folder, *data, "--artifact", second)
+    assert code == 1 and "states it for no seed" in shown
+    edit(folder / "submission.json", lambda raw: re.sub(rb'"artifact_sha256": "[0-9a-f]+",', b"", raw))
+    code, shown = score(capsys, folder, *data, "--artifact", second)
+    assert code == 2 and "expected --seed with it" in shown and shown.count("\n") == 1
+
+
+def test_the_referees_own_time_limit_is_no_verdict(tmp_path, tiny, capsys):
+    folder = record(tmp_path / "r", "import time; time.sleep(60)")
+    for command in ("score", "audit"):
+        assert main([command, str(folder), "--dataset", str(tiny), "--wall-seconds", "1"]) == 2
+        captured = capsys.readouterr()
+        assert captured.err.splitlines()[-1].startswith("error: ") and "pass --wall-seconds" in captured.err
+    assert main(["score", str(folder), "--dataset", str(tiny), "--wall-seconds", "0"]) == 2
+    assert "--wall-seconds: expected a number of seconds above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("here", "nproc", "seconds", "verdict", "says"),
+    [
+        (["NVIDIA H100 80GB HBM3"] * 8, 8, 700.0, "INVALID", "700.0 s"),
+        (["NVIDIA H100 80GB HBM3"] * 8, 8, 508.8, "PASS", ""),
+        (["NVIDIA H100 80GB HBM3"], 1, 4000.0, "WARN", "not comparable: claimed on 8 x NVIDIA H100 80GB HBM3, run as 1 rank on 1 x NVIDIA H100 80GB HBM3"),
+        ([], 1, 4000.0, "WARN", "on 0 x no GPU"),
+        ([], 1, 300.0, "PASS", "left out: the track's clock, claimed on 8 x"),
+    ],
+)
+def test_the_tracks_clock_binds_on_the_claimed_hardware(monkeypatch, here, nproc, seconds, verdict, says):
+    monkeypatch.setattr(eval.score, "gpus_here", lambda: here)
+    environment = Environment(gpu="NVIDIA H100 80GB HBM3", gpus=8, world_size=8)
+    record = SimpleNamespace(track=TRACKS["track_10min_16mb"], claimed_environment=lambda seed: environment)
+    audit = SimpleNamespace(collectors={"budget": Collector("budget")}, record=record, options=Options(nproc=nproc))
+    Audit._clock(audit, "42", seconds)
+    result = audit.collectors["budget"].result("")
+    assert result.verdict == verdict and says in result.reason
+    assert Audit._over_the_clock(audit, "42", seconds) == (verdict == "INVALID")
+
+
 SMALL = load_rules().profile["quick"].model_copy(update={"pairs": 8, "tiny_pairs": 8, "dense_tokens": 256, "sweeps": 0, "fresh_tokens": 2000, "probes": 64})
 
 
@@ -363,10 +449,12 @@ def test_noise_limit_has_a_floor_and_a_ceiling():
     rules = load_rules()
     noise = Noise(rules)
     assert noise.limit == rules.tolerance.exact
-    noise.add(np.array([0.01, -0.02]))
-    assert noise.limit == pytest.approx(0.06)
+    noise.add(np.array([0.01, -0.02] * 100))
+    assert noise.limit == pytest.approx(0.08)
+    noise.add(np.append(np.zeros(999), 0.12))  # one large difference is no noise that later ones may hide in
+    assert noise.limit == pytest.approx(0.08)
     noise.add(np.array([10.0]))
-    assert noise.limit == rules.tolerance.noise_max
+    assert noise.limit == rules.tolerance.noise_limit
 
 
 def test_stream_names_and_order_reveal_nothing(tmp_path, tiny):

@@ -1,9 +1,17 @@
 """The fresh-slice test on scorers whose knowledge is known: honest, trained on validation, stored text."""
 
+import itertools
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
-from eval.fresh import per_document, ratio, short_docstrings
+from eval.dataset import Split
+from eval.fresh import FreshSlices, per_document, ratio, short_docstrings
+from eval.generator import KneserNey
+from eval.report import Collector
+from eval.rules import load_rules
+from eval.runner import Scored
 
 BOS = 1
 
@@ -46,3 +54,78 @@ def test_short_docstrings_are_of_neither_split():
     texts = short_docstrings({"recipe": {"packages": {"packaging": "0", "tqdm": "0", "no-such-package": "0"}}}, np.random.default_rng(1), 10)
     assert texts and all(100 <= len(text) <= 199 for text in texts) and len(set(texts)) == len(texts)
     assert short_docstrings({}, np.random.default_rng(1), 10) == []
+
+
+# --- The whole split is judged ---
+
+
+class Texts:
+    """A dataset of random text: 160 training and 160 validation documents of 41 tokens, one byte each."""
+
+    manifest = SimpleNamespace(corpus="random")
+    table = Table
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        kernel = rng.dirichlet(np.full(16, 0.2), size=16)
+        self.splits = {}
+        for name in ("train", "val"):
+            tokens = []
+            for _ in range(160):
+                tokens += [BOS, 5]
+                for _ in range(39):
+                    tokens.append(4 + rng.choice(16, p=kernel[tokens[-1] - 4]))
+            self.splits[name] = Split(None, np.array(tokens), [])
+
+    def has(self, name: str) -> bool:
+        return True
+
+    def split(self, name: str, limit: int | None = None) -> Split:
+        return self.splits[name]
+
+
+@pytest.fixture(scope="module")
+def texts() -> Texts:
+    return Texts()
+
+
+def judged(texts: Texts, seed: int, paid: slice) -> Collector:
+    """Verdict on a scorer that is the referee's own model, and pays nothing for what lies in `paid` of the official run."""
+    slices = FreshSlices(texts, None, 1000, np.random.default_rng(seed))
+    baseline = KneserNey(slices.training_without_held_out(10_000), 20)
+
+    def losses(tokens: np.ndarray) -> np.ndarray:
+        return np.nan_to_num(-np.log(2) * baseline.log2(tokens))
+
+    official = losses(slices.x)
+    official[paid] = 0
+    scored = [Scored(nll=losses(stream.tokens)) for stream in slices.streams()]
+    into = Collector("fresh")
+    slices.judge(official, scored, (slices.control(), losses(slices.control())), baseline, load_rules(), into)
+    return into
+
+
+def test_stored_text_shows_wherever_it_lies(texts):
+    assert judged(texts, 1, slice(0, 0)).result("").verdict == "PASS"
+    for begin in range(0, 6000, 1000):
+        result = judged(texts, 1, slice(begin, begin + 1000)).result("")
+        assert result.verdict == "INVALID" and "less (" in result.reason, (begin, result)
+        assert result.reason.startswith("tokens ") == (begin > 0)
+
+
+def test_parts_are_the_rest_of_the_split(texts):
+    slices = FreshSlices(texts, None, 1000, np.random.default_rng(1))
+    parts = slices.later_parts()
+    assert parts[0][0] == slices.size and parts[-1][1] == len(slices.x)
+    assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
+    assert all(slices.x[begin] == BOS for begin, _ in parts)
+    assert len(parts) == round((len(slices.x) - slices.size) / slices.size)
+    assert FreshSlices(texts, None, 100_000, np.random.default_rng(1)).later_parts() == []
+
+
+def test_every_document_can_be_drawn_and_the_draw_repeats(texts):
+    drawn = [FreshSlices(texts, None, 1000, np.random.default_rng(seed)).drawn for seed in range(1600)]
+    starts = {tuple(tokens[:30]) for tokens in drawn}
+    assert len(starts) == 160 and all(len(tokens) == len(drawn[0]) and tokens[0] == BOS for tokens in drawn)
+    assert np.array_equal(drawn[7], FreshSlices(texts, None, 1000, np.random.default_rng(7)).drawn)
+    assert FreshSlices(texts, None, 100_000, np.random.default_rng(1)).drawn is None
