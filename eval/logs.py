@@ -22,6 +22,7 @@ from eval.schema import Data, Environment, SeedResult
 
 LOG_MARK = "log_format:1"
 MAX_LOG_BYTES = 64 * 2**20  # the largest public log is 0.2 MB; more is no training log
+MAX_LINE = 2000  # characters; lines that state a result are far shorter, and patterns may take the square of the length
 
 ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 RANK_PREFIX = re.compile(rb"(?m)^\[(?:rank|default)?\d+\]:[ ]?")
@@ -30,8 +31,8 @@ SOURCE_BEGIN = re.compile(rb"(?m)^===== source (?P<name>\S+) bytes:(?P<bytes>\d{
 SOURCE_END = b"===== end source ====="
 # Only where the source's stated length is of no use: the marker counts if the line that must follow it does.
 SOURCE_END_LINE = re.compile(rb"\n===== end source =====[ \t\r]*\n(?=env )")
-TOKEN = re.compile(r'([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|\S+)')
-NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+TOKEN = re.compile(r'(?<![\w/.-])([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|\S+)')
+NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 DURATION = re.compile(rf"({NUMBER})(ms|s|m)?$")
 STEP = re.compile(r"(?:step:\s*)?(\d{1,12})/(\d{1,12})\s+(?=(?:train|val)_(?:loss|bpb):)")
 # Two writers without a newline between them: a step or result line may begin in the middle of another one.
@@ -98,6 +99,14 @@ class Score:
     line: int
     text: str
 
+    @property
+    def named_result(self) -> bool:
+        return RESULT_LABEL.match(self.label) is not None
+
+    def same_as(self, other: "Score") -> bool:
+        """Equal bpb to the digits that both print."""
+        return abs(self.val_bpb - other.val_bpb) <= 0.51 * 10.0 ** -min(self.decimals, other.decimals)
+
 
 @dataclass(frozen=True)
 class Phase:
@@ -140,8 +149,28 @@ class Log:
 
     @property
     def final(self) -> Score | None:
-        """The score that the log ends on: its last line carrying a val_bpb."""
-        return max(self.scores, key=lambda score: score.line, default=None)
+        """The score that the log ends on: the last one named a result or printed with a loss or a time, else the last val_bpb."""
+        scores = sorted(self.scores, key=lambda score: score.line)
+        measured = [s for s in scores if s.named_result or s.val_loss is not None or s.eval_s is not None]
+        return (measured or scores or [None])[-1]
+
+    @property
+    def candidates(self) -> list[Score]:
+        """The last score named a result and the later ones that differ from it (a comparison, a minimum, one more kind of scoring). Where
+        there are two or more, the log does not say which one is its result."""
+        scores = sorted(self.scores, key=lambda score: score.line)
+        start = next((i for i in reversed(range(len(scores))) if scores[i].named_result), None)
+        if start is None:
+            start = scores.index(self.final) if scores else 0
+        found = scores[start : start + 1]
+        for score in scores[start + 1 :]:
+            if not any(score.same_as(other) for other in found):
+                found.append(score)
+        return found
+
+    @property
+    def ambiguous(self) -> bool:
+        return len(self.candidates) > 1
 
     def _state(self, name: str, value: str, line: int, text: str) -> None:
         """Keep a fact; checks may rely on numbers being numbers. A second, different value for it is a contradiction."""
@@ -426,7 +455,9 @@ TOTAL = re.compile(r"^Total submission size (\S+): (\d+) bytes")
 VAL_BPB = re.compile(rf"\bval_bpb:\s*({NUMBER})(?=\s|$|,)")
 VAL_LOSS = re.compile(rf"\bval_loss:\s*({NUMBER})(?=\s|$|,)")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
-TIMED = re.compile(rf"^(?P<name>.*?\b(?:done|calibrated|collected|took)\b.*?)(?:in )?\(?(?P<seconds>{NUMBER})s\)?$")
+TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
+TIMED_WORD = re.compile(r"\b(?:done|calibrated|collected|took)\b")
+RESULT_LABEL = re.compile(r"final|quantized|result")  # how the contest's scripts name the score of the artifact
 RULER = re.compile(r"^={40,}$")
 CODE_HEAD = re.compile(r"^(?:import |from \w+|\"\"\"|'''|#|@|def |class )")
 
@@ -457,6 +488,8 @@ def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
     stage = "train"
     gpus = set()
     for number, text in lines:
+        if len(text) > MAX_LINE:
+            continue
         if step := _parse_step(number, text):
             log.steps.append(step)
             continue
@@ -476,8 +509,8 @@ def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
             log.problems.append(f"line {number}: the run raised an exception")
         elif match := VAL_BPB.search(text):
             _add_score(log, match, number, text, stage)
-        elif (match := TIMED.match(text)) and stage != "train" and (spent := _float(match["seconds"])) is not None:
-            log.phases.append(Phase(match["name"].strip(" (:"), spent, stage, number, text))
+        elif stage != "train" and (timed := _timed(text)):
+            log.phases.append(Phase(*timed, stage, number, text))
     if gpus:
         log._state("env.gpus", str(len(gpus)), log.facts["env.gpu"].line, log.facts["env.gpu"].text)
     if log.final is None:
@@ -486,6 +519,14 @@ def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
     timed = [s for s in log.scores if s.eval_s is not None and abs(s.val_bpb - log.final.val_bpb) < 5.1e-5]
     if timed:
         log._state("result.eval_s", f"{timed[-1].eval_s:g}", timed[-1].line, timed[-1].text)
+
+
+def _timed(text: str) -> tuple[str, float] | None:
+    """(phase, seconds) of a line like `compression done in 98.7s`."""
+    match = TIMED_END.search(text)
+    name = text[: match.start()] if match else ""
+    spent = _float(match["seconds"]) if match and TIMED_WORD.search(name) else None
+    return None if spent is None else (name.removesuffix("in ").strip(" (:"), spent)
 
 
 def _state_total(log: Log, match: re.Match, number: int, text: str) -> None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import random
+import time
 
 import pytest
 from hypothesis import given, settings
@@ -204,7 +205,7 @@ PUBLIC = {
     "2026-03-17_NaiveBaseline/train.log": (1337, 17059912, 8, 63779840, 13780, 600.038, 47642, 15863489, 355, 1.2243657, 2.07269931),
     "2026-03-20_PR187_EMA_Ngram/train.log": (1337, 25254992, 8, 62021632, 9268, 600.031, 64223, 14942971, 67, 0.93933506, None),
     "2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233/train_seed42.log": (
-        42, 26993756, 8, 62021632, 7103, 600.059, 67603, 15540675, 27, 1.12360306, None,
+        42, 26993756, 8, 62021632, 7103, 600.059, 67603, 15540675, 27, 1.12360306, 1.89715168,
     ),
     "2026-03-29_Loader_FullGPTQ_XSA11_BigramHash2816/train_seed2025.log": (
         2025, 27038812, 8, 62021632, 6703, 586.065, 96398, 15983626, 26, 1.11212378, 1.87776945,
@@ -266,6 +267,37 @@ def test_public_source_dump_is_not_evidence(tmp_path):
         parsed = parse(tmp_path, text.encode())
         assert (parsed.seed, parsed.integer("model.parameters"), parsed.final.val_bpb, len(parsed.steps)) == (3, 5, 0.9, 1)
         assert parsed.problems == []
+
+
+RESULT = "seed:3\nfinal_int6 val_loss:1.90 val_bpb:1.1251\nfinal_int6_exact val_loss:1.90012 val_bpb:1.12512345\n"
+
+
+@pytest.mark.parametrize(
+    ("after", "final", "candidates"),
+    [
+        ("", 1.12512345, [1.12512345]),
+        ("val_bpb:    1.1251\n", 1.12512345, [1.12512345]),  # the same, rounded
+        ("comparison: leaderboard val_bpb:1.0810\n", 1.12512345, [1.12512345, 1.081]),
+        ("min over passes val_bpb:0.90000000\nmin over passes val_bpb:0.90000000\n", 1.12512345, [1.12512345, 0.9]),
+        ("legal_ttt val_loss:1.80 val_bpb:1.11 eval_time:9ms\n", 1.11, [1.12512345, 1.11]),
+    ],
+)
+def test_a_later_line_is_not_the_result_for_being_last(tmp_path, after, final, candidates):
+    log = parse(tmp_path, (RESULT + after).encode())
+    assert log.final.val_bpb == final and [s.val_bpb for s in log.candidates] == candidates and log.ambiguous is (len(candidates) > 1)
+
+
+@pytest.mark.parametrize("line", ["done " + "1" * 1000 + "x", "val_bpb:" + "1" * 500_000 + "x", "took " * 200_000 + "s", "A" * 1_000_000])
+@pytest.mark.parametrize("head", ["", "log_format:1\n"])
+def test_no_line_takes_long_to_read(tmp_path, head, line):
+    begin = time.process_time()
+    parse(tmp_path, f"{head}stopping_early: x train_time:10ms step:2/2\n{line}\nenv {line}\n".encode())
+    assert time.process_time() - begin < 2
+
+
+def test_phases_are_read(tmp_path):
+    log = parse(tmp_path, b"stopping_early: x train_time:10ms step:2/2\nGPTQ:collected 67 hessians in 4.0s\ncompression done (98.7s)\nnot done 1.5s yet\n")
+    assert [(p.name, p.seconds, p.stage) for p in log.phases] == [("GPTQ:collected 67 hessians", 4.0, "export"), ("compression done", 98.7, "export")]
 
 
 def test_public_log_without_a_score_is_truncated(tmp_path):
