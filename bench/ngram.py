@@ -107,7 +107,7 @@ def measure_scores(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config, 
 
 
 def time_exact(tokens: np.ndarray, vocab: int, order: int) -> dict:
-    """Seconds and peak memory above the inputs of one mix over `tokens`, with a made-up model; meant for a process of its own."""
+    """Seconds and peak memory above the inputs (None where start-up took more) of one mix over `tokens`, with a made-up model; for a process of its own."""
     rng = np.random.default_rng(0)
     nll, entropy, confidence = (torch.from_numpy(rng.gamma(2.0, 1.5, len(tokens))) for _ in range(3))
     scores, cfg = tg.StreamScores(nll[:-1], entropy, confidence, {}), dataclasses.replace(tg.Config(), vocab_size=vocab, ngram_order=order)
@@ -117,7 +117,7 @@ def time_exact(tokens: np.ndarray, vocab: int, order: int) -> dict:
     tg.final_scores(scores, tokens, cfg)
     seconds = time.perf_counter() - started
     peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return {"tokens": len(tokens), "seconds": seconds, "us_per_token": 1e6 * seconds / len(tokens), "peak_bytes_per_token": peak / len(tokens)}
+    return {"tokens": len(tokens), "seconds": seconds, "us_per_token": 1e6 * seconds / len(tokens), "peak_bytes_per_token": peak / len(tokens) or None}
 
 
 def measure_speed(train: np.ndarray, vocab: int, lengths: list[int], dataset: Path) -> dict:
