@@ -388,9 +388,10 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     """The manifest's tokenizer file (verified by sha256), beside the shards or in ../../tokenizers; None for plain bytes."""
     if entry["kind"] == "bytes":
         return None
-    for path in (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]):
-        if path.is_file() and sha256_file(path) == entry["sha256"]:
-            return path
+    places = (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"])
+    if path := next((p for p in places if p.is_file() and sha256_file(p) == entry["sha256"]), None):
+        return path
+    path = next((p for p in places if p.is_file()), places[-1])
     found = sha256_file(path) if path.is_file() else "no file"
     raise UserError(f"{path}: expected the manifest's tokenizer, sha256 {entry['sha256']}, found {found}; rebuild the data set with `python -m data`")
 

@@ -2,6 +2,7 @@
 
 import ast
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -57,6 +58,9 @@ DAMAGE = {
         r"tokenizers/t.model: expected the manifest's tokenizer, sha256 0000\w+, found no file",
     ),
     "wrong byte count": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(source_bytes=5)), r"expected 5 validation bytes, found"),
+    "counted otherwise": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(counted_bytes=6)), r"expected 6 validation bytes, found"),
+    "no kind": (lambda d: edit_manifest(d, lambda m: m["tokenizer"].pop("kind")), r"expected the manifest that.*KeyError 'kind'"),
+    "no source bytes": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(source_bytes=None, xz_bytes=3)), r"expected the manifest that"),
     "no validation": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(files=[])), r"expected at least one val shard, found none"),
 }
 
@@ -78,6 +82,22 @@ def test_a_tokenizer_of_other_bytes_is_refused(copy):
         tg.open_dataset(copy, tg.parse_config(flags(), {})[0], tg.Runtime())
 
 
+def test_the_right_tokenizer_is_found_past_a_stale_one(tmp_path):
+    folder, right = tmp_path / "datasets" / "x", b"the right one"
+    (tmp_path / "tokenizers").mkdir()
+    folder.mkdir(parents=True)
+    (folder / "t.model").write_bytes(b"stale")
+    (tmp_path / "tokenizers" / "t.model").write_bytes(right)
+    entry = {"kind": "sentencepiece", "file": "t.model", "sha256": hashlib.sha256(right).hexdigest()}
+    assert tg.find_tokenizer(folder, entry) == tmp_path / "tokenizers" / "t.model"
+
+
+def test_bytes_that_depend_on_context_come_from_the_manifest(copy):
+    """Their sidecar was summed when the data set was made; the byte table of the tokenizer would give another number."""
+    edit_manifest(copy, lambda m: m["splits"]["val"].update(counted_bytes=77, byte_files=[{"name": "x"}]))
+    assert tg.open_dataset(copy, tg.parse_config(flags(), {})[0], tg.Runtime()).val_bytes == 77
+
+
 def test_refusals_reach_the_shell(copy, tmp_path):
     shard(copy).unlink()
     refuse(*flags(data_dir=copy, out=tmp_path / "o"), expected="expected a token shard")
@@ -90,7 +110,11 @@ def test_refusals_reach_the_shell(copy, tmp_path):
 def test_one_rank_finding_damage_ends_all_ranks(copy, tmp_path):
     shard(copy).write_bytes(b"")
     done = run_script(*flags(data_dir=copy, out=tmp_path / "o"), nproc=2)
-    assert done.returncode != 0 and "expected shard magic" in done.stderr
+    assert done.returncode != 0 and done.stderr.count("expected shard magic") == 1
+
+
+def test_a_launcher_that_makes_no_sense_is_refused(tmp_path):
+    refuse(*flags(out=tmp_path / "o"), expected="expected integers, found a, 1, 0, 1", env={"RANK": "a"})
 
 
 @pytest.mark.parametrize(
@@ -109,6 +133,9 @@ def test_one_rank_finding_damage_ends_all_ranks(copy, tmp_path):
         (["--ema-decay", "1.0"], r"0 <= ema_decay < 1"),
         (["--num-heads", "0"], r"1 <= num_heads"),
         (["--vocab-size", "70000"], r"65536"),
+        (["--seed", "-1"], r"0 <= seed < 2\^63, found seed=-1"),
+        (["--ngram-order", "256"], r"0 <= ngram_order <= 255"),
+        (["--num-layers", "2000"], r"num_layers <= 1024"),
     ],
 )
 def test_bad_settings_are_refused(argv, expected):

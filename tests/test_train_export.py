@@ -140,6 +140,8 @@ def test_wrong_version_pickle_and_foreign_content_are_refused(artifact):
     assert "PGOLFART" in refused(b"")
     refused(sealed({}, b""))
     refused(sealed([1], b""))
+    refused(sealed(header | {"config": list(header["config"])}, bytes(payload)))
+    refused(sealed(header | {"config": header["config"] | {"ngram_order": 10**30}}, bytes(payload)))
     refused(sealed(header | {"codec": "none"}, bytes(payload)))
     refused(sealed(header | {"tensors": header["tensors"][1:]}, bytes(payload)))
     refused(sealed(header | {"tensors": [["embed", [1 << 40, 2], "fp16"], *header["tensors"][1:]]}, bytes(payload)))
@@ -173,3 +175,15 @@ def test_decompression_bombs_stop_at_the_promised_size(codec):
 def test_compress_picks_a_codec_that_gives_the_bytes_back(data):
     codec, packed = tg.compress(data)
     assert tg.decompress(codec, packed, len(data)) == data
+
+
+def test_params_shows_what_the_artifact_stores(tmp_path, capsys):
+    """Not what its weights would cost in the default format."""
+    data, weight = tg.pack(random_model(BASE), dataclasses.replace(BASE, matrix_format="int8"), "a" * 64)
+    (tmp_path / "a.bin").write_bytes(data)
+    assert tg.main(["params", "--artifact", str(tmp_path / "a.bin")]) == 0
+    rows = {line.split("  ")[0].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
+    assert rows["MLP"][-3] == "int8" and rows["total"][2] == f"{sum(p.numel() for p in random_model(BASE).parameters()):,}"
+    assert int(rows["total"][-1].replace(",", "")) == round(sum(weight.values()))
+    assert tg.main(["params", "--num-layers", "2", "--num-encoder-layers", "1", "--model-dim", "64", "--xsa-layers", "1"]) == 0
+    assert "initial weights" in capsys.readouterr().out
