@@ -7,6 +7,7 @@ pictures are rendered from the finished `submission.json`. `--refresh` renders t
 
 import argparse
 import hashlib
+import html
 import io
 import json
 import math
@@ -90,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     folder = args.records_dir / args.track / f"{submission.date}_{slug_of(args)}"
     changes = args.changes.read_text(encoding="utf-8").strip() if args.changes and _readable(args.changes) else default_changes(submission)
     if CHANGES_BEGIN in changes or CHANGES_END in changes:
-        raise UserError(f"{args.changes}: holds the marker {CHANGES_BEGIN} or {CHANGES_END}; take it out, pack writes it")
+        raise UserError(f"{args.changes or '--blurb'}: holds the marker {CHANGES_BEGIN} or {CHANGES_END}; take it out, pack writes it")
     write_folder(folder, submission, runs, changes, args.requirements, args.replace)
     print(summary(folder, submission))
     return 0
@@ -332,11 +333,14 @@ def default_changes(submission: Submission) -> str:
 
 
 def changes_of(folder: Path) -> str | None:
-    """The hand-written part of a record's README, between its markers."""
+    """The hand-written part of a record's README, between its markers. Raises UserError when it cannot be read."""
+    path = folder / "README.md"
     try:
-        text = (folder / "README.md").read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected a UTF-8 text, found {error}; repair it, pack never overwrites what it cannot read") from None
     _, begin, rest = text.partition(CHANGES_BEGIN)
     changes, end, _ = rest.partition(CHANGES_END)
     return changes.strip() if begin and end else None
@@ -370,15 +374,16 @@ def results_table(submission: Submission) -> str:
 def readme(submission: Submission, folder: Path, changes: str, audit: AuditReport | None) -> str:
     """Text of a record's README; every figure is read from `submission`."""
     s = submission
+    name, blurb, author, github = (html.escape(text, quote=False) for text in (s.name, s.blurb, s.author, s.github_id))  # no marker among them
     facts = [
-        f"Track `{s.track}` ({TRACKS[s.track].title}), {s.date}, by {s.author} (@{s.github_id}), rules `{s.rules_version}`.",
+        f"Track `{s.track}` ({TRACKS[s.track].title}), {s.date}, by {author} (@{github}), rules `{s.rules_version}`.",
         f"Corpus `{s.data.corpus}` version `{s.data.version[:12]}…`, validation {s.data.val_tokens:,} tokens, {s.data.val_bytes:,} bytes.",
     ]
     if s.base_record:
         facts.append(f"Builds on [`{s.base_record}`](../{s.base_record}/).")
     if s.data.xz_bytes:
         facts.append(f"For scale: `xz -9e` needs {bits_per_byte(s.data):.4f} bits per byte on the same text.")
-    parts = [f"# {s.name}", s.blurb if changes != s.blurb else "", "\n".join(facts)]
+    parts = [f"# {name}", blurb if changes != s.blurb else "", "\n".join(facts)]
     parts += ["## What changed", f"{CHANGES_BEGIN}\n{changes}\n{CHANGES_END}"]
     parts += ["## Results", results_table(s), f"![Training and validation loss]({LOSS_PICTURE})\n\n![Score per seed]({SCORE_PICTURE})"]
     parts += ["## Audit", audit_text(audit), "## Reproduce", reproduction(s, folder), "## Files", files_text(s)]
@@ -392,6 +397,8 @@ def read_audit(folder: Path) -> AuditReport | None:
         return AuditReport.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable file, found {error.strerror}; audit the record again (python -m eval audit {folder})") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"

@@ -242,6 +242,8 @@ def load_submission(folder: Path) -> Submission:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise UserError(f"{path}: missing; a record folder holds submission.json (python -m eval pack writes it)") from None
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable file, found {error.strerror}; repair it or pack the record again") from None
     except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers or nesting beyond any record
         raise UserError(f"{path}: expected JSON, found {error}; repair the file or pack the record again") from None
     if not isinstance(raw, dict):
@@ -330,23 +332,31 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
 
 def _seed_numbers(key: str, seeds: list | dict) -> list[int]:
     try:
-        return [int(seed) for seed in seeds]
-    except (TypeError, ValueError):
+        numbers = [int(seed_key(seed) if isinstance(seed, str) else seed) for seed in seeds]
+    except (TypeError, ValueError, OverflowError):
         raise ImportProblem(f"{key}: expected integers, found {seeds!r:.80}") from None
+    if isinstance(seeds, dict) and len(set(numbers)) < len(numbers):
+        raise ImportProblem(f"{key}: expected every seed once, found {list(seeds)!r:.80}")
+    return numbers
+
+
+def seed_key(text: str) -> str:
+    """`42` of `42`, ` 42` and `seed_42`."""
+    return re.sub(r"^\s*seed[_ -]?", "", text).strip()
 
 
 def _import_seeds(seeds: dict[str, Any], unknown: dict[str, Any]) -> dict[str, Any]:
     """Per-seed values by our names; what has no name goes to `unknown` as `seed_results.SEED.key`."""
     out = {}
     for seed, values in seeds.items():
-        row = {}
+        seed, row = seed_key(seed), {}
         for key, value in (values if isinstance(values, dict) else {"val_bpb": values}).items():
             name = RENAMED.get(key, f"seed.{key}").removeprefix("seed.")
             if name in SeedResult.model_fields:
                 row[name] = value
             else:
                 unknown[f"seed_results.{seed}.{key}"] = value
-        out[str(seed)] = row
+        out[seed] = row
     return out
 
 

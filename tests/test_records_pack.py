@@ -258,6 +258,17 @@ def test_what_changed_is_never_empty_and_never_breaks_its_markers(tmp_path):
         packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--slug", "y", "--changes", changes])
 
 
+def test_markers_in_name_and_blurb_are_text(tmp_path):
+    changes = tmp_path / "changes.md"
+    changes.write_text("Longer warm-down.")
+    blurb = f"a {pack.CHANGES_BEGIN} b {pack.CHANGES_END}"
+    assert packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--name", f"N {pack.CHANGES_END}", "--blurb", blurb, "--changes", changes]) == 0
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    assert pack.changes_of(folder) == "Longer warm-down."
+    with pytest.raises(UserError, match="--blurb: holds the marker"):
+        packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--blurb", blurb, "--slug", "y"])
+
+
 def test_requirements_and_base(tmp_path):
     base = pack_three(tmp_path)
     requirements = tmp_path / "more.txt"
