@@ -7,6 +7,7 @@ within one corpus version: each has a board of its own.
 
 import argparse
 import difflib
+import html
 import json
 import re
 from collections.abc import Iterable
@@ -19,13 +20,14 @@ from eval import schema
 from eval.errors import UserError
 from eval.logs import Log, Step, parse_log
 from eval.pack import REPOSITORY, audit_findings, bits_per_byte, read_audit
-from eval.report import AuditReport
+from eval.report import AuditReport, mismatch
 from eval.schema import SUBMISSION_FILE, TRACKS, Submission
 
 ASSETS = Path(__file__).parent / "assets"
 CHART_VERSION = "4.6.1"
 BEGIN, END = "<!-- board:begin -->", "<!-- board:end -->"
-STATUS = {"PASS": "accepted", "WARN": "accepted", "POLICY": "policy", "INVALID": "rejected", "NOT RUN": "unaudited"}
+STATUS = {"PASS": "accepted", "WARN": "accepted", "POLICY": "policy", "INVALID": "rejected"}
+UNRANKED = ("unaudited", "rejected")  # below the ranked ones, in this order
 REASON_LENGTH = 160
 CURVE_POINTS = 240  # per seed: finer than a phone's pixels, and a hundred records still make a page of a few MB
 
@@ -39,20 +41,28 @@ class Entry:
     submission: Submission
     audit: AuditReport | None
 
+    @cached_property
+    def mismatch(self) -> str | None:
+        """Why the audit beside the record is not one of this record."""
+        return None if self.audit is None else mismatch(self.audit, self.folder, self.submission)
+
     @property
     def status(self) -> str:
         """`policy`: valid as a probability, but against a choice of the rule set; ranked, and marked as disputed."""
-        return "unaudited" if self.audit is None else STATUS[self.audit.verdict]
+        return "unaudited" if self.audit is None or self.mismatch else STATUS[self.audit.verdict]
 
     @property
     def label(self) -> str:
-        return "not audited" if self.audit is None else f"{self.audit.verdict} ({self.audit.level})"
+        if self.audit is None:
+            return "not audited"
+        return "audit does not count" if self.mismatch else f"{self.audit.verdict} ({self.audit.level})"
 
     @property
     def reasons(self) -> list[str]:
-        """Findings as heavy as the verdict, cut to what a table cell can hold."""
-        findings = [] if self.audit is None else audit_findings(self.audit)
+        """Findings as heavy as the verdict, or why the audit does not count, cut to what a table cell can hold."""
+        findings = [] if self.audit is None or self.mismatch else audit_findings(self.audit)
         heavy = [f.removeprefix(f"{self.audit.verdict} ") for f in findings if f.startswith(self.audit.verdict)]
+        heavy += [self.mismatch] if self.mismatch else []
         return [f if len(f) <= REASON_LENGTH else f[: REASON_LENGTH - 1] + "…" for f in heavy]
 
     @property
@@ -104,7 +114,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def collect(records: Path) -> list[Entry]:
-    """All records below records/track_*/, best score first, rejected ones last within their board. Raises UserError for a broken one."""
+    """All records below records/track_*/: within a board the audited ones, then those without an audit that counts, then the rejected ones,
+    best score first. Raises UserError for a broken one."""
     folders = [path.parent for path in sorted(records.glob(f"track_*/*/{SUBMISSION_FILE}")) if not path.parent.name.startswith(".")]
     entries = []
     for folder in folders:
@@ -114,7 +125,8 @@ def collect(records: Path) -> list[Entry]:
             raise UserError(f"{folder}: lies in {track} but states {submission.track}; move the folder or pack it again")
         entries.append(Entry(folder, track, submission, read_audit(folder)))
     sizes = {entry.board: sum(other.board == entry.board for other in entries) for entry in entries}
-    return sorted(entries, key=lambda e: (-sizes[e.board], e.board, e.status == "rejected", e.submission.val_bpb, e.folder.name))
+    group = {status: i for i, status in enumerate(UNRANKED, 1)}
+    return sorted(entries, key=lambda e: (-sizes[e.board], e.board, group.get(e.status, 0), e.submission.val_bpb, e.folder.name))
 
 
 def generate(root: Path, entries: list[Entry]) -> dict[Path, str]:
@@ -147,7 +159,7 @@ def boards(entries: list[Entry]) -> dict[str, list[Entry]]:
 
 
 def table(entries: list[Entry], prefix: str) -> str:
-    """Markdown table; links start with `prefix`. Rejected records are struck through and carry the reason."""
+    """Markdown table; links start with `prefix`. Only audited records have a rank; rejected ones are struck through and carry the reason."""
     lines = [
         "| # | val_bpb | record | parameters | code + artifact, bytes | training, s | evaluation, s | author | date | audit |",
         "|---:|---:|---|---:|---:|---:|---:|---|---|---|",
@@ -159,13 +171,12 @@ def table(entries: list[Entry], prefix: str) -> str:
         seeds = f" (n = {entry.seeds})" if entry.seeds else ""
         score, name = f"{s.val_bpb:.5f}{spread}{seeds}", f"[{_cell(s.name)}]({prefix}{entry.track}/{entry.folder.name}/)"
         if entry.status == "rejected":
-            place, score, name = "–", f"~~{score}~~", f"~~{name}~~"
-        else:
-            rank += 1
-            place = str(rank)
+            score, name = f"~~{score}~~", f"~~{name}~~"
+        rank += entry.status not in UNRANKED
+        place = "–" if entry.status in UNRANKED else str(rank)
         name += f"<br>{_cell(s.blurb)}" if s.blurb else ""
         numbers = [_number(entry.largest("parameters")), _number(s.bytes_total), _number(entry.largest("train_s")), _number(entry.largest("eval_s"))]
-        verdict = _cell("; ".join([entry.label, *entry.reasons]) if entry.status in ("rejected", "policy") else entry.label)
+        verdict = _cell("; ".join([entry.label, *entry.reasons]) if entry.status != "accepted" else entry.label)
         lines.append("| " + " | ".join([place, score, name, *numbers, _cell(s.author or "–"), str(s.date or "–"), verdict]) + " |")
     return "\n".join(lines)
 
@@ -175,7 +186,8 @@ def _number(value: float | None) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("\n", " ")
+    """Text of others for a table cell: no HTML (so no marker of ours), no brackets of a link, no second cell."""
+    return re.sub(r"[\\|\[\]]", r"\\\g<0>", html.escape(" ".join(text.split()), quote=False))
 
 
 def records_readme(entries: list[Entry]) -> str:
@@ -184,13 +196,13 @@ def records_readme(entries: list[Entry]) -> str:
         "Generated by `python -m eval board` from the `submission.json`, logs and `audit.json` of every folder; do not edit. "
         "[index.html](index.html) shows the same with charts, [schema.json](schema.json) describes `submission.json`.",
         "Bits per byte, lower is better, mean ± standard deviation over n seeds; seconds are those of the slowest seed. "
-        "Scores of different corpus versions are not comparable and have boards of their own.",
+        "Scores of different corpus versions are not comparable and have boards of their own. Only audited records have a rank.",
     ]
     for board, members in boards(entries).items():
         track, _, corpus = board.partition(", ")
         title = TRACKS[track].title if track in TRACKS else "unknown track"
         scale = next((e.submission.data for e in members if e.submission.data and e.submission.data.xz_bytes), None)
-        parts += [f"## {track}: {title}", f"{corpus.capitalize()}." + (f" `xz -9e`: {bits_per_byte(scale):.4f} bits per byte." if scale else "")]
+        parts += [f"## {track}: {title}", f"{_cell(corpus).capitalize()}." + (f" `xz -9e`: {bits_per_byte(scale):.4f} bits per byte." if scale else "")]
         parts.append(table(members, ""))
     if not entries:
         parts.append("No records yet.")
@@ -201,10 +213,10 @@ def root_readme(path: Path, entries: list[Entry]) -> str:
     """The root README with the text between its markers replaced by one table per board, nothing else touched."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    _, end, after = rest.rpartition(END)
     if not (begin and end):
         raise UserError(f"{path}: expected the markers {BEGIN} and {END}, found none; put them where the table of records belongs")
-    tables = [f"`{board}`\n\n{table(members, 'records/')}" for board, members in boards(entries).items()]
+    tables = [f"`{_cell(board)}`\n\n{table(members, 'records/')}" for board, members in boards(entries).items()]
     return f"{before}{BEGIN}\n" + ("\n\n".join(tables) or "No records yet.") + f"\n{END}{after}"
 
 

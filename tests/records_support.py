@@ -140,7 +140,8 @@ def upstream_records() -> Path:
 
 def audit(folder: Path, verdict: report.Verdict, test: str = "normalisation", reason: str = "sum of 512 tokens: expected 1, found 6.25") -> None:
     """The referee's report beside a packed record: `verdict` on one test, PASS on the rest, artifacts as in submission.json."""
-    results = load_submission(folder).seed_results
+    submission = load_submission(folder)
+    results = submission.seed_results
     special = {test: {"verdict": verdict, "reason": reason}}
     tests = [report.TestResult(**{"name": name, "verdict": "PASS", "reason": "fine"} | special.get(name, {})) for name in report.TEST_NAMES]
     scores = [
@@ -151,4 +152,5 @@ def audit(folder: Path, verdict: report.Verdict, test: str = "normalisation", re
         for seed, r in results.items()
     ]  # fmt: skip
     identity = {"record": folder.name, "level": "quick", "rules_version": "2026-11", "random_seed": 1, "started": datetime(2026, 11, 24, tzinfo=UTC)}
-    report.write(report.AuditReport(**identity, verdict=verdict, scores=scores, tests=tests), folder)
+    about = {"audited": [next(iter(results))], "code_sha256": submission.code_sha256, "corpus_version": submission.data.version, "sandbox": "bwrap"}
+    report.write(report.AuditReport(**identity, **about, verdict=verdict, scores=scores, tests=tests), folder)

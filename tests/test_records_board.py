@@ -14,6 +14,7 @@ from eval import board, pack
 from eval.errors import UserError
 
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)")
+DATA = re.compile(r'<script type="application/json" id="data">(.*?)</script>')
 NASTY = "A </script><script>document.title='broken'</script> | record & more"
 
 
@@ -58,9 +59,10 @@ def test_boards_rank_within_one_corpus(site):
     sections = text.split("\n## ")[1:]
     assert len(sections) == 3
     docs = next(s for s in sections if "aaaaaaaaaaaa" in s and s.startswith("track_docs_cpu"))
-    rows = re.findall(r"^\| (\d) \| (\S+) ± (\S+) \(n = 2\) \| \[(.*?)\]\((\S+)\)", docs, re.M)
-    assert [(r[0], r[1]) for r in rows] == [("1", "1.20500"), ("2", "1.30500"), ("3", "1.40500"), ("4", "1.50500")]
-    assert rows[0][2] == "0.00707" and rows[0][4] == "track_docs_cpu/2026-11-25_beta-record/"  # 0.01 / sqrt 2
+    rows = re.findall(r"^\| (\S) \| (\S+) ± (\S+) \(n = 2\) \| \[(.*?)\]\((\S+)\)", docs, re.M)
+    # Nobody has audited the others, so they have no rank, however good they claim to be.
+    assert [(r[0], r[1]) for r in rows] == [("1", "1.50500"), ("–", "1.20500"), ("–", "1.30500"), ("–", "1.40500")]
+    assert rows[1][2] == "0.00707" and rows[1][4] == "track_docs_cpu/2026-11-25_beta-record/"  # 0.01 / sqrt 2
     assert "0.90500" not in docs  # better, but of another corpus version
 
 
@@ -72,6 +74,39 @@ def test_a_rejected_record_is_struck_through_with_its_reason(site):
     assert rows[0].endswith("| INVALID (quick); normalisation: sum of 512 tokens: expected 1, found 6.25 |")
     docs = (site / "records" / "README.md").read_text().split("aaaaaaaaaaaa")[1]
     assert docs.index("Delta audited") < docs.index("Hashed tables")  # below every record that stands
+
+
+def test_an_audit_of_another_script_does_not_count(site, tmp_path):
+    root = tmp_path / "site"
+    shutil.copytree(site, root)
+    script = root / "records" / "track_docs_cpu" / "2026-11-27_delta-audited" / "train_gpt.py"
+    script.write_text(script.read_text() + "\n")
+    assert cli(board, "--root", root) == 0
+    row = next(line for line in (root / "README.md").read_text().splitlines() if "Delta audited" in line)
+    assert row.startswith("| – | 1.50500") and "| audit does not count; code_sha256: expected that of train_gpt.py, " in row
+    entry = next(r for r in json.loads(DATA.search((root / "records" / "index.html").read_text())[1]) if r["name"] == "Delta audited")
+    assert (entry["status"], entry["label"]) == ("unaudited", "audit does not count") and entry["reasons"][0].startswith("code_sha256: ")
+
+
+def test_text_of_others_stays_text(tmp_path):
+    """A marker in a blurb would be taken for the end of the table; tags and brackets would become page elements."""
+    blurb = f"x {board.END} y <b>z</b> [link](http://x) a|b\nc \\"
+    folder = pack_one(tmp_path, "One", 1.0)
+    submission = json.loads((folder / "submission.json").read_text()) | {"blurb": blurb, "name": f"{board.BEGIN}{board.END}"}
+    (folder / "submission.json").write_text(json.dumps(submission))
+    (tmp_path / "README.md").write_text(f"top\n{board.BEGIN}\n{board.END}\nbottom\n")
+    assert cli(board, "--root", tmp_path) == 0
+    text = (tmp_path / "README.md").read_text()
+    assert cli(board, "--root", tmp_path, "--check") == 0
+    assert text.count(board.END) == 1 and text.endswith(f"{board.END}\nbottom\n")
+    assert r"x &lt;!-- board:end --&gt; y &lt;b&gt;z&lt;/b&gt; \[link\](http://x) a\|b c \\ |" in text
+
+
+def test_a_marker_left_in_the_table_goes_away(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "README.md").write_text(f"top\n{board.BEGIN}\n| x {board.END} y |\n{board.END}\nbottom\n")
+    assert cli(board, "--root", tmp_path) == 0
+    assert (tmp_path / "README.md").read_text() == f"top\n{board.BEGIN}\nNo records yet.\n{board.END}\nbottom\n"
 
 
 @pytest.mark.parametrize("name", ["records/README.md", "records/index.html", "records/schema.json", "README.md"])
@@ -120,7 +155,7 @@ def test_no_records_and_public_records(tmp_path):
             shutil.copytree(folder, tmp_path / "records" / "track_10min_16mb" / folder.name)
     assert cli(board, "--root", tmp_path) == 0
     text = (tmp_path / "records" / "README.md").read_text()
-    assert "| 2 | 1.06108 ± 0.00090 (n = 3) |" in text and "| 5 | 1.12278 |" in text  # no seeds stated: no n is invented
+    assert "| – | 1.06108 ± 0.00090 (n = 3) |" in text and "| – | 1.12278 |" in text  # no seeds stated: no n is invented
 
 
 def test_page_is_one_file(site):
@@ -174,9 +209,9 @@ def type_into(page, identifier, text, event="input"):
 
 @needs_chromium
 def test_page_shows_the_largest_board_best_first(page):
-    assert page.run(NAMES) == ["Beta record", "Alpha record", NASTY, "Delta audited", "Hashed tables"]
+    assert page.run(NAMES) == ["Delta audited", "Beta record", "Alpha record", NASTY, "Hashed tables"]
     assert page.run("document.title") == "Parameter Golf records"
-    assert page.run("document.querySelector('#rows td.score b').textContent") == "1.20500"
+    assert page.run("document.querySelector('#rows td.score b').textContent") == "1.50500"
     assert page.run("[...document.querySelectorAll('#board option')].length") == 3
 
 
@@ -195,18 +230,18 @@ def test_page_strikes_a_rejected_record_through(page):
 def test_page_sorts_by_every_column(page):
     def click(key):
         page.run(f"document.querySelector('th[data-key={key}] button').click()")
-        *names, last = page.run(NAMES)
-        assert last == "Hashed tables"  # rejected: last, whatever the order
+        first, *names, last = page.run(NAMES)
+        assert (first, last) == ("Delta audited", "Hashed tables")  # audited first and rejected last, whatever the order
         return names
 
-    assert click("name") == [NASTY, "Alpha record", "Beta record", "Delta audited"]
-    assert click("name") == ["Delta audited", "Beta record", "Alpha record", NASTY]
+    assert click("name") == [NASTY, "Alpha record", "Beta record"]
+    assert click("name") == ["Beta record", "Alpha record", NASTY]
     assert page.run("document.querySelector('th[data-key=name]').getAttribute('aria-sort')") == "descending"
-    assert click("date") == ["Alpha record", "Beta record", "Delta audited", NASTY]
-    assert click("author") == ["Alpha record", NASTY, "Delta audited", "Beta record"]
-    assert click("bpb") == ["Beta record", "Alpha record", NASTY, "Delta audited"]
-    assert click("bpb") == ["Delta audited", NASTY, "Alpha record", "Beta record"]
-    assert click("verdict") == ["Delta audited", "Beta record", "Alpha record", NASTY]
+    assert click("date") == ["Alpha record", "Beta record", NASTY]
+    assert click("author") == ["Alpha record", NASTY, "Beta record"]
+    assert click("bpb") == ["Beta record", "Alpha record", NASTY]
+    assert click("bpb") == [NASTY, "Alpha record", "Beta record"]
+    assert click("verdict") == ["Beta record", "Alpha record", NASTY]
     assert page.run("document.querySelector('th[data-key=name]').getAttribute('aria-sort')") == "none"
 
 
@@ -227,7 +262,7 @@ def test_page_filters(page):
         type_into(page, "status", status, "change")
         assert page.run(NAMES) == names
     type_into(page, "status", "", "change")
-    assert page.run("charts['by-date'].data.datasets[0].pointStyle") == ["triangle", "triangle", "triangle", "circle", "crossRot"]
+    assert page.run("charts['by-date'].data.datasets[0].pointStyle") == ["circle", "triangle", "triangle", "triangle", "crossRot"]
 
 
 @needs_chromium
@@ -257,7 +292,10 @@ def test_page_changes_boards_and_colours(page):
     assert page.run("charts['by-bytes'].data.datasets[0].data[0].x") == pytest.approx(2.1, abs=0.001)
     assert page.run("document.documentElement.dataset.theme") == "light"
     before = page.run("getComputedStyle(document.body).backgroundColor")
+    native = "getComputedStyle(document.documentElement).colorScheme"  # of scrollbars and of the lists that selects open
+    assert page.run(native) == "light"
     page.run("document.getElementById('theme').click()")
+    assert page.run(native) == "dark"
     assert page.run("document.documentElement.dataset.theme") == "dark" and page.run("getComputedStyle(document.body).backgroundColor") != before
 
 
