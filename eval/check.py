@@ -20,12 +20,11 @@ import numpy as np
 from pydantic import Field
 
 from eval import pack, schema
-from eval.bytes import BYTES_TOLERANCE, KNOWN_EXPORTS, check_fineweb_bytes
-from eval.compare import comparable, welch
+from eval.bytes import KNOWN_EXPORTS, check_fineweb_bytes
+from eval.compare import Side, compare_sides, comparison_rules
 from eval.errors import UserError
 from eval.logs import Fact, Log, Score, parse_log
-from eval.report import AuditReport
-from eval.rules import CURRENT, load_rules
+from eval.report import AuditReport, mismatch
 from eval.schema import CODE_FILE, SUBMISSION_FILE, TRACKS, Strict, Submission
 
 CONTEST_FIELDS = ("author", "github_id", "name", "blurb", "date", "val_loss", "val_bpb", "bytes_total", "bytes_code")
@@ -98,7 +97,7 @@ class Record:
         """The line of submission.json that states a key, inside one seed's block where given."""
         begin = 0
         if seed is not None:
-            begin = next((i for i, text in enumerate(self.json_lines) if re.match(rf'\s*"{re.escape(seed)}"\s*:', text)), 0)
+            begin = next((i for i, text in enumerate(self.json_lines) if re.match(rf'\s*"\s*(?:seed[_ -]?)?{re.escape(seed)}\s*"\s*:', text)), 0)
         for i, text in enumerate(self.json_lines[begin:], begin):
             if f'"{key}"' in text:
                 return Evidence(file=SUBMISSION_FILE, line=i + 1, text=_short(text))
@@ -273,7 +272,9 @@ def check_json(record: Record) -> Iterable[Check]:
     match = re.match(r"(\d{4}-\d{2}-\d{2})", record.folder.name)
     date = record.submission.date
     if match and date and str(date) != match[1]:
-        yield _fail("date", f"the folder says {match[1]}, submission.json {date}", record.say("date"))
+        # A public folder is named by whoever merged it, which need not be the day of the run.
+        verdict = _unknown if record.submission.origin == "imported" else _fail
+        yield verdict("date", f"the folder says {match[1]}, submission.json {date}", record.say("date"))
     elif match and date:
         yield _ok("date", f"{date} in folder name and submission.json", record.say("date"))
     else:
@@ -334,6 +335,12 @@ def check_headline(record: Record) -> Iterable[Check]:
     chosen = {name: s for name, s in scores.items() if record.logs[name].seed in record.submission.seeds} or scores
     mean = statistics.fmean(score.val_bpb for score in chosen.values())
     lines = [record.say("val_bpb"), *(_line(record.logs[name], score) for name, score in scores.items())]
+    candidates = {name: record.logs[name].candidates for name in chosen}
+    if any(len(found) > 1 for found in candidates.values()) and _within(stated, candidates.values()):
+        several = "; ".join(f"{name} {', '.join(f'{s.val_bpb:.8f}' for s in found)}" for name, found in candidates.items() if len(found) > 1)
+        every = [_line(record.logs[name], score) for name, found in candidates.items() for score in found]
+        yield _unknown("headline", f"val_bpb {stated}: a log prints several scores that could be its result: {several}", lines[0], *every)
+        return
     if agrees(stated, mean):
         what = f"mean of {len(chosen)} logs, {mean:.8f}" if len(chosen) > 1 else "the log's final score"
         yield _ok("headline", f"val_bpb {stated} is {what}", *lines)
@@ -350,12 +357,21 @@ def check_headline(record: Record) -> Iterable[Check]:
         yield _fail("headline", f"val_bpb {stated} is neither the mean {mean:.8f} nor any log's final score", *lines)
 
 
+def _within(stated: float, candidates: Iterable[list[Score]]) -> bool:
+    """Whether some choice among the logs' candidates could have this mean."""
+    low, high = (statistics.fmean(end(score.val_bpb for score in found) for found in candidates) for end in (min, max))
+    return low <= stated <= high or agrees(stated, low) or agrees(stated, high)
+
+
 def check_headline_loss(record: Record) -> Iterable[Check]:
     """The stated loss belongs to the same score as the stated bpb."""
     stated = record.submission.val_loss if record.submission else None
     scores = record.final_scores()
     if stated is None or not scores:
         yield _unknown("val_loss", "submission.json states no val_loss" if record.submission else "no submission.json")
+        return
+    if unclear := _ambiguous(record):
+        yield _unknown("val_loss", f"{unclear} prints several scores that could be its result", record.say("val_loss"))
         return
     paired = {name: partner_loss(record.logs[name], score) for name, score in scores.items()}
     evidence = [record.say("val_loss")]
@@ -375,6 +391,11 @@ def check_headline_loss(record: Record) -> Iterable[Check]:
     ratio = statistics.median(s.val_loss / s.val_bpb for s in printed) if printed else None
     implied = f"; at these logs' {ratio:.5f} nats per bpb it means {stated / ratio:.5f} bpb" if ratio else ""
     yield _fail("val_loss", f"{stated} is printed beside no final score{implied}, the headline says {record.submission.val_bpb}", *evidence)
+
+
+def _ambiguous(record: Record) -> str | None:
+    """The first log that does not say which of its scores is the result."""
+    return next((name for name, log in record.logs.items() if log.ambiguous), None)
 
 
 def partner_loss(log: Log, final: Score) -> Score | None:
@@ -401,7 +422,7 @@ def check_seed_results(record: Record) -> Iterable[Check]:
             count += 1
             computed, line = proof
             if not agrees(value, computed, decimals(value) if name.endswith(("loss", "bpb", "nats")) else _shown(value)):
-                stated = record.say(name, seed) if seed.isdigit() else record.say(next(k for k, v in record.stated.items() if v == value))
+                stated = record.say(name, seed) if seed.isdigit() else record.say(next((k for k, v in record.stated.items() if v == value), name))
                 wrong.append((f"seed {seed}: {name} {value:.10g}, its log says {computed:.10g}", [stated, _line(log, line)]))
     for detail, evidence in wrong:
         yield _fail("seed_results", detail, *evidence)
@@ -421,6 +442,8 @@ def _logged(log: Log, name: str) -> tuple[float, Fact | Score] | None:
     """(value, line) that a log states for a field of SeedResult."""
     final = log.final
     if final is None:
+        return None
+    if name in ("val_bpb", "val_loss") and log.ambiguous:
         return None
     if name == "val_bpb":
         return final.val_bpb, final
@@ -784,7 +807,11 @@ def check_readme(record: Record) -> Iterable[Check]:
         return
     text = path.read_text(encoding="utf-8", errors="replace")
     if s.origin == "packed":
-        changes = pack.changes_of(record.folder)
+        try:
+            changes = pack.changes_of(record.folder)
+        except UserError as error:
+            yield _fail("readme", str(error))
+            return
         expected = None if changes is None else pack.readme(s, record.folder, changes, record.audit)
         pictures = [name for name in (pack.LOSS_PICTURE, pack.SCORE_PICTURE) if not (record.folder / name).is_file()]
         if not record.with_audit and expected is not None:
@@ -821,6 +848,8 @@ def _from_published_sizes(record: Record, log: Log) -> Check:
     name, tokens = log.path.name, log.integer("data.val_tokens")
     if tokens is None:
         return _unknown("implied_bytes", f"{name}: no validation token count in the log")
+    if log.ambiguous:
+        return _unknown("implied_bytes", f"{name}: several scores could be its result")
     evidence = [_line(log, log.facts["data.val_tokens"])]
     final = log.final and partner_loss(log, log.final)
     if final and final.val_bpb > 0:
@@ -841,7 +870,7 @@ def _from_published_sizes(record: Record, log: Log) -> Check:
 
 
 def check_audit(record: Record) -> Iterable[Check]:
-    """The referee's verdict, if it is one about these artifacts. A policy is somebody's choice, so it decides nothing here."""
+    """The referee's verdict, if it is one about these files. A policy is somebody's choice, so it decides nothing here."""
     audit, s = record.audit, record.submission
     if record.audit_problem:
         yield _fail("audit", record.audit_problem)
@@ -852,17 +881,15 @@ def check_audit(record: Record) -> Iterable[Check]:
     line = _json_line(record.folder / pack.AUDIT_FILE, "verdict")
     if not (record.folder / pack.AUDIT_TEXT).is_file():
         yield _fail("audit", f"{pack.AUDIT_TEXT} is missing beside {pack.AUDIT_FILE}; audit again")
-    for score in audit.scores:
-        row = s.seed_results.get(score.seed)
-        if row is None or row.artifact_sha256 not in (None, score.artifact_sha256):
-            detail = f"the audit scored seed {score.seed} with artifact {score.artifact_sha256[:12]}…, which is not this record's; audit again"
-            yield _fail("audit", detail, _json_line(record.folder / pack.AUDIT_FILE, "artifact_sha256"))
-            return
+    if why := mismatch(audit, record.folder, s):
+        fact = _json_line(record.folder / pack.AUDIT_FILE, why.partition(":")[0])
+        yield _fail("audit", f"{pack.AUDIT_FILE} is no audit of this folder as it stands: {why}; run python -m eval audit {record.folder}", fact)
+        return
     findings = "; ".join(pack.audit_findings(audit))
     detail = f"{audit.verdict}, level {audit.level}, rules {audit.rules_version}" + (f": {_short(findings, 300)}" if findings else "")
     if audit.verdict == "INVALID":
         yield _fail("audit", detail, line)
-    elif audit.verdict in ("POLICY", "NOT RUN"):
+    elif audit.verdict == "POLICY":
         yield _unknown("audit", detail, line)
     else:
         yield _ok("audit", detail, line)
@@ -877,33 +904,37 @@ def _json_line(path: Path, key: str) -> Evidence:
 
 def check_significance(record: Record, base: Record) -> Check:
     """One-sided Welch test, in nats per byte, of the per-seed scores that the logs prove, against the bar of the rule set."""
-    name, (a, b) = "significance", (base, record)
-    if a.submission is None or b.submission is None:
-        return _unknown(name, "a submission.json cannot be read")
+    name = "significance"
     try:
-        comparable(a.folder, b.folder, *(r.submission.model_copy(update={"track": r.track}) for r in (a, b)))
-        rules = load_rules(b.submission.rules_version or CURRENT)
+        a, b = (logged_side(r) for r in (base, record))
+        rules = comparison_rules(a, b)
     except UserError as error:
         return _unknown(name, str(error))
-    texts = [_scored_text(r) for r in (a, b)]
-    if None in texts:
-        return _unknown(name, "the logs do not say how large the validation text is")
-    if abs(texts[0][1] / texts[1][1] - 1) > BYTES_TOLERANCE:
-        return _unknown(name, f"scored on different texts: {texts[0][1]:,.0f} and {texts[1][1]:,.0f} bytes")
-    scores = [[log.final.val_bpb * math.log(2) for log in r.by_seed.values() if log.final is not None] for r in (a, b)]
-    lines = [(r, _line(log, log.final)) for r in (a, b) for log in r.by_seed.values() if log.final is not None]
+    lines = [(r, _line(log, log.final)) for r in (base, record) for log in r.by_seed.values() if log.final is not None]
     evidence = [line.model_copy(update={"file": f"{r.folder.name}/{line.file}"}) for r, line in lines]
-    if not all(scores):
-        return _unknown(name, "a side has no log with a final score")
-    result = welch(*(np.array(values) for values in scores), rules.policy.p_value)
-    per_token = result.difference * texts[1][1] / texts[1][0]
-    gain = f"{result.difference:+.6f} nats/byte, {per_token:+.6f} nats/token over {a.folder.name}, n {len(scores[0])} and {len(scores[1])}"
+    result = compare_sides(a, b, rules)
+    per_token = result.difference * b.bytes / b.tokens
+    gain = f"{result.difference:+.6f} nats/byte, {per_token:+.6f} nats/token over {base.folder.name}, n {len(a.values)} and {len(b.values)}"
     bar, level = rules.policy.improvement_nats, rules.policy.p_value
-    if result.p is None:
+    if result.p_bar is None:
         return _unknown(name, f"{gain}; one seed on a side or no spread, so no test is possible", *evidence)
-    test = f"t {result.t:.3f}, df {result.df:.2f}, p {result.p:.3g}, detectable {result.detectable:.6f} nats/byte; bar {bar:g} nats/token at p < {level:g}"
-    met = per_token >= bar and result.p < level
-    return (_ok if met else _fail)(name, f"{gain}; {test}", *evidence)
+    test = f"t {result.t:.3f}, df {result.df:.2f}, p {result.p:.3g}; bar {bar:g} nats/token: p {result.p_bar:.3g}, wanted below {level:g}"
+    detail = f"{gain}; {test}; detectable {result.detectable:.6f} nats/byte"
+    return (_ok if result.p_bar < level else _fail)(name, detail, *evidence)
+
+
+def logged_side(record: Record) -> Side:
+    """A record for `compare`, by its logs alone. Raises UserError where they do not say on what text, or with which scores."""
+    if record.submission is None:
+        raise UserError(record.problem)
+    if (text := _scored_text(record)) is None:
+        raise UserError(f"{record.folder}: the logs do not say how large the validation text is, so nothing tells whether both texts are the same")
+    if unclear := _ambiguous(record):
+        raise UserError(f"{record.folder / unclear}: prints several scores that could be its result; nothing tells which one to compare")
+    values = [log.final.val_bpb * math.log(2) for log in record.by_seed.values() if log.final is not None]
+    if not values:
+        raise UserError(f"{record.folder}: expected a log with a seed and a final score, found none; a mean alone cannot be compared")
+    return Side(record.folder, record.submission.model_copy(update={"track": record.track}), np.array(values), *text)
 
 
 def _scored_text(record: Record) -> tuple[float, float] | None:

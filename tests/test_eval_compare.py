@@ -42,6 +42,23 @@ def test_minimum_detectable_effect_is_found_with_the_stated_power():
     assert found.mean() == pytest.approx(0.8, abs=0.02)
 
 
+def test_the_bar_is_part_of_the_null_hypothesis():
+    """0.0052 nats better with a standard error of 0.0008: certainly better than nothing, not certainly better than 0.005."""
+    a = np.array([1.0, 1.001, 0.999])
+    result = welch(a, a - 0.0052, 0.01, bar=0.005)
+    error = 0.001 * math.sqrt(2 / 3)
+    assert result.p == pytest.approx(stats.t.sf(0.0052 / error, 4)) and result.p < 0.01
+    assert result.p_bar == pytest.approx(stats.t.sf(0.0002 / error, 4)) and result.p_bar > 0.4
+    assert result.detectable == pytest.approx(0.005 + welch(a, a - 0.0052, 0.01).detectable)
+
+
+@pytest.mark.filterwarnings("error")
+def test_equal_seeds_are_no_test():
+    """Their mean is not exact in binary, so a variance of rounding errors is left."""
+    result = welch(np.full(3, 1.0611), np.full(3, 1.0611) - 0.01, 0.01)
+    assert (result.p, result.p_bar, result.t) == (None, None, None)
+
+
 def test_one_seed_is_no_test():
     result = welch(np.array([1.0]), np.array([0.9, 0.91]), 0.01)
     assert (result.p, result.df, result.detectable) == (None, None, None)
@@ -86,6 +103,37 @@ def test_bar_counts_nats_per_token(tmp_path, capsys):
     for name, gain, verdict in (("b", 0.0030, "met"), ("c", 0.0024, "below the bar")):
         assert main(["compare", a, record(tmp_path, name, [v - gain / LN2 for v in (1.0, 1.00001, 1.00002)])]) == 0
         assert capsys.readouterr().out.rstrip().endswith(verdict)
+
+
+def test_an_improvement_just_above_the_bar_needs_more_seeds(tmp_path, capsys):
+    """0.0026 nats/byte at half a token per byte are 0.0052 nats/token; the seeds spread by 0.0005 nats/byte."""
+    values = [1.0, 1.0 + 0.0005 / LN2, 1.0 - 0.0005 / LN2]
+    a, b = record(tmp_path, "a", values), record(tmp_path, "b", [v - 0.0026 / LN2 for v in values])
+    assert main(["compare", a, b]) == 0
+    shown = capsys.readouterr().out
+    assert "p 0.0015" in shown and "improvement above the bar: p 0.4" in shown and shown.rstrip().endswith("p >= 0.01: not met")
+
+
+def public(folder, name, bits, tokens):
+    """A public record: scores in the logs, other ones in submission.json, no word about the corpus."""
+    path = folder / name
+    path.mkdir()
+    stated = {"name": name, "val_bpb": 0.5, "seed_results": {str(seed): {"val_bpb": 0.5} for seed in range(len(bits))}}
+    (path / "submission.json").write_text(json.dumps(stated))
+    for seed, value in enumerate(bits):
+        (path / f"{seed}.log").write_text(f"val_tokens:{tokens}\nseed:{seed}\nfinal_exact val_loss:2.0 val_bpb:{value:.8f}\n")
+    return str(path)
+
+
+def test_public_records_are_compared_by_their_logs(tmp_path, capsys):
+    a, b = public(tmp_path, "a", [1.1, 1.11, 1.12], 62_021_632), public(tmp_path, "b", [1.0, 1.01, 1.02], 40_540_160)
+    assert main(["compare", a, b]) == 0
+    shown = capsys.readouterr().out
+    assert "(val_bpb 1.110000)" in shown and "(val_bpb 1.010000)" in shown
+    assert f"contest bar: 0.005 nats/token = {0.005 * 40_540_160 / 151.076e6:.6f} nats/byte" in shown
+    for name, tokens, complaint in (("c", 63_779_840, "different texts"), ("d", 1_000_000, "how large the validation text is")):
+        assert main(["compare", a, public(tmp_path, name, [1.0, 1.01], tokens)]) == 2
+        assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import shutil
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from records_support import FakeRun, audit, cli, pack_three, upstream_records
+from records_support import FakeRun, audit, cli, pack_three, three_seeds, upstream_records
 
 from eval import check, pack, schema
 from eval.check import Verdict, agrees, check_folder
@@ -186,7 +186,7 @@ def test_an_audit_of_other_artifacts_does_not_count(record, tmp_path):
     audit(other, "PASS")
     for name in ("audit.json", "AUDIT.md"):
         shutil.copy(other / name, record / name)
-    assert "which is not this record's" in verdicts(record)["audit"]
+    assert "artifact_sha256 of seed 1337: expected" in verdicts(record)["audit"]
     (record / "audit.json").write_text("{}")
     assert "audit the record again" in verdicts(record)["audit"]
     audit(record, "PASS")
@@ -194,14 +194,73 @@ def test_an_audit_of_other_artifacts_does_not_count(record, tmp_path):
     assert "AUDIT.md is missing" in verdicts(record)["audit"]
 
 
+def rewrite_audit(folder, **change):
+    path = folder / "audit.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+
+
+def changed_rows(folder, name, **change) -> list[dict]:
+    return [row | change for row in json.loads((folder / "audit.json").read_text())[name]]
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        (lambda f: {"code_sha256": "0" * 64}, "code_sha256: expected that of train_gpt.py"),
+        (lambda f: {"scores": []}, "scores: expected one for each of the seeds 1337, 42, 2025, found none"),
+        (lambda f: {"scores": changed_rows(f, "scores")[:2]}, "scores: expected one for each"),
+        (lambda f: {"scores": changed_rows(f, "scores", seed="7", artifact_sha256="0" * 64)}, "seed: expected one of 1337, 42, 2025, found 7"),
+        (lambda f: {"scores": changed_rows(f, "scores", val_bpb=9.0)}, "val_bpb of seed 1337: expected 1.00000000"),
+        (lambda f: {"corpus_version": "f" * 64}, "corpus_version: expected aaaaaaaaaaaa"),
+        (lambda f: {"tests": changed_rows(f, "tests", verdict="INVALID")}, "verdict: expected INVALID, the worst of its tests, found PASS"),
+        (lambda f: {"tests": changed_rows(f, "tests")[4:5], "level": "quick, only bytes"}, "tests: expected all that every audit runs, found NOT RUN future"),
+        (lambda f: {"level": "quick, only everything"}, "level: expected quick or full"),
+        (lambda f: {"level": "full"}, "audited: expected all of the scored seeds, found 1337"),
+        (lambda f: {"audited": []}, "audited: expected some of the scored seeds, found none"),
+        (lambda f: {"sandbox": "none"}, "sandbox: expected a run inside one, found none"),
+        (lambda f: {"rules_version": "1999-01"}, "rules_version: expected a rule set of this referee"),
+    ],
+)
+def test_an_audit_has_to_be_of_this_folder(record, change, text):
+    audit(record, "PASS")
+    cli(pack, "--refresh", record)
+    assert verdicts(record) == {}
+    rewrite_audit(record, **change(record))
+    assert text in verdicts(record)["audit"]
+
+
+def test_a_rejection_needs_one_violation_and_the_same_files(record):
+    """A scorer that does not run has no score and no verdict of the tests that need one; it is rejected all the same."""
+    audit(record, "INVALID")
+    rewrite_audit(record, scores=changed_rows(record, "scores")[:1], audited=[], tests=changed_rows(record, "tests")[1:2], sandbox="none")
+    assert verdicts(record)["audit"].startswith("INVALID, level quick")
+    rewrite_audit(record, code_sha256="0" * 64)
+    assert "is no audit of this folder" in verdicts(record)["audit"]
+
+
+def test_an_audit_of_weights_outside_git_needs_one_score(tmp_path):
+    """Big artifacts are given to the audit one at a time, by hand and perhaps without their seed."""
+    folder = tmp_path / "records" / "track_non_record_16mb" / "2026-11-24_big"
+    options = ["--name", "Big", "--track", "track_non_record_16mb", "--date", "2026-11-24", "--records-dir", tmp_path / "records"]
+    assert cli(pack, *three_seeds(tmp_path / "runs"), *options) == 0
+    audit(folder, "PASS")
+    cli(pack, "--refresh", folder)
+    rewrite_audit(folder, scores=[changed_rows(folder, "scores")[1] | {"seed": "given"}], audited=["given"])
+    assert "audit" not in verdicts(folder)
+    rewrite_audit(folder, scores=changed_rows(folder, "scores", artifact_sha256="0" * 64))
+    assert "seed: expected one of 1337, 42, 2025, found given" in verdicts(folder)["audit"]
+    rewrite_audit(folder, scores=[])
+    assert "audit" in verdicts(folder)
+
+
 # --- public records: verdicts found by reading the files ---
 
 DATA_ONLY = {"files", "compiles", "artifacts"}  # the samples come without script, README and weights
 UPSTREAM = {
-    # No mistake but the date; the first export of the validation set is known by its 155.77 MB.
-    "2026-03-17_NaiveBaseline": ({"date"}, set()),
+    # No mistake; the folder's date is not that of the run. The first export of the validation set is known by its 155.77 MB.
+    "2026-03-17_NaiveBaseline": (set(), {"date"}),
     # The loss belongs to the sliding score 1.14776, the headline to the n-gram table; the shipped script is not the one that was measured.
-    "2026-03-20_PR187_EMA_Ngram": ({"date", "val_loss", "code_bytes", "implied_bytes"}, {"seed_results"}),
+    "2026-03-20_PR187_EMA_Ngram": ({"val_loss", "code_bytes", "implied_bytes"}, {"date", "seed_results"}),
     # Best of three seeds as headline; the folder's own name says 1.1233, which is the mean.
     "2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233": ({"json", "headline", "val_loss"}, set()),
     "2026-03-29_Loader_FullGPTQ_XSA11_BigramHash2816": ({"json"}, {"val_loss"}),
@@ -307,7 +366,6 @@ def test_a_consistent_public_record_fails_nothing(tmp_path):
         ({"seeds": [1, 2, 3, 4]}, "seeds", "no log for seed 4"),
         ({"bytes_code": 13}, "code_bytes", "the script has 12 bytes, stated or logged 13"),
         ({"bytes_total": 1000}, "bytes_total", "1,000 stated"),
-        ({"date": "2026-05-02"}, "date", "the folder says 2026-05-01"),
         ({"github_id": ""}, "json", "github_id"),
         ({"seed_results": {"1": {"val_bpb": 1.1}, "2": {"val_bpb": 1.13}}}, "seed_results", "seed 2: val_bpb 1.13, its log says 1.12"),
     ],
@@ -316,6 +374,26 @@ def test_lies_in_public_submissions_are_found(tmp_path, change, name, text):
     stated = GOOD | {"val_bpb": 1.12, "val_loss": round(1.12 * 1.68846, 8), "val_bpb_std": 0.02} | change
     folder = public_folder(tmp_path, stated, {f"train_seed{s}.log": public_log(s, b) for s, b in {1: 1.10, 2: 1.12, 3: 1.14}.items()})
     assert text in verdicts(folder).get(name, ""), check.format_report(check_folder(folder, with_audit=True))
+
+
+@pytest.mark.parametrize("line", ["comparison: leaderboard val_bpb:1.0810", "min over passes val_bpb:0.90000000", "baseline val_loss:1.9 val_bpb:1.2"])
+def test_a_log_with_two_results_proves_neither(tmp_path, line):
+    """Whichever of the two the headline is, and its loss: CANNOT-TELL with both lines; a headline beyond both is still wrong."""
+    log = public_log(1, 1.12) + line + "\n"
+    other = float(line.rpartition(":")[2])
+    folder = public_folder(tmp_path, GOOD, {"train.log": log})
+    for stated in (1.12, other):
+        (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": stated, "val_loss": 1.5, "seed_results": {"1": {"val_bpb": stated}}}))
+        unclear = verdicts(folder, Verdict.CANNOT_TELL)
+        assert f"train.log 1.12000000, {other:.8f}" in unclear["headline"]
+        assert {"val_loss", "seed_results", "implied_bytes"} <= set(unclear)
+    (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": 0.5}))
+    assert "headline" in verdicts(folder)
+
+
+def test_a_public_folder_may_have_another_date(tmp_path):
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.1, "date": "2026-05-02"}, {"train.log": public_log(1, 1.1)})
+    assert "the folder says 2026-05-01" in verdicts(folder, Verdict.CANNOT_TELL)["date"]
 
 
 def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
@@ -358,6 +436,44 @@ def test_agreement_to_the_last_stated_digit(stated, computed, same):
     assert agrees(stated, computed) is same
 
 
+# --- malformed records ---
+
+
+@pytest.mark.parametrize("change", [{"seeds": [float("inf")]}, {"seed_results": {"42": {}, "seed_42": {}}}, {"seed_results": {"²": {"val_bpb": 1.1}}}])
+def test_impossible_seeds_are_a_verdict(tmp_path, change):
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.1} | change, {"train.log": public_log(1, 1.1)})
+    assert next(iter(change)) in verdicts(folder)["json"]
+
+
+@pytest.mark.parametrize("key", ["42", " 42", "seed_42", "seed42"])
+def test_seeds_are_read_whatever_their_key(tmp_path, key):
+    stated = GOOD | {"val_bpb": 1.1, "seed_results": {key: {"val_bpb": 1.2}}}
+    folder = public_folder(tmp_path, stated, {"train.log": public_log(42, 1.1)})
+    assert "seed 42: val_bpb 1.2, its log says 1.1" in verdicts(folder)["seed_results"]
+    failed = next(c for c in check_folder(folder).checks if c.name == "seed_results" and c.verdict is Verdict.FAIL)
+    assert '"val_bpb": 1.2' in failed.evidence[0].text
+
+
+def test_a_number_written_as_text_is_compared(tmp_path):
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.1, "wallclock_seconds": "600"}, {"train.log": public_log(1, 1.1)})
+    assert "train_s 600, its log says 599" in verdicts(folder)["seed_results"]
+
+
+def test_folders_in_place_of_files_are_verdicts(record):
+    for name, check_name in (("submission.json", "json"), ("audit.json", "audit")):
+        (record / name).unlink(missing_ok=True)
+        (record / name).mkdir()
+        assert "expected a readable file" in verdicts(record)[check_name]
+        shutil.rmtree(record / name)
+
+
+def test_a_readme_in_another_encoding_is_a_verdict(record):
+    (record / "README.md").write_bytes((record / "README.md").read_bytes() + b"\xff")
+    assert "expected a UTF-8 text" in verdicts(record)["readme"]
+    with pytest.raises(UserError, match="never overwrites"):
+        cli(pack, "--refresh", record)
+
+
 # --- significance ---
 
 
@@ -380,6 +496,10 @@ def test_significance_matches_a_hand_worked_welch_test(tmp_path):
     p = 0.5 - 3 / 8 * t / math.sqrt(1 + t * t / 4) * (1 - t * t / (12 * (1 + t * t / 4)))
     assert outcome.verdict is Verdict.PASS and len(outcome.evidence) == 6
     assert f"t {t:.3f}, df 4.00, p {p:.3g}" in outcome.detail and "n 3 and 3" in outcome.detail
+    bar = 0.005 * 62_021_632 / 151.081e6 / math.log(2)  # in bits per byte
+    t = (0.1 - bar) / math.sqrt(2 * 4e-4 / 3)
+    p = 0.5 - 3 / 8 * t / math.sqrt(1 + t * t / 4) * (1 - t * t / (12 * (1 + t * t / 4)))
+    assert f"bar 0.005 nats/token: p {p:.3g}, wanted below 0.01" in outcome.detail
     nats = 0.1 * math.log(2)
     assert f"{nats:+.6f} nats/byte, {nats * 151.081e6 / 62_021_632:+.6f} nats/token over 2026-05-01_Somebody" in outcome.detail
     assert against(base, better).verdict is Verdict.FAIL  # the other way round it is a loss
