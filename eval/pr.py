@@ -5,6 +5,7 @@ Works on git's objects through an index of its own: working tree, index and curr
 
 import argparse
 import os
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -14,6 +15,8 @@ from eval.check import Report, Verdict, check_folder
 from eval.errors import UserError
 from eval.pack import PACKED_NAMES, REPOSITORY
 from eval.schema import ANONYMOUS, Submission
+
+KEPT = re.compile(r"GIT_(?:AUTHOR|COMMITTER)_|GIT_CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM)$")  # who commits; everything else says where
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -53,8 +56,11 @@ class Git:
         self.root = root
 
     def __call__(self, *args: str, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
+        # Inherited variables may mean another repository or index; `status` would rewrite the index to refresh its times.
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or KEPT.match(name)}
+        clean = inherited | {"GIT_OPTIONAL_LOCKS": "0"} | (env or {})
         try:
-            done = subprocess.run(["git", *args], cwd=self.root, input=stdin, capture_output=True, text=True, check=False, env=os.environ | (env or {}))
+            done = subprocess.run(["git", *args], cwd=self.root, input=stdin, capture_output=True, text=True, check=False, env=clean)
         except FileNotFoundError:
             raise UserError("pr: git is not installed; install it and run again") from None
         if done.returncode:

@@ -1,13 +1,15 @@
 """The pull-request command in throw-away repositories: one commit, only additions, nothing else touched."""
 
+import os
 import shutil
 import subprocess
 
 import pytest
-from records_support import FakeRun, cli, pack_three
+from records_support import FakeRun, audit, cli, pack_three
 
-from eval import pr
+from eval import pack, pr
 from eval.errors import UserError
+from eval.record import sha256_of
 
 BRANCH = "record/2026-11-24_example-record"
 
@@ -65,6 +67,20 @@ def test_branch_adds_the_folder_and_nothing_else(git, record, tmp_path, capsys):
     assert BRANCH in capsys.readouterr().out
 
 
+def test_index_stays_and_inherited_variables_lead_nowhere(git, record, tmp_path, monkeypatch):
+    """A hook or another tool may have set them; and a file touched since its commit is what makes `git status` rewrite the index."""
+    git("add", "-f", str(record))
+    git("commit", "-q", "-m", "record")
+    for item in record.iterdir():
+        os.utime(item, (1, 1))
+    index = tmp_path / ".git" / "index"
+    before = index.read_bytes()
+    for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
+        monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
+    assert cli(pr, record, "--root", tmp_path, "--base", "main~1") == 0
+    assert index.read_bytes() == before and not (tmp_path / "elsewhere").exists()
+
+
 def refused(record, tmp_path, match, *options):
     with pytest.raises(UserError, match=match):
         cli(pr, record, "--root", tmp_path, *options)
@@ -75,6 +91,14 @@ def refused(record, tmp_path, match, *options):
 def test_a_failing_record_is_refused(git, record, tmp_path):
     (record / "artifact_seed42.bin").write_bytes(b"other weights")
     assert refused(record, tmp_path, r"1 check\(s\) fail, first artifacts") == ""
+
+
+def test_an_audit_of_something_else_is_refused(git, record, tmp_path):
+    audit(record, "PASS")
+    cli(pack, "--refresh", record)
+    path = record / "audit.json"
+    path.write_text(path.read_text().replace(sha256_of(record / "train_gpt.py"), "0" * 64))
+    assert refused(record, tmp_path, r"1 check\(s\) fail, first audit: .*code_sha256") == ""
 
 
 def test_files_that_pack_does_not_write_are_refused(git, record, tmp_path):
@@ -108,8 +132,6 @@ def test_an_existing_branch_is_kept(git, record, tmp_path):
 def test_anonymous_misplaced_and_baseless_records_are_refused(git, record, tmp_path):
     assert refused(record, tmp_path, "expected a branch or commit", "--base", "nowhere") == ""
     assert refused(record, tmp_path / "records", "expected .*records/TRACK/DATE_slug") == ""
-    from eval import pack
-
     run = FakeRun().write(tmp_path / "runs" / "x")
     cli(pack, run, "--name", "Nobody", "--date", "2026-11-24", "--records-dir", tmp_path / "records", "--author", "anonymous", "--github-id", "x")
     assert refused(record.parent / "2026-11-24_nobody", tmp_path, "the author is anonymous") == ""
