@@ -178,7 +178,7 @@ class Behaviour:
         """Positions t at which the long runs leave the real stream. One lies in the second half; with several, they spread over the whole."""
         n = len(self.x)
         if self.profile.late_splices == 1:
-            return [int(self.rng.integers(int(0.55 * n), int(0.9 * n)))]
+            return [int(self.rng.integers(int(0.55 * n), int(0.8 * n)))]
         edges = np.linspace(0.02, 0.98, self.profile.late_splices + 1)
         return [int(self.rng.integers(int(a * n), max(int(b * n), int(a * n) + 1))) for a, b in itertools.pairwise(edges)]
 
