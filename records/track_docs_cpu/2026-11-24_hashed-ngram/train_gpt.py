@@ -25,19 +25,22 @@ import math
 import os
 import platform
 import re
+import shutil
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+import brotli
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
+import zstandard
 from torch import Tensor, nn
 
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
@@ -85,11 +88,11 @@ class Config:
     train_seq_len: int = 2048
     micro_batch_tokens: int = 65_536  # per rank and forward pass
     iterations: int = 20_000
-    train_seconds: float = 588.0  # 0 = no clock. The cap is 600 s; the rest is for the export
+    train_seconds: float = 588.0  # 0 = no clock; the cap on training is 600 s
     warmup_steps: int = 20  # compile warm-up: all state is restored afterwards
     warmdown_steps: int = 3500
     grad_clip: float = 0.0
-    qat_lr_scale: float = 0.0  # int6 straight-through fake quantisation once the learning-rate scale is below this
+    qat_lr_scale: float = 0.0  # straight-through fake quantisation once the learning-rate scale is below this
     compile: int = 1  # torch.compile; needs a C++ compiler on CPU
     log_every: int = 50
     val_every: int = 1000  # 0 = only the final evaluation
@@ -133,34 +136,33 @@ PRESETS = {
 FORMATS = ("int8", "int6", "int5", "fp16", "fp32")
 MODEL_FIELDS = [f.name for f in fields(Config)][3 : [f.name for f in fields(Config)].index("embed_init_std") + 1]
 SCORING_FIELDS = ["eval_seq_len", "eval_stride", "eval_batch_tokens", "ngram_order", "ngram_buckets"]
-LAYER_COUNTS = ("num_encoder_layers", "xsa_layers", "late_k_fp16_layers")
-RUN_FIELDS = ("data_dir", "out", "seed")  # may differ between the seeds of one record
 
 
 def validate(cfg: Config) -> Config:
     """Returns cfg or raises UserError naming the rule and the values found."""
     ranges = {
         "1 <= {} <= 2^20": "model_dim num_layers num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every",
-        "{} >= 0": "train_seconds warmup_steps warmdown_steps grad_clip val_every swa_every muon_momentum_warmup_steps newton_schulz_steps ngram_order",
+        "{} > 0": "train_seq_len logit_softcap micro_batch_tokens train_batch_tokens",
+        "{} >= 0": "train_seconds warmup_steps warmdown_steps grad_clip val_every swa_every muon_momentum_warmup_steps newton_schulz_steps",
         "0 <= {} < 1": "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2",
     }
-    holds = {"1 <= {} <= 2^20": lambda v: 1 <= v <= 1 << 20, "{} >= 0": lambda v: v >= 0, "0 <= {} < 1": lambda v: 0 <= v < 1}
+    holds = {"1 <= {} <= 2^20": lambda v: 1 <= v <= 1 << 20, "{} > 0": lambda v: v > 0, "{} >= 0": lambda v: v >= 0, "0 <= {} < 1": lambda v: 0 <= v < 1}
     rules = [(rule.format(n), n, holds[rule](getattr(cfg, n))) for rule, names in ranges.items() for n in names.split()]
     rules += [(f"one of {', '.join(FORMATS)}", n, getattr(cfg, n) in FORMATS) for n in ("matrix_format", "embed_format", "control_format")]
     rules += [("a finite number", f.name, math.isfinite(getattr(cfg, f.name))) for f in fields(Config) if isinstance(f.default, float)]
-    rules += [(f"0 <= {n} <= num_layers", f"{n} num_layers", 0 <= getattr(cfg, n) <= cfg.num_layers) for n in LAYER_COUNTS]
+    layers = ("num_encoder_layers", "xsa_layers", "late_k_fp16_layers")
+    rules += [(f"0 <= {n} <= num_layers", f"{n} num_layers", 0 <= getattr(cfg, n) <= cfg.num_layers) for n in layers]
     micro = max(1, cfg.micro_batch_tokens)
     rules += [
+        ("0 <= seed < 2^63", "seed", 0 <= cfg.seed < 1 << 63),
+        ("num_layers <= 1024", "num_layers", cfg.num_layers <= 1024),
+        ("0 <= ngram_order <= 255 (orders are stored as bytes)", "ngram_order", 0 <= cfg.ngram_order <= 255),
         ("2 <= vocab_size <= 65536 (uint16 shards)", "vocab_size", 2 <= cfg.vocab_size <= 65_536),
         ("num_heads to divide model_dim", "model_dim num_heads", cfg.model_dim % max(1, cfg.num_heads) == 0),
         ("an even head size (rotary pairs)", "model_dim num_heads", cfg.model_dim // max(1, cfg.num_heads) % 2 == 0),
         ("num_kv_heads to divide num_heads", "num_heads num_kv_heads", cfg.num_heads % max(1, cfg.num_kv_heads) == 0),
-        ("train_seq_len > 0", "train_seq_len", cfg.train_seq_len > 0),
-        ("logit_softcap > 0", "logit_softcap", cfg.logit_softcap > 0),
-        ("micro_batch_tokens > 0", "micro_batch_tokens", cfg.micro_batch_tokens > 0),
         ("train_seq_len to divide micro_batch_tokens", "micro_batch_tokens train_seq_len", cfg.micro_batch_tokens % max(1, cfg.train_seq_len) == 0),
         ("micro_batch_tokens to divide train_batch_tokens", "train_batch_tokens micro_batch_tokens", cfg.train_batch_tokens % micro == 0),
-        ("train_batch_tokens > 0", "train_batch_tokens", cfg.train_batch_tokens > 0),
         ("1 <= eval_stride <= eval_seq_len", "eval_stride eval_seq_len", 1 <= cfg.eval_stride <= cfg.eval_seq_len),
         ("eval_seq_len <= eval_batch_tokens", "eval_seq_len eval_batch_tokens", cfg.eval_seq_len <= cfg.eval_batch_tokens),
         ("fp16 or fp32 (gates are too few to pay for row scales)", "control_format", not cfg.control_format.startswith("int")),
@@ -193,7 +195,7 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
     cfg = validate(dataclasses.replace(base, **{name: given[name] for name in sources}))
     changed = [n for n in sources if getattr(cfg, n) != getattr(base, n)]
     lines += [f"config:override {n}={getattr(cfg, n)} (default {getattr(base, n)}, from {sources[n]})" for n in changed]
-    comparable = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in RUN_FIELDS}
+    comparable = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data_dir", "out", "seed")}  # the rest is one for all seeds of a record
     return cfg, [*lines, f"config sha256:{hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest()}"]
 
 
@@ -252,27 +254,33 @@ class Runtime:
 
     @contextlib.contextmanager
     def together(self) -> Iterable[None]:
-        """If any rank finds bad input inside, every rank raises, so that nobody waits in a collective for a peer that has left."""
+        """If any rank finds bad input inside, every rank leaves, so that nobody waits in a collective for a peer that has gone; one of them says why."""
         error = None
         try:
             yield
-        except UserError as caught:
+        except (UserError, OSError) as caught:
             error = caught
-        if self.all_reduce(torch.tensor([0 if error is None else 1]), dist.ReduceOp.MAX).item():
-            raise error or UserError("another rank refused its input; see its message")
+        first = int(self.all_reduce(torch.tensor([self.world_size if error is None else self.rank]), dist.ReduceOp.MIN).item())
+        if first < self.world_size:
+            raise error if error is not None and first == self.rank else SystemExit(2)
 
 
 @contextlib.contextmanager
 def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
     """The only place that reads RANK, LOCAL_RANK and WORLD_SIZE and that opens the process group."""
-    names = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-    rank, world_size, local_rank, local_world_size = (int(environ.get(name, default)) for name, default in names.items())
+    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+    found = [environ.get(name, default) for name, default in names.items()]
+    if not all(value.isdecimal() for value in found):
+        raise UserError(f"environment {', '.join(names)}: expected integers, found {', '.join(found)}; start with torchrun or unset them")
+    rank, world_size, local_rank, local_world_size = map(int, found)
     device = torch.device("cpu")
     if torch.cuda.is_available():
+        if local_rank >= torch.cuda.device_count():
+            raise UserError(f"LOCAL_RANK: expected one of {torch.cuda.device_count()} visible GPUs, found {local_rank}; start fewer processes")
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    else:  # torchrun gives each process one thread unless told otherwise; share the cores instead
+    elif world_size > 1 or "OMP_NUM_THREADS" not in environ:  # torchrun sets it to 1 for each process; share the cores instead
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size if hasattr(os, "sched_getaffinity") else 1))
     if world_size > 1:
         # torch.optim imports this sooner or later; if later, its modules keep the group alive in default arguments and an exiting rank may abort
@@ -381,12 +389,12 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     """The manifest's tokenizer file (verified by sha256), beside the shards or in ../../tokenizers; None for plain bytes."""
     if entry["kind"] == "bytes":
         return None
-    candidates = [folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]]
-    path = next((c for c in candidates if c.is_file()), candidates[-1])
+    places = (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"])
+    if path := next((p for p in places if p.is_file() and sha256_file(p) == entry["sha256"]), None):
+        return path
+    path = next((p for p in places if p.is_file()), places[-1])
     found = sha256_file(path) if path.is_file() else "no file"
-    if found != entry["sha256"]:
-        raise UserError(f"{path}: expected the manifest's tokenizer, sha256 {entry['sha256']}, found {found}; rebuild the data set with `python -m data`")
-    return path
+    raise UserError(f"{path}: expected the manifest's tokenizer, sha256 {entry['sha256']}, found {found}; rebuild the data set with `python -m data`")
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
@@ -420,7 +428,10 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         tokenizer, splits = manifest["tokenizer"], manifest["splits"]
         files = {name: [(folder / f["name"], f["tokens"], f["sha256"]) for f in splits[name]["files"]] for name in ("train", "val")}
         corpus, version, source_bytes = manifest["corpus"], manifest["version"], splits["val"]["source_bytes"]
-        vocab_size, lossless = tokenizer["vocab_size"], tokenizer["lossless"]
+        vocab_size, counted, in_context = tokenizer["vocab_size"], splits["val"].get("counted_bytes", source_bytes), bool(splits["val"].get("byte_files"))
+        identity = {name: tokenizer.get(name) if tokenizer["kind"] == "bytes" else tokenizer[name] for name in ("kind", "file", "sha256")}
+        xz = splits["val"].get("xz_bytes")
+        xz_line = f" xz_bpb:{8 * xz / source_bytes:.4f}" if xz else ""
     except OSError as error:
         raise UserError(f"{path}: expected a data set's manifest, found {error.strerror}; build one with `python -m data docs`") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -430,7 +441,7 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
     if vocab_size != cfg.vocab_size:
         raise UserError(f"{path}: expected vocabulary {cfg.vocab_size}, found {vocab_size}; pass --vocab-size {vocab_size} or another --data-dir")
     with rt.together():
-        tokenizer_path = find_tokenizer(folder, tokenizer)
+        tokenizer_path = find_tokenizer(folder, identity)
         shards = {name: [open_shard(p) for p, _, _ in entries] for name, entries in files.items()}
         for p, n, expected in (files["train"] + files["val"])[rt.rank :: rt.world_size]:
             held, found = len(open_shard(p, cfg.vocab_size)), sha256_file(p)
@@ -439,24 +450,23 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         val_tokens = np.concatenate(shards["val"])
         if len(val_tokens) < 2:
             raise UserError(f"{files['val'][0][0]}: expected at least 2 validation tokens, found {len(val_tokens)}; rebuild with more documents")
-        val_bytes = count_bytes(val_tokens[1:], tokenizer_path)
-        if lossless and val_bytes != source_bytes:
-            raise UserError(f"{path}: expected {source_bytes:,} validation bytes, found {val_bytes:,} by the byte table; rebuild the data set")
+        # bytes that depend on context are in the sidecar that `python -m data` counted; the table cannot know them
+        if not in_context and (found := count_bytes(val_tokens[1:], tokenizer_path)) != counted:
+            raise UserError(f"{path}: expected {counted:,} validation bytes, found {found:,} by the byte table; rebuild the data set")
     train, val = TokenStream(shards["train"]), TokenStream(shards["val"])
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
     line = (
         f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{tokenizer['sha256']} train_tokens:{len(train)} "
-        f"val_tokens:{len(val)} val_bytes:{val_bytes} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}"
+        f"val_tokens:{len(val)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
     )
-    xz = splits["val"].get("xz_bytes")
-    return Dataset(train, val, val_bytes, tokenizer["sha256"], line + (f" xz_bpb:{8 * xz / source_bytes:.4f}" if xz else ""))
+    return Dataset(train, val, counted, tokenizer["sha256"], line)
 
 
 class Loader:
     """Batches of sequences in an order that depends on the seed alone: step s uses the same sequences for every world size and micro-batch.
-    The stream is cut into rows of train_seq_len at a random phase per epoch; an affine map with a coprime stride visits every row once per
-    epoch. The whole state is `row`, the number of rows consumed by all ranks. The next batch is read while the current step runs."""
+    The stream is cut into rows of train_seq_len at a random phase per epoch; an epoch visits every row once. The whole state is `row`, the number of
+    rows consumed by all ranks. The next batch is read while the current step runs."""
 
     def __init__(self, stream: TokenStream, cfg: Config, rt: Runtime):
         self.stream, self.seed, self.seq_len, self.rt = stream, cfg.seed, cfg.train_seq_len, rt
@@ -467,19 +477,15 @@ class Loader:
             raise UserError(f"config: expected {shape} to divide the batch of {self.rows_per_batch} rows; change --micro-batch-tokens or the number of ranks")
         self.row, self.pool, self.pending = 0, ThreadPoolExecutor(1), None
         self.rows_per_epoch = max(1, (len(stream) - self.seq_len) // self.seq_len)
-        self.epoch, self.order = -1, (0, 1, 0)  # order: phase, stride, shift of the epoch last used
+        self.epoch, self.phase, self.order = -1, 0, np.zeros(0, dtype=np.int64)  # of the epoch last used
 
     def row_start(self, row: int) -> int:
         epoch, i = divmod(row, self.rows_per_epoch)
         if epoch != self.epoch:
             rng = np.random.default_rng([self.seed, epoch])
             slack = len(self.stream) - self.seq_len * self.rows_per_epoch  # >= 1: every row also needs its last target
-            phase, stride, shift = (int(rng.integers(n)) for n in (min(self.seq_len, slack), self.rows_per_epoch, self.rows_per_epoch))
-            while math.gcd(stride, self.rows_per_epoch) != 1:
-                stride += 1
-            self.epoch, self.order = epoch, (phase, stride, shift)
-        phase, stride, shift = self.order
-        return phase + self.seq_len * ((stride * i + shift) % self.rows_per_epoch)
+            self.epoch, self.phase, self.order = epoch, int(rng.integers(min(self.seq_len, slack))), rng.permutation(self.rows_per_epoch)
+        return self.phase + self.seq_len * int(self.order[i])
 
     def read(self, row: int) -> Tensor:
         """This rank's share of the global batch that starts at `row`: uint16 tokens as int32 [micro-steps, rows, seq_len + 1]."""
@@ -520,23 +526,23 @@ def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def fake_quantize(w: Tensor, levels: int = 31) -> Tensor:
-    """int6 per row with a straight-through gradient (Bengio et al. 2013): the forward pass sees what the export will store."""
+def fake_quantize(w: Tensor, levels: int) -> Tensor:
+    """Symbols -levels..levels per row, straight-through gradient (Bengio et al. 2013): about what the export, which also searches a clip, will store."""
     scale = w.detach().abs().amax(-1, keepdim=True).clamp_min(1e-12) / levels
     return w + ((w / scale).round() * scale - w).detach()
 
 
 class Linear(nn.Linear):
-    """Bias-free, float32 master weight cast to the activation's dtype; fake-quantised once `quantize` is set."""
+    """Bias-free, float32 master weight cast to the activation's dtype; fake-quantised once `levels` is set."""
 
     def __init__(self, fan_in: int, fan_out: int, zero_init: bool = False):
         super().__init__(fan_in, fan_out, bias=False)
-        self.quantize = False
+        self.levels = 0
         if zero_init:
             nn.init.zeros_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        weight = fake_quantize(self.weight) if self.quantize else self.weight
+        weight = fake_quantize(self.weight, self.levels) if self.levels else self.weight
         return F.linear(x, weight.to(x.dtype))
 
 
@@ -626,7 +632,7 @@ class GPT(nn.Module):
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """Final normalised states [B, T, D] and pe_delta float32 [B, T], the RMS of what pre-enrichment added. Position t sees ids <= t."""
+        """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t."""
         cfg, dtype, offset = self.cfg, self.compute_dtype or self.embed.dtype, 0 if cache is None else cache.length
         fresh = cache is None or cache.last is None
         last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
@@ -640,7 +646,7 @@ class GPT(nn.Module):
         carry = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
         before = e + carry * (torch.cat((last_e, e[:, :-1]), dim=1) - e)
         after = self.enrich_out(F.gelu(self.enrich_in(before)))
-        delta = (after - before).float().pow(2).mean(-1).sqrt()
+        delta = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
         x = stem = rms_norm(after)
         if cache is not None:
             cache.last, cache.visit, cache.length = (ids_BT[:, -1:], e[:, -1:]), 0, offset + ids_BT.size(1)
@@ -1015,22 +1021,13 @@ LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # symmetric: the symbols are -le
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
 
-def export_rules(cfg: Config) -> dict[str, tuple[str, Callable[[str, Tensor], bool]]]:
-    """Tensor class -> storage format and which parameters it claims."""
-    late = [f"blocks.{i}.attention.k.weight" for i in range(cfg.num_layers - cfg.late_k_fp16_layers, cfg.num_layers)]
-    return {
-        "embed": (cfg.embed_format, PARAM_GROUPS["embed"]),
-        "late_k": ("fp16", lambda name, p: name in late),
-        "matrix": (cfg.matrix_format, lambda name, p: PARAM_GROUPS["matrix"](name, p) and name not in late),
-        "control": (cfg.control_format, PARAM_GROUPS["scalar"]),
-    }
-
-
 def export_formats(model: nn.Module, cfg: Config) -> dict[str, str]:
     """Parameter name -> storage format; every parameter is claimed by exactly one rule."""
-    rules = export_rules(cfg)
-    claimed = partition(model, {rule: claim for rule, (_, claim) in rules.items()}, "export rules")
-    return {name: rules[rule][0] for rule, names in claimed.items() for name in names}
+    late = [f"blocks.{i}.attention.k.weight" for i in range(cfg.num_layers - cfg.late_k_fp16_layers, cfg.num_layers)]
+    rules = {"embed": PARAM_GROUPS["embed"], "late_k": lambda name, p: name in late, "control": PARAM_GROUPS["scalar"]}
+    rules["matrix"] = lambda name, p: PARAM_GROUPS["matrix"](name, p) and name not in late
+    formats = {"embed": cfg.embed_format, "late_k": "fp16", "control": cfg.control_format, "matrix": cfg.matrix_format}
+    return {name: formats[rule] for rule, names in partition(model, rules, "export rules").items() for name in names}
 
 
 def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor, Tensor]:
@@ -1059,43 +1056,36 @@ def from_byte_planes(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> T
     return planes.T.contiguous().view(dtype).view(*shape)
 
 
-def stored_sizes(fmt: str, shape: Sequence[int]) -> tuple[int, int]:
-    """Bytes of a tensor's values and of its row scales before compression."""
-    if fmt in LEVELS:
-        return math.prod(shape), 2 * shape[0]
-    return math.prod(shape) * FLOAT_TYPES[fmt].itemsize, 0
-
-
 RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]  # lc 0: neighbours say little about weights
 
 
-def compress(data: bytes) -> tuple[str, bytes]:
-    """The smallest of lzma, zstd and brotli, tried in parallel threads (all three release the GIL)."""
-    import brotli
-    import zstandard
+# name -> (compress, decompress to at most `limit` bytes)
+CODECS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]] = {
+    "lzma": (
+        lambda data: lzma.compress(data, format=lzma.FORMAT_RAW, filters=RAW_LZMA),
+        lambda data, limit: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=RAW_LZMA).decompress(data, max_length=limit),
+    ),
+    "zstd": (
+        lambda data: zstandard.ZstdCompressor(level=22, write_content_size=False, write_checksum=False).compress(data),
+        lambda data, limit: zstandard.ZstdDecompressor().stream_reader(data).read(limit),
+    ),
+    "brotli": (lambda data: brotli.compress(data, quality=11, lgwin=24), lambda data, limit: brotli.Decompressor().process(data, output_buffer_limit=limit)),
+}
 
-    zstd = zstandard.ZstdCompressor(level=22, write_content_size=False, write_checksum=False)
-    codecs = {"lzma": lambda: lzma.compress(data, format=lzma.FORMAT_RAW, filters=RAW_LZMA)}
-    codecs |= {"zstd": lambda: zstd.compress(data), "brotli": lambda: brotli.compress(data, quality=11, lgwin=24)}
-    with ThreadPoolExecutor(len(codecs)) as pool:
-        packed = dict(zip(codecs, pool.map(lambda run: run(), codecs.values()), strict=True))
+
+def compress(data: bytes) -> tuple[str, bytes]:
+    """The smallest of all codecs, tried in parallel threads (they release the GIL)."""
+    with ThreadPoolExecutor(len(CODECS)) as pool:
+        packed = dict(zip(CODECS, pool.map(lambda codec: codec[0](data), CODECS.values()), strict=True))
     return min(packed.items(), key=lambda item: len(item[1]))
 
 
 def decompress(codec: str, data: bytes, size: int) -> bytes:
     """Exactly `size` bytes, never more, whatever the data claims. Raises ValueError."""
-    import brotli
-    import zstandard
-
+    if codec not in CODECS:
+        raise ValueError(f"unknown codec {codec!r}")
     try:
-        if codec == "lzma":
-            out = lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=RAW_LZMA).decompress(data, max_length=size + 1)
-        elif codec == "zstd":
-            out = zstandard.ZstdDecompressor().stream_reader(data).read(size + 1)
-        elif codec == "brotli":
-            out = brotli.Decompressor().process(data, output_buffer_limit=size + 1)
-        else:
-            raise ValueError(f"unknown codec {codec!r}")
+        out = CODECS[codec][1](data, size + 1)
     except (lzma.LZMAError, zstandard.ZstdError, brotli.error) as error:
         raise ValueError(f"{codec}: {error}") from None
     if len(out) != size:
@@ -1103,11 +1093,10 @@ def decompress(codec: str, data: bytes, size: int) -> bytes:
     return out
 
 
-def entropy_bytes(symbols: Tensor) -> float:
-    """Zero-order entropy of the symbols, bytes: what no coder of independent symbols can beat."""
-    counts = torch.bincount(symbols.flatten().to(torch.int64) + 128).double()
-    p = counts[counts > 0] / counts.sum()
-    return float(-(p * p.log2()).sum() * counts.sum() / 8)
+def entropy_bytes(fmt: str, values: bytes) -> float:
+    """Zero-order entropy of a tensor's stored values, bytes, each byte plane by itself: what no coder of independent symbols can beat."""
+    counts = [np.bincount(plane, minlength=256) for plane in np.split(np.frombuffer(values, np.uint8), 1 if fmt in LEVELS else FLOAT_TYPES[fmt].itemsize)]
+    return sum(float(-(n[n > 0] * np.log2(n[n > 0] / n.sum())).sum() / 8) for n in counts)
 
 
 def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, float]]:
@@ -1124,13 +1113,12 @@ def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -
             symbols, scale = quantize_rows(w, LEVELS[fmt], coarsen)
             values.append(symbols.numpy().tobytes())
             scales.append(byte_planes(scale))
-            weight[name] = entropy_bytes(symbols) + 2 * len(scale)
+            weight[name] = entropy_bytes(fmt, values[-1]) + 2 * len(scale)
         else:
             if fmt == "fp16" and float(w.abs().max()) > 65_504:
                 raise UserError(f"export: expected {name} within fp16's range, found {float(w.abs().max()):.4g}; store it as fp32")
             values.append(byte_planes(w.to(FLOAT_TYPES[fmt])))
-            planes = torch.frombuffer(bytearray(values[-1]), dtype=torch.int8).chunk(FLOAT_TYPES[fmt].itemsize)
-            weight[name] = sum(map(entropy_bytes, planes))
+            weight[name] = entropy_bytes(fmt, values[-1])
     codec, payload = compress(b"".join(values + scales))
     stored = {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS}
     header = json.dumps({"codec": codec, "config": stored, "tensors": tensors, "tokenizer_sha256": tokenizer_sha256}, separators=(",", ":")).encode()
@@ -1172,6 +1160,16 @@ def read_header(data: bytes, where: str) -> tuple[bytes, memoryview]:
     return data[start : start + header_bytes], memoryview(data)[start + header_bytes : -32]
 
 
+def split_payload(tensors: list[tuple[str, list[int], str]], codec: str, payload: bytes) -> Iterator[tuple[str, list[int], str, bytes, bytes]]:
+    """(name, shape, format, values, scales) of every stored tensor. Raises ValueError."""
+    sizes = [(math.prod(shape), 2 * shape[0]) if fmt in LEVELS else (math.prod(shape) * FLOAT_TYPES[fmt].itemsize, 0) for _, shape, fmt in tensors]
+    at, scale_at = 0, sum(a for a, _ in sizes)
+    raw = decompress(codec, payload, scale_at + sum(b for _, b in sizes))
+    for tensor, (value_bytes, scale_bytes) in zip(tensors, sizes, strict=True):
+        yield *tensor, raw[at : at + value_bytes], raw[scale_at : scale_at + scale_bytes]
+        at, scale_at = at + value_bytes, scale_at + scale_bytes
+
+
 def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
     """Model (float32, CPU), its config and the tokenizer's sha256. Nothing in the file is executed or unpickled. Raises UserError."""
     header, payload = read_header(data, where)
@@ -1188,20 +1186,16 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
         tensors = [(str(name), list(shape), str(fmt)) for name, shape, fmt in header["tensors"]]
         if {n: s for n, s, _ in tensors} != expected or len(tensors) != len(expected):
             raise ValueError("its tensors are not those of its config")
-        sizes = [stored_sizes(fmt, shape) for _, shape, fmt in tensors]
-        raw = decompress(str(header["codec"]), bytes(payload), sum(a + b for a, b in sizes))
+        state = {}
+        for name, shape, fmt, values, scales in split_payload(tensors, str(header["codec"]), bytes(payload)):
+            if fmt in LEVELS:
+                scale = from_byte_planes(scales, torch.bfloat16, (shape[0],)).float()
+                state[name] = torch.frombuffer(bytearray(values), dtype=torch.int8).view(shape).float() * scale[:, None]
+            else:
+                state[name] = from_byte_planes(values, FLOAT_TYPES[fmt], shape).float()
         tokenizer_sha256 = str(header["tokenizer_sha256"])
-    except (KeyError, TypeError, ValueError, IndexError, UserError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, UserError) as error:
         raise UserError(f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it") from None
-    state, at, scale_at = {}, 0, sum(a for a, _ in sizes)
-    for (name, shape, fmt), (value_bytes, scale_bytes) in zip(tensors, sizes, strict=True):
-        part = raw[at : at + value_bytes]
-        if fmt in LEVELS:
-            scale = from_byte_planes(raw[scale_at : scale_at + scale_bytes], torch.bfloat16, (shape[0],)).float()
-            state[name] = torch.frombuffer(bytearray(part), dtype=torch.int8).view(shape).float() * scale[:, None]
-        else:
-            state[name] = from_byte_planes(part, FLOAT_TYPES[fmt], shape).float()
-        at, scale_at = at + value_bytes, scale_at + scale_bytes
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False), cfg, tokenizer_sha256
 
@@ -1243,15 +1237,19 @@ def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, cfg: Config, 
     optimizers.reset()
 
 
-def quantize_matrices(model: nn.Module, on: bool) -> None:
-    for module in model.modules():
+def quantize_matrices(model: GPT, on: bool) -> None:
+    """Fake quantisation of the matrices that the export stores as integers, to as many levels, on or off."""
+    formats = export_formats(model, model.cfg) if on else {}
+    for name, module in model.named_modules():
         if isinstance(module, Linear):
-            module.quantize = on
+            module.levels = LEVELS.get(formats.get(f"{name}.weight", ""), 0)
 
 
 def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, float]:
     """Trains in place and leaves the averaged weights in the model; returns steps and seconds of training. Knows nothing of export."""
     optimizers, average, loader = Optimizers(model, cfg, rt), Average(model, cfg), Loader(dataset.train, cfg, rt)
+    if cfg.compile and rt.device.type == "cpu" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
+        raise UserError("--compile: expected a C++ compiler for torch.compile on a CPU, found none; install one or pass --compile 0")
     compute = torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model
     started = time.perf_counter()
     warm_up(model, compute, optimizers, cfg, rt)
@@ -1392,32 +1390,32 @@ TABLE_GROUPS = {  # first match wins
 
 def command_params(argv: Sequence[str], rt: Runtime) -> None:
     """Parameters by group and their bytes after export, for an artifact or for a config's initial weights."""
-    if "--artifact" in argv:
-        parser = argparse.ArgumentParser(prog="train_gpt.py params", description=command_params.__doc__, allow_abbrev=False)
-        parser.add_argument("--artifact", type=Path, required=True)
-        title = parser.parse_args(argv).artifact
-        model, cfg, _ = load_artifact(title, rt)
-        formats = {name: fmt for name, _, fmt in json.loads(read_header(title.read_bytes(), str(title))[0])["tensors"]}
-    else:
-        cfg, title = parse_config(argv, dict(os.environ))[0], "initial weights (zero-initialised projections compress to nothing)"
-        model = GPT(cfg)
-        formats = export_formats(model, cfg)
-    parameters, weights = dict(model.named_parameters()), pack(model, cfg, "")[1]
+    parser = argparse.ArgumentParser(prog="train_gpt.py params", description=command_params.__doc__, epilog="other flags: as for training", allow_abbrev=False)
+    parser.add_argument("--artifact", type=Path)
+    args, rest = parser.parse_known_args(argv)
+    title = args.artifact or "initial weights (zero-initialised projections compress to nothing)"
+    if args.artifact and rest:
+        parser.error(f"expected no other flag beside --artifact, found {' '.join(rest)}")
+    model, cfg, _ = load_artifact(args.artifact, rt) if args.artifact else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
+    header, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
+    tensors, formats, weights, sizes = json.loads(header)["tensors"], {}, {}, {}
+    for name, _, fmt, values, scales in split_payload(tensors, json.loads(header)["codec"], bytes(payload)):
+        formats[name], weights[name], sizes[name] = fmt, entropy_bytes(fmt, values) + len(scales), len(values) + len(scales)
+    parameters = dict(model.named_parameters())
     groups: dict[str, list[str]] = {}
     for name in parameters:
         groups.setdefault(next(group for key, group in TABLE_GROUPS.items() if re.search(key, name)), []).append(name)
     total = sum(p.numel() for p in parameters.values())
     print(f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}")
     for group, names in [*groups.items(), ("total", list(parameters))]:
-        count, entropy = sum(parameters[n].numel() for n in names), sum(weights[n] for n in names)
-        stored = sum(sum(stored_sizes(formats[n], parameters[n].shape)) for n in names)
+        count, stored, entropy = sum(parameters[n].numel() for n in names), sum(sizes[n] for n in names), sum(weights[n] for n in names)
         kinds = "" if group == "total" else "/".join(sorted({formats[n] for n in names}))
         print(f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{stored:>14,}{entropy:>15,.0f}")
 
 
 def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
     """One token id. temperature 0 is greedy; top_k 0 and top_p 1 keep all; top_p keeps the smallest set with that mass (Holtzman et al. 2020)."""
-    if temperature == 0:
+    if temperature < 1e-6:  # greedy to double precision, and no division by 0
         return int(logits_V.argmax())
     p, order = torch.softmax(logits_V.double() / temperature, dim=-1).sort(descending=True, stable=True)
     p = p * (p.cumsum(0) - p < top_p)
@@ -1449,8 +1447,8 @@ def command_generate(argv: Sequence[str], rt: Runtime) -> None:
     parser.add_argument("--top-p", type=float, default=1.0)
     parser.add_argument("--seed", type=int, default=1337)
     args = parser.parse_args(argv)
-    if min(args.temperature, args.top_k, args.max_new_tokens) < 0 or not 0 < args.top_p <= 1:
-        raise UserError("generate: expected temperature >= 0, top-k >= 0, 0 < top-p <= 1, max-new-tokens >= 0; change these flags")
+    if min(args.top_k, args.max_new_tokens) < 0 or not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
+        raise UserError("generate: expected a finite temperature >= 0, top-k >= 0, 0 < top-p <= 1, max-new-tokens >= 0; change these flags")
     from sentencepiece import SentencePieceProcessor
 
     model, cfg, tokenizer_sha256 = load_artifact(args.artifact, rt)
@@ -1472,7 +1470,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with runtime(dict(os.environ)) as rt:
             COMMANDS[command](rest, rt)
-    except UserError as error:
+    except (UserError, OSError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
