@@ -85,6 +85,8 @@ def run(args: argparse.Namespace) -> int:
             disagreements += [f"seed {seed}: {name} {found}, submission.json says {stated}" for name, found, stated in other_artifact(record, seed)]
     if args.tokens is None and args.seed is None and args.artifact is None:
         disagreements += _headline(record, scores, rules)
+    elif args.tokens is None and record.submission is None:
+        disagreements.append(str(record.problem))
     for text in disagreements:
         print(f"DISAGREES {text}")
     return int(bool(disagreements))

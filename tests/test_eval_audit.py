@@ -354,6 +354,13 @@ def test_seed_of_an_artifact_given_by_hand_is_found_by_its_hash(shop, tmp_path, 
         eval.score.name_given_artifact(SimpleNamespace(artifacts={GIVEN: second}, submission=silent))
 
 
+def test_a_record_without_claims_agrees_with_nothing(tmp_path, tiny, capsys):
+    folder = record(tmp_path / "r")
+    for more in ([], ["--seed", 1337], ["--artifact", folder / "artifact_seed1337.bin"]):
+        code, shown = score(capsys, folder, "--dataset", tiny, *more)
+        assert code == 1 and "DISAGREES" in shown and "submission.json" in shown
+
+
 def test_the_referees_own_time_limit_is_no_verdict(tmp_path, tiny, capsys):
     folder = record(tmp_path / "r", "import time; time.sleep(60)")
     for command in ("score", "audit"):
