@@ -48,4 +48,4 @@ audit: data
 	$(BIN)/python -m eval pack --refresh "$$record"; $(BIN)/python -m eval board; exit $${verdict:-0}
 
 test: setup
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile

@@ -71,12 +71,13 @@ def test_all_ranks_stop_on_the_same_step_under_skewed_clocks(dataset, tmp_path):
         "steps = train_gpt.train\n"
         "def train(*args):\n"
         "    result = steps(*args)\n"
-        "    print(f'rank {os.environ[\"RANK\"]} stopped after {result[0]} steps', flush=True)\n"
+        "    sys.stdout.write(f'rank {os.environ[\"RANK\"]} stopped after {result[0]} steps\\n')\n"
         "    return result\n"
         "train_gpt.train = train\n"
         "code = train_gpt.main(sys.argv[1:])\n"
         "tasks = Path('/proc/self/task').glob('*/comm')\n"
-        "print('left running:', [name for task in tasks if 'gloo' in (name := task.read_text().strip())], flush=True)\n"
+        "left = [name for task in tasks if 'gloo' in (name := task.read_text().strip())]\n"
+        "sys.stdout.write(f'left running: {left}\\n')\n"  # in one piece: the ranks share the pipe
         "sys.exit(code)\n"
     )
     done = run_script(*flags(data_dir=dataset, out=tmp_path / "o", iterations=100_000, train_seconds=2.0, warmdown_steps=20), nproc=2, script=skewed)
