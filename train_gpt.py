@@ -1244,20 +1244,20 @@ def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, cfg: Config, 
     saved = [p.detach().clone() for p in model.parameters()]
     generator = torch.Generator().manual_seed(0)
     rows = max(1, min(cfg.micro_batch_tokens, cfg.train_batch_tokens // rt.world_size) // cfg.train_seq_len)
+    formats = export_formats(model, cfg)
     for step in range(cfg.warmup_steps):
-        quantize_matrices(model, cfg.qat_lr_scale > 0 and step % 2 == 1)
+        quantize_matrices(model, formats if cfg.qat_lr_scale > 0 and step % 2 == 1 else {})
         tokens = torch.randint(cfg.vocab_size, (rows, cfg.train_seq_len + 1), generator=generator).to(rt.device)
         training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], rt)
         optimizers.step(step, 1.0)
-    quantize_matrices(model, False)
+    quantize_matrices(model, {})
     with torch.no_grad():
         torch._foreach_copy_(list(model.parameters()), saved)
     optimizers.reset()
 
 
-def quantize_matrices(model: GPT, on: bool) -> None:
-    """Fake quantisation of the matrices that the export stores as integers, to as many levels, on or off."""
-    formats = export_formats(model, model.cfg) if on else {}
+def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
+    """Fake quantisation of the matrices whose export format is an integer, to as many levels; no formats turn it off."""
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             module.levels = LEVELS.get(formats.get(f"{name}.weight", ""), 0)
@@ -1268,6 +1268,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     optimizers, average, loader = Optimizers(model, cfg, rt), Average(model, cfg), Loader(dataset.train, cfg, rt)
     if cfg.compile and rt.device.type == "cpu" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("--compile: expected a C++ compiler for torch.compile on a CPU, found none; install one or pass --compile 0")
+    formats = export_formats(model, cfg)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model
     started = time.perf_counter()
     warm_up(model, compute, optimizers, cfg, rt)
@@ -1286,7 +1287,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
                 started += rt.clock() - pause  # validation is not training time
             if done:
                 break
-            quantize_matrices(model, lr_scale < cfg.qat_lr_scale)
+            quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
             loss = training_step(compute, loader.next(), rt)
             optimizers.step(step, lr_scale)
             step += 1
@@ -1295,7 +1296,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     finally:
         loader.pool.shutdown(wait=True, cancel_futures=True)
     seconds = rt.clock() - started
-    quantize_matrices(model, False)
+    quantize_matrices(model, {})
     rt.log(f"averaging ema_decay:{cfg.ema_decay} swa_snapshots:{average.swa_count}")
     average.copy_to_model()
     return step, seconds
@@ -1415,9 +1416,9 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     if args.artifact and rest:
         parser.error(f"expected no other flag beside --artifact, found {' '.join(rest)}")
     model, cfg, _ = load_artifact(args.artifact, rt) if args.artifact else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
-    header, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
-    tensors, formats, weights, sizes = json.loads(header)["tensors"], {}, {}, {}
-    for name, _, fmt, values, scales in split_payload(tensors, json.loads(header)["codec"], bytes(payload)):
+    raw, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
+    header, formats, weights, sizes = json.loads(raw), {}, {}, {}
+    for name, _, fmt, values, scales in split_payload(header["tensors"], header["codec"], bytes(payload)):
         formats[name], weights[name], sizes[name] = fmt, entropy_bytes(fmt, values) + len(scales), len(values) + len(scales)
     parameters = dict(model.named_parameters())
     groups: dict[str, list[str]] = {}

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -48,12 +49,8 @@ def published_sigmoid(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Confi
 
 def without(feature: str, scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config) -> torch.Tensor:
     """nll [M] of the Bayesian gate with one feature's edges removed, so that it tells no buckets apart."""
-    edges = getattr(tg, feature)
-    setattr(tg, feature, ())
-    try:
+    with mock.patch.object(tg, feature, ()):
         return tg.final_scores(scores, stream, cfg)[0]
-    finally:
-        setattr(tg, feature, edges)
 
 
 def with_counts(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config) -> dict[str, torch.Tensor]:
@@ -72,11 +69,8 @@ def with_counts(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config) -> 
             bucket, size = plain(*args)
             return bucket * (len(COUNT_EDGES) + 1) + finer, size * (len(COUNT_EDGES) + 1)
 
-        tg.gate_buckets = buckets
-        try:
+        with mock.patch.object(tg, "gate_buckets", buckets):
             results[name] = tg.final_scores(scores, stream, cfg)[0]
-        finally:
-            tg.gate_buckets = plain
     return results
 
 

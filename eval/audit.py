@@ -29,6 +29,7 @@ from eval.report import TEST_NAMES, AuditReport, Collector, Run, SeedScore, Test
 from eval.rules import CURRENT, Profile, Rules, load_rules
 from eval.runner import RunFailed, Scorer
 from eval.sandbox import WALL_CLOCK
+from eval.schema import allowed_difference
 from eval.score import Score, add_run_options, denominator, make_scorer, name_given_artifact, other_artifact, other_hardware, out_of_time
 
 BEHAVIOUR = ("future", "normalisation", "canary", "documents", "fresh")
@@ -263,7 +264,7 @@ class Audit:
         data = self.record.submission.data if self.record.submission else None
         if data is not None and data.version != self.dataset.manifest.version:
             into.skip("scored on another corpus version than claimed, so not compared")
-        elif difference > limit * claim.val_bpb + 5e-9:  # half of the last digit that a claim states
+        elif difference > allowed_difference(claim.val_bpb, limit):
             into.add(
                 "INVALID", f"val_bpb of seed {seed}", f"{claim.val_bpb:.8f} ± {limit * claim.val_bpb:.1e} ({why})", f"{score.val_bpb:.8f}", "the claim repeats"
             )
@@ -452,7 +453,7 @@ class Audit:
         if same_text and self.scores and not self.record.missing and len(self.scores) == len(submission.seeds):
             mean = float(np.mean([s.val_bpb for s in self.scores]))
             limit = max(tolerance(self.record, s.seed, self.rules)[0] for s in self.scores)
-            if abs(mean - submission.val_bpb) > limit * submission.val_bpb + 5e-9:
+            if abs(mean - submission.val_bpb) > allowed_difference(submission.val_bpb, limit):
                 into.add(
                     "INVALID", "headline val_bpb", f"{mean:.8f}, the mean over {len(self.scores)} seeds", f"{submission.val_bpb:.8f}", "all seeds are counted"
                 )

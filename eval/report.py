@@ -1,6 +1,5 @@
 """The audit's report: one typed schema, three faces (audit.json, AUDIT.md, the terminal)."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -11,8 +10,9 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.errors import UserError
+from eval.record import sha256_of
 from eval.rules import load_rules
-from eval.schema import CODE_FILE, TRACKS, SeedResult, Submission, write_atomic
+from eval.schema import CODE_FILE, TRACKS, SeedResult, Submission, allowed_difference, write_atomic
 
 Verdict = Literal["PASS", "NOT RUN", "WARN", "POLICY", "INVALID"]
 SEVERITY: tuple[Verdict, ...] = ("NOT RUN", "PASS", "WARN", "POLICY", "INVALID")
@@ -175,7 +175,7 @@ def _gaps(report: AuditReport, s: Submission, claims: dict[str, SeedResult | Non
         yield _differs("level", " or ".join(rules.profile), report.level)
     for score in report.scores:
         claim = claims[score.seed].val_bpb if claims[score.seed] else math.inf
-        limit = rules.score.relative_elsewhere * claim + 5e-9  # half of the last digit that a claim states
+        limit = allowed_difference(claim, rules.score.relative_elsewhere)
         if not abs(score.val_bpb - claim) <= limit:
             yield _differs(f"val_bpb of seed {score.seed}", f"{claim:.8f} ± {limit:.1e}", f"{score.val_bpb:.8f}")
 
@@ -199,7 +199,7 @@ def _claim(score: SeedScore, s: Submission) -> SeedResult | None:
 
 def _sha256(path: Path) -> str:
     """Empty where there is no such file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else ""
+    return sha256_of(path) if path.is_file() else ""
 
 
 class Collector:

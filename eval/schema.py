@@ -340,6 +340,11 @@ def _seed_numbers(key: str, seeds: list | dict) -> list[int]:
     return numbers
 
 
+def allowed_difference(claim: float, relative: float) -> float:
+    """How far a score may lie from a claimed val_bpb: a share of it, and half of the last of its 8 decimals."""
+    return relative * claim + 5e-9
+
+
 def seed_key(text: str) -> str:
     """`42` of `42`, ` 42` and `seed_42`."""
     return re.sub(r"^\s*seed[_ -]?", "", text).strip()

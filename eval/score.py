@@ -19,7 +19,7 @@ from eval.record import GIVEN, RecordFolder, open_dataset, open_record, sha256_o
 from eval.rules import CURRENT, Rules, load_rules
 from eval.runner import RunFailed, Scorer, Stream
 from eval.sandbox import WALL_CLOCK
-from eval.schema import DOCS_TRACK
+from eval.schema import DOCS_TRACK, allowed_difference
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
@@ -193,7 +193,7 @@ def _print(seed: str, score: Score, record: RecordFolder, rules: Rules, compare:
         limit, why = tolerance(record, seed, rules)
         difference = score.val_bpb - claim.val_bpb
         line += f" claimed:{claim.val_bpb:.8f} difference:{difference:+.2e} tolerance:{limit * claim.val_bpb:.1e} ({why})"
-        if abs(difference) > limit * claim.val_bpb + 5e-9:  # half of the last digit that a claim states
+        if abs(difference) > allowed_difference(claim.val_bpb, limit):
             wrong.append(f"seed {seed}: val_bpb {score.val_bpb:.8f}, submission.json says {claim.val_bpb:.8f}")
         for name, counted in (("scored_tokens", score.tokens), ("scored_bytes", score.bytes)):
             stated = getattr(claim, name)
@@ -210,7 +210,7 @@ def _headline(record: RecordFolder, scores: dict[str, Score], rules: Rules) -> l
     wrong = [f"seed {seed}: claimed, but there is no artifact of it" for seed in record.missing if record.submission.track == DOCS_TRACK]
     mean = float(np.mean([s.val_bpb for s in scores.values()]))
     limit = max(tolerance(record, seed, rules)[0] for seed in scores)
-    if not record.missing and abs(mean - record.submission.val_bpb) > limit * record.submission.val_bpb + 5e-9:
+    if not record.missing and abs(mean - record.submission.val_bpb) > allowed_difference(record.submission.val_bpb, limit):
         wrong.append(f"mean over {len(scores)} seeds {mean:.8f}, submission.json says {record.submission.val_bpb:.8f}")
     print(f"mean val_bpb:{mean:.8f} seeds:{len(scores)} claimed:{record.submission.val_bpb:.8f}")
     return wrong
