@@ -20,7 +20,6 @@ import hashlib
 import io
 import itertools
 import json
-import lzma
 import math
 import os
 import platform
@@ -35,16 +34,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import brotli
+import constriction
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import zstandard
 from torch import Tensor, nn
 
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
-ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 1
+ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 2
 SIZE_CAP_BYTES = 16_000_000  # decimal; code + artifact
 PAD_ID, BOS_ID = 0, 1
 
@@ -909,6 +907,7 @@ GATE_UNIT = 2.0**-32  # nats; losses are summed as int64 multiples of it, so a s
 RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)  # mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 CONFIDENCE_EDGES = (1.0, 2.0)  # pe_delta
+CONTINUATION_EDGES = (1.5, 3.5, 8.5, 32.5)  # distinct continuations of the longest match
 COUNT_CHUNK, GATE_CHUNK = 1 << 18, 1 << 15  # positions per block: memory and cache only, never the result
 NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
 
@@ -957,26 +956,27 @@ def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tu
 
 def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders.
-    Returns the chain's probability float64 [N] and the highest order with an earlier visit, uint8 [N] (0 = none). The last position has no
-    target: its probability is meaningless, its order is that of the prediction after the stream."""
-    p_N, order_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.uint8, device=tokens_N.device)
+    Returns the chain's probability float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the
+    highest order whose context was visited before (0 = none). The last position has no target: its probability is meaningless, its match is
+    that of the prediction after the stream."""
+    p_N, match_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
     for n, at, visits, pair_visits, distinct in context_counts(tokens_N, n_max, vocab_size):
         escape, p, first = distinct.double() * NGRAM_ESCAPE, p_N.index_select(0, at), visits == 0
         p_N.scatter_(0, at, torch.where(first, p, (pair_visits + escape * p) / (visits + escape)))
-        order_N.scatter_(0, at, torch.where(first, order_N.index_select(0, at), n))
-    return p_N, order_N
+        match_N.scatter_(0, at, torch.where(first, match_N.index_select(0, at), distinct.clamp_(max=65_535).add_(n << 16)))
+    return p_N, match_N
 
 
-def gate_buckets(gain_N: Tensor, order_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int) -> tuple[Tensor, int]:
+def gate_buckets(gain_N: Tensor, match_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int) -> tuple[Tensor, int]:
     """Bucket of each position's gate int32 [N] and the number of buckets; gain_N = ln(p_K / p_0) of the targets, used strictly before each."""
     lead = (torch.log1p(gain_N.exp()) - math.log(2)).clamp(-3, 6)
     total = torch.cumsum((lead / GATE_UNIT).round_().long(), 0)
     recent = torch.zeros_like(total)
     recent[1:] = total[:-1]
     recent[GATE_WINDOW + 1 :] -= total[: -GATE_WINDOW - 1]
-    bucket, size = order_N.to(torch.int32), n_max + 1
-    recent_N = recent.double() * (GATE_UNIT / GATE_WINDOW)
-    for feature, edges in ((recent_N, RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)):
+    bucket, size = match_N >> 16, n_max + 1
+    features = [(recent.double() * (GATE_UNIT / GATE_WINDOW), RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)]
+    for feature, edges in [*features, ((match_N & 65_535).float(), CONTINUATION_EDGES)]:
         bucket = bucket * (len(edges) + 1) + torch.bucketize(feature, feature.new_tensor(edges), out_int32=True)
         size *= len(edges) + 1
     return bucket, size
@@ -1025,9 +1025,9 @@ def final_scores(scores: StreamScores, stream: np.ndarray, cfg: Config) -> tuple
     if n_max < 2:
         return scores.nll, scores.probes
     tokens_N, nll_N = torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device), torch.cat([scores.nll, scores.nll.new_zeros(1)])
-    p_N, order_N = ngram_chain(tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size)
+    p_N, match_N = ngram_chain(tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size)
     gain_N = torch.log(p_N) + nll_N.clamp(max=NLL_CLAMP)
-    alpha_N = bayes_gate(gain_N, *gate_buckets(gain_N, order_N, scores.entropy, scores.confidence, n_max))
+    alpha_N = bayes_gate(gain_N, *gate_buckets(gain_N, match_N, scores.entropy, scores.confidence, n_max))
     mixed_N = torch.logaddexp(torch.log1p(-alpha_N) - nll_N, torch.log(alpha_N * p_N))
     chains = {i: probe_chain(tokens_N, i, log_p.clamp(min=-NLL_CLAMP).exp(), n_max) for i, log_p in scores.probes.items()}
     return -mixed_N[:-1], {i: torch.logaddexp(torch.log1p(-alpha_N[i]) + scores.probes[i], torch.log(alpha_N[i] * p_V)) for i, p_V in chains.items()}
@@ -1064,84 +1064,87 @@ def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor,
     return (w / scale.float()[:, None]).round().clamp(-levels, levels).to(torch.int8), scale
 
 
-def byte_planes(t: Tensor) -> bytes:
-    """All low bytes, then all next bytes ...: equal exponents lie side by side, which general compressors like."""
-    return t.contiguous().view(torch.uint8).view(-1, t.element_size()).T.contiguous().numpy().tobytes()
+def byte_planes(t: Tensor) -> list[np.ndarray]:
+    """uint8 arrays: all low bytes, then all next bytes ...: equal exponents lie side by side."""
+    return list(t.contiguous().view(torch.uint8).view(-1, t.element_size()).T.contiguous().numpy())
 
 
-def from_byte_planes(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    planes = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype.itemsize, -1)
-    return planes.T.contiguous().view(dtype).view(*shape)
+def entropy_bytes(plane: np.ndarray) -> float:
+    """Zero-order entropy: what no coder of independent symbols can beat."""
+    n = np.bincount(plane)
+    return float(-(n[n > 0] * np.log2(n[n > 0] / n.sum())).sum() / 8)
 
 
-RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]  # lc 0: neighbours say little about weights
+def encode(plane: np.ndarray) -> bytes:
+    """uint8 [n] within a few bytes of its entropy, by asymmetric numeral systems (Duda 2013). Layout: u32 bytes that follow, or 0 when the n bytes
+    are stored as they are; bitmap of the values that occur; a frequency u16 for each; the coder's u32 words."""
+    counts = np.bincount(plane, minlength=256)
+    present = counts > 0
+    frequencies = np.maximum(1, np.round(counts[present] * (65_535 / counts.max()))).astype("<u2")
+    coder = constriction.stream.stack.AnsCoder()
+    if len(frequencies) > 1:
+        model = constriction.stream.model.Categorical(frequencies / frequencies.sum(dtype=np.int64), perfect=False)
+        coder.encode_reverse((np.cumsum(present) - 1)[plane].astype(np.int32), model)
+    coded = np.packbits(present).tobytes() + frequencies.tobytes() + coder.get_compressed().astype("<u4").tobytes()
+    return struct.pack("<I", len(coded)) + coded if len(coded) < len(plane) else struct.pack("<I", 0) + plane.tobytes()
 
 
-# name -> (compress, decompress to at most `limit` bytes)
-CODECS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]] = {
-    "lzma": (
-        lambda data: lzma.compress(data, format=lzma.FORMAT_RAW, filters=RAW_LZMA),
-        lambda data, limit: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=RAW_LZMA).decompress(data, max_length=limit),
-    ),
-    "zstd": (
-        lambda data: zstandard.ZstdCompressor(level=22, write_content_size=False, write_checksum=False).compress(data),
-        lambda data, limit: zstandard.ZstdDecompressor().stream_reader(data).read(limit),
-    ),
-    "brotli": (lambda data: brotli.compress(data, quality=11, lgwin=24), lambda data, limit: brotli.Decompressor().process(data, output_buffer_limit=limit)),
-}
+def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
+    """The plane of `size` bytes that `encode` put at offset `at`, and the offset behind it. Raises ValueError, struct.error."""
+    coded_bytes, at = struct.unpack_from("<I", data, at)[0], at + 4
+    end = at + (coded_bytes or size)
+    if end > len(data):
+        raise ValueError(f"a tensor ends at byte {end} of a payload of {len(data)}")
+    if not coded_bytes:
+        return np.frombuffer(data[at:end], np.uint8), end
+    values = np.flatnonzero(np.unpackbits(np.frombuffer(data[at : at + 32], np.uint8))).astype(np.uint8)
+    frequencies, words = np.frombuffer(data[at + 32 : (words_at := at + 32 + 2 * len(values))], "<u2"), np.frombuffer(data[words_at:end], "<u4")
+    if not len(values) or len(frequencies) != len(values) or not frequencies.all():
+        raise ValueError("a tensor's table of frequencies is damaged")
+    if len(values) == 1:
+        return np.full(size, values[0]), end
+    model = constriction.stream.model.Categorical(frequencies / frequencies.sum(dtype=np.int64), perfect=False)
+    return values[constriction.stream.stack.AnsCoder(words.astype(np.uint32)).decode(model, size)], end
 
 
-def compress(data: bytes) -> tuple[str, bytes]:
-    """The smallest of all codecs, tried in parallel threads (they release the GIL)."""
-    with ThreadPoolExecutor(len(CODECS)) as pool:
-        packed = dict(zip(CODECS, pool.map(lambda codec: codec[0](data), CODECS.values()), strict=True))
-    return min(packed.items(), key=lambda item: len(item[1]))
+@dataclass
+class Stored:
+    """A tensor as the artifact holds it: integer symbols with a bfloat16 scale per row, or floats."""
+
+    format: str
+    values: Tensor
+    scale: Tensor | None
+    coded_bytes: float  # in the artifact; its scales, coded together with those of all tensors, at 2 bytes each
+
+    def weight(self) -> Tensor:
+        return self.values.float() if self.scale is None else self.values.float() * self.scale.float()[:, None]
+
+    def entropy_bytes(self) -> float:
+        return sum(map(entropy_bytes, byte_planes(self.values))) + (0 if self.scale is None else 2 * len(self.scale))
 
 
-def decompress(codec: str, data: bytes, size: int) -> bytes:
-    """Exactly `size` bytes, never more, whatever the data claims. Raises ValueError."""
-    if codec not in CODECS:
-        raise ValueError(f"unknown codec {codec!r}")
-    try:
-        out = CODECS[codec][1](data, size + 1)
-    except (lzma.LZMAError, zstandard.ZstdError, brotli.error) as error:
-        raise ValueError(f"{codec}: {error}") from None
-    if len(out) != size:
-        raise ValueError(f"{codec}: expected {size} bytes, found {'more' if len(out) > size else len(out)}")
-    return out
-
-
-def entropy_bytes(fmt: str, values: bytes) -> float:
-    """Zero-order entropy of a tensor's stored values, bytes, each byte plane by itself: what no coder of independent symbols can beat."""
-    counts = [np.bincount(plane, minlength=256) for plane in np.split(np.frombuffer(values, np.uint8), 1 if fmt in LEVELS else FLOAT_TYPES[fmt].itemsize)]
-    return sum(float(-(n[n > 0] * np.log2(n[n > 0] / n.sum())).sum() / 8) for n in counts)
-
-
-def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, float]]:
-    """The artifact's bytes, and each tensor's weight in them (zero-order entropy, bytes).
-    Layout: magic, version u32, header length u32, payload length u64, JSON header, compressed payload, sha256 of all before it.
-    Payload: every tensor's values (int symbols, or float byte planes) in header order, then all row scales."""
-    tensors, values, scales, weight, parameters = [], [], [], {}, dict(model.named_parameters())
+def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, Stored]]:
+    """The artifact's bytes, and its tensors.
+    Layout: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
+    Payload: byte planes of all row scales, then of every tensor's values in header order, each plane by `encode`."""
+    stored, payload, parameters = {}, [], dict(model.named_parameters())
     for name, fmt in export_formats(model, cfg).items():
-        w = parameters[name].detach().float().cpu()
+        w, scale = parameters[name].detach().float(), None
         if not torch.isfinite(w).all():
             raise UserError(f"export: expected finite weights, found NaN or infinity in {name}; the run has diverged, lower the learning rates")
-        tensors.append([name, list(w.shape), fmt])
-        if fmt in LEVELS:
-            symbols, scale = quantize_rows(w, LEVELS[fmt], coarsen)
-            values.append(symbols.numpy().tobytes())
-            scales.append(byte_planes(scale))
-            weight[name] = entropy_bytes(fmt, values[-1]) + 2 * len(scale)
-        else:
-            if fmt == "fp16" and float(w.abs().max()) > 65_504:
-                raise UserError(f"export: expected {name} within fp16's range, found {float(w.abs().max()):.4g}; store it as fp32")
-            values.append(byte_planes(w.to(FLOAT_TYPES[fmt])))
-            weight[name] = entropy_bytes(fmt, values[-1])
-    codec, payload = compress(b"".join(values + scales))
-    stored = {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS}
-    header = json.dumps({"codec": codec, "config": stored, "tensors": tensors, "tokenizer_sha256": tokenizer_sha256}, separators=(",", ":")).encode()
+        if fmt == "fp16" and float(w.abs().max()) > 65_504:
+            raise UserError(f"export: expected {name} within fp16's range, found {float(w.abs().max()):.4g}; store it as fp32")
+        values, scale = (t.cpu() for t in quantize_rows(w, LEVELS[fmt], coarsen)) if fmt in LEVELS else (w.to(FLOAT_TYPES[fmt]).cpu(), None)
+        payload += (coded := [encode(plane) for plane in byte_planes(values)])
+        stored[name] = Stored(fmt, values, scale, sum(map(len, coded)) + (0 if scale is None else 2 * len(scale)))
+    if scales := [t.scale for t in stored.values() if t.scale is not None]:
+        payload = [encode(plane) for plane in byte_planes(torch.cat(scales))] + payload
+    payload = b"".join(payload)
+    header = {"config": {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS}, "tokenizer_sha256": tokenizer_sha256}
+    header["tensors"] = [[name, list(t.values.shape), t.format] for name, t in stored.items()]
+    header = json.dumps(header, separators=(",", ":")).encode()
     body = ARTIFACT_MAGIC + struct.pack("<IIQ", ARTIFACT_VERSION, len(header), len(payload)) + header + payload
-    return body + hashlib.sha256(body).digest(), weight
+    return body + hashlib.sha256(body).digest(), stored
 
 
 def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_bytes: int) -> bytes:
@@ -1150,13 +1153,14 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_byt
     formats, parameters = export_formats(model, cfg), dict(model.named_parameters())
     quantised = sum(parameters[n].numel() for n, fmt in formats.items() if fmt in LEVELS)
     while True:
-        data, weight = pack(model, cfg, tokenizer_sha256, coarsen)
+        data, stored = pack(model, cfg, tokenizer_sha256, coarsen)
         excess = len(data) - limit
         if excess <= 0:
-            rt.log(f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} entropy_bound_bytes:{sum(weight.values()):.0f}")
+            bound = sum(t.entropy_bytes() for t in stored.values())
+            rt.log(f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} entropy_bound_bytes:{bound:.0f} over_bound:{len(data) / bound:.5f}")
             return data
         if not cfg.fit_cap or coarsen > 4 or not quantised:
-            heaviest = ", ".join(f"{n} {b:,.0f}" for n, b in sorted(weight.items(), key=lambda item: -item[1])[:5])
+            heaviest = ", ".join(f"{n} {t.coded_bytes:,.0f}" for n, t in sorted(stored.items(), key=lambda item: -item[1].coded_bytes)[:5])
             raise UserError(
                 f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {len(data) + code_bytes:,}, {excess:,} over; "
                 f"heaviest tensors (bytes): {heaviest}; use a smaller format, a smaller model or --fit-cap 1"
@@ -1178,14 +1182,26 @@ def read_header(data: bytes, where: str) -> tuple[bytes, memoryview]:
     return data[start : start + header_bytes], memoryview(data)[start + header_bytes : -32]
 
 
-def split_payload(tensors: list[tuple[str, list[int], str]], codec: str, payload: bytes) -> Iterator[tuple[str, list[int], str, bytes, bytes]]:
-    """(name, shape, format, values, scales) of every stored tensor. Raises ValueError."""
-    sizes = [(math.prod(shape), 2 * shape[0]) if fmt in LEVELS else (math.prod(shape) * FLOAT_TYPES[fmt].itemsize, 0) for _, shape, fmt in tensors]
-    at, scale_at = 0, sum(a for a, _ in sizes)
-    raw = decompress(codec, payload, scale_at + sum(b for _, b in sizes))
-    for tensor, (value_bytes, scale_bytes) in zip(tensors, sizes, strict=True):
-        yield *tensor, raw[at : at + value_bytes], raw[scale_at : scale_at + scale_bytes]
-        at, scale_at = at + value_bytes, scale_at + scale_bytes
+def read_tensors(tensors: list[tuple[str, list[int], str]], payload: memoryview) -> Iterator[tuple[str, Stored]]:
+    """What `pack` wrote, by name. Raises ValueError, struct.error."""
+    at = 0
+
+    def take(dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        nonlocal at
+        planes = []
+        for _ in range(dtype.itemsize):
+            plane, at = decode(payload, at, math.prod(shape))
+            planes.append(plane)
+        return torch.from_numpy(np.stack(planes, -1)).view(dtype).view(*shape)
+
+    rows = [shape[0] for _, shape, fmt in tensors if fmt in LEVELS]
+    scales = iter(take(torch.bfloat16, (sum(rows),)).split(rows)) if rows else iter(())
+    for name, shape, fmt in tensors:
+        start, scale = at, next(scales) if fmt in LEVELS else None
+        values = take(torch.int8 if fmt in LEVELS else FLOAT_TYPES[fmt], shape)
+        yield name, Stored(fmt, values, scale, at - start + (0 if scale is None else 2 * len(scale)))
+    if at != len(payload):
+        raise ValueError(f"its payload has {len(payload) - at} bytes too many")
 
 
 def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
@@ -1204,15 +1220,11 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
         tensors = [(str(name), list(shape), str(fmt)) for name, shape, fmt in header["tensors"]]
         if {n: s for n, s, _ in tensors} != expected or len(tensors) != len(expected):
             raise ValueError("its tensors are not those of its config")
-        state = {}
-        for name, shape, fmt, values, scales in split_payload(tensors, str(header["codec"]), bytes(payload)):
-            if fmt in LEVELS:
-                scale = from_byte_planes(scales, torch.bfloat16, (shape[0],)).float()
-                state[name] = torch.frombuffer(bytearray(values), dtype=torch.int8).view(shape).float() * scale[:, None]
-            else:
-                state[name] = from_byte_planes(values, FLOAT_TYPES[fmt], shape).float()
+        if (count := sum(map(math.prod, expected.values()))) > 1 << 30:
+            raise ValueError(f"{count:,} parameters, which {SIZE_CAP_BYTES:,} bytes cannot hold")
+        state = {name: t.weight() for name, t in read_tensors(tensors, payload)}
         tokenizer_sha256 = str(header["tokenizer_sha256"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, UserError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, struct.error, UserError) as error:
         raise UserError(f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it") from None
     model.load_state_dict(state, assign=True)
     return model.requires_grad_(False), cfg, tokenizer_sha256
@@ -1417,9 +1429,7 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
         parser.error(f"expected no other flag beside --artifact, found {' '.join(rest)}")
     model, cfg, _ = load_artifact(args.artifact, rt) if args.artifact else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
     raw, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
-    header, formats, weights, sizes = json.loads(raw), {}, {}, {}
-    for name, _, fmt, values, scales in split_payload(header["tensors"], header["codec"], bytes(payload)):
-        formats[name], weights[name], sizes[name] = fmt, entropy_bytes(fmt, values) + len(scales), len(values) + len(scales)
+    stored = dict(read_tensors(json.loads(raw)["tensors"], payload))
     parameters = dict(model.named_parameters())
     groups: dict[str, list[str]] = {}
     for name in parameters:
@@ -1427,9 +1437,9 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     total = sum(p.numel() for p in parameters.values())
     print(f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}")
     for group, names in [*groups.items(), ("total", list(parameters))]:
-        count, stored, entropy = sum(parameters[n].numel() for n in names), sum(sizes[n] for n in names), sum(weights[n] for n in names)
-        kinds = "" if group == "total" else "/".join(sorted({formats[n] for n in names}))
-        print(f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{stored:>14,}{entropy:>15,.0f}")
+        count, kinds = sum(parameters[n].numel() for n in names), "" if group == "total" else "/".join(sorted({stored[n].format for n in names}))
+        coded, entropy = sum(stored[n].coded_bytes for n in names), sum(stored[n].entropy_bytes() for n in names)
+        print(f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{coded:>14,}{entropy:>15,.0f}")
 
 
 def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:

@@ -30,8 +30,8 @@ import train_gpt as tg  # noqa: E402
 
 TABLE_BITS = (22, 20, 18, 16, 14, 12)
 ORDERS = (0, 2, 3, 4, 6, 8, 11, 12, 16, 24)
-FEATURES = ("RECENT_EDGES", "ENTROPY_EDGES", "CONFIDENCE_EDGES")
-COUNT_EDGES = (1.5, 3.5, 8.5, 32.5)  # of the features that the gate could also have: visits and distinct continuations of the longest match
+FEATURES = ("RECENT_EDGES", "ENTROPY_EDGES", "CONFIDENCE_EDGES", "CONTINUATION_EDGES")
+COUNT_EDGES = (1.5, 3.5, 8.5, 32.5)  # of a feature that the gate could also have: visits of the longest match
 
 
 def bits_per_byte(nll: torch.Tensor | np.ndarray, num_bytes: int) -> float:
@@ -42,8 +42,8 @@ def published_sigmoid(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Confi
     """nll [M] of the exact chain under alpha = 0.05 + 0.55 sigmoid(2 (H - 4)) wherever any order matched."""
     tokens = torch.from_numpy(stream.astype(np.int64))
     p_model = torch.cat([scores.nll, scores.nll.new_zeros(1)]).neg().exp()
-    p_chain, order = tg.ngram_chain(tokens, p_model, cfg.ngram_order, cfg.vocab_size)
-    alpha = torch.where(order > 0, 0.05 + 0.55 * torch.sigmoid(2 * (scores.entropy - 4)), 0.0)
+    p_chain, match = tg.ngram_chain(tokens, p_model, cfg.ngram_order, cfg.vocab_size)
+    alpha = torch.where(match > 0, 0.05 + 0.55 * torch.sigmoid(2 * (scores.entropy - 4)), 0.0)
     return -torch.log((1 - alpha) * p_model + alpha * p_chain)[:-1]
 
 
@@ -53,25 +53,20 @@ def without(feature: str, scores: tg.StreamScores, stream: np.ndarray, cfg: tg.C
         return tg.final_scores(scores, stream, cfg)[0]
 
 
-def with_counts(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config) -> dict[str, torch.Tensor]:
-    """nll [M] of the Bayesian gate whose buckets also tell apart how often the longest matching context was visited, or how many different
-    tokens followed it."""
+def with_visits(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config) -> torch.Tensor:
+    """nll [M] of the Bayesian gate whose buckets also tell apart how often the longest matching context was visited."""
     tokens = torch.from_numpy(stream.astype(np.int64))
-    counts = {"context_count": torch.zeros(len(tokens), dtype=torch.int32), "distinct_continuations": torch.zeros(len(tokens), dtype=torch.int32)}
-    for _, at, visits, _, distinct in tg.context_counts(tokens, cfg.ngram_order, cfg.vocab_size):
-        seen = visits > 0
-        counts["context_count"][at[seen]], counts["distinct_continuations"][at[seen]] = visits[seen], distinct[seen]
-    plain, results = tg.gate_buckets, {}
-    for name, count in counts.items():
-        finer = torch.bucketize(count.double(), torch.tensor(COUNT_EDGES, dtype=torch.float64), out_int32=True)
+    count = torch.zeros(len(tokens), dtype=torch.int32)
+    for _, at, visits, _, _ in tg.context_counts(tokens, cfg.ngram_order, cfg.vocab_size):
+        count[at[visits > 0]] = visits[visits > 0]
+    finer, plain = torch.bucketize(count.double(), torch.tensor(COUNT_EDGES, dtype=torch.float64), out_int32=True), tg.gate_buckets
 
-        def buckets(*args, finer: torch.Tensor = finer) -> tuple[torch.Tensor, int]:
-            bucket, size = plain(*args)
-            return bucket * (len(COUNT_EDGES) + 1) + finer, size * (len(COUNT_EDGES) + 1)
+    def buckets(*args) -> tuple[torch.Tensor, int]:
+        bucket, size = plain(*args)
+        return bucket * (len(COUNT_EDGES) + 1) + finer, size * (len(COUNT_EDGES) + 1)
 
-        with mock.patch.object(tg, "gate_buckets", buckets):
-            results[name] = tg.final_scores(scores, stream, cfg)[0]
-    return results
+    with mock.patch.object(tg, "gate_buckets", buckets):
+        return tg.final_scores(scores, stream, cfg)[0]
 
 
 def measure_scores(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config, num_bytes: int) -> dict:
@@ -92,7 +87,7 @@ def measure_scores(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config, 
     out["exact_bayes"] = bits_per_byte(tg.final_scores(scores, stream, cfg)[0], num_bytes)
     out["exact_seconds"], out["default_order"] = time.perf_counter() - started, cfg.ngram_order
     out["without"] = {f.removesuffix("_EDGES").lower(): bits_per_byte(without(f, scores, stream, cfg), num_bytes) for f in tqdm(FEATURES, desc="ablations")}
-    out["with"] = {name: bits_per_byte(nll, num_bytes) for name, nll in with_counts(scores, stream, cfg).items()}
+    out["with_visits"] = bits_per_byte(with_visits(scores, stream, cfg), num_bytes)
     by_order = ((n, tg.final_scores(scores, stream, dataclasses.replace(cfg, ngram_order=n))[0]) for n in tqdm(ORDERS, desc="orders"))
     out["by_order"] = {str(n): bits_per_byte(nll, num_bytes) for n, nll in by_order}
     out["gain_over_neural"] = 1 - out["exact_bayes"] / out["neural"]

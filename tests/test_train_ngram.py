@@ -80,7 +80,7 @@ def reference_mix(stream: np.ndarray, log_p: np.ndarray, scores: tg.StreamScores
     leads: list[float] = []
     rows = []
     for i in range(len(stream)):
-        chain, order = np.exp(log_p[i]), 0
+        chain, order, distinct = np.exp(log_p[i]), 0, 0
         for n in range(2, n_max + 1):
             context = tuple(stream[i - n + 2 : i + 1].tolist())
             if i - n + 2 < 0 or tg.BOS_ID in context[1:]:
@@ -88,9 +88,9 @@ def reference_mix(stream: np.ndarray, log_p: np.ndarray, scores: tg.StreamScores
             if table := seen[context]:
                 counts = np.array([table.get(w, 0) for w in range(V)])
                 escape = tg.NGRAM_ESCAPE * len(table)
-                chain, order = (counts + escape * chain) / (counts.sum() + escape), n
+                chain, order, distinct = (counts + escape * chain) / (counts.sum() + escape), n, len(table)
         recent = sum(leads[-tg.GATE_WINDOW :]) / tg.GATE_WINDOW
-        features = ((recent, tg.RECENT_EDGES), (float(scores.entropy[i]), tg.ENTROPY_EDGES), (float(scores.confidence[i]), tg.CONFIDENCE_EDGES))
+        features = ((recent, tg.RECENT_EDGES), (float(scores.entropy[i]), tg.ENTROPY_EDGES), (float(scores.confidence[i]), tg.CONFIDENCE_EDGES), (distinct, tg.CONTINUATION_EDGES))
         bucket = (order, *(int(np.searchsorted(edges, value, side="left")) for value, edges in features))
         weight = np.exp(earned[bucket] - earned[bucket].max())
         alpha = grid @ (weight / weight.sum())
