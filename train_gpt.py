@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import io
@@ -262,6 +263,15 @@ class Runtime:
             raise error if error is not None and first == self.rank else SystemExit(2)
 
 
+def reuse_memory() -> None:
+    """On a CPU under glibc: freed blocks stay with the process and large ones lie on huge pages, so that a training step meets no page fault."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    with contextlib.suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
+        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and the heap is not given back
+
+
 @contextlib.contextmanager
 def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
     """The only place that reads RANK, LOCAL_RANK and WORLD_SIZE and that opens the process group."""
@@ -277,7 +287,9 @@ def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    elif world_size > 1 or "OMP_NUM_THREADS" not in environ:  # torchrun sets it to 1 for each process; share the cores instead
+    else:
+        reuse_memory()
+    if device.type == "cpu" and (world_size > 1 or "OMP_NUM_THREADS" not in environ):  # torchrun sets it to 1 for each process; share the cores instead
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size if hasattr(os, "sched_getaffinity") else 1))
     if world_size > 1:
         # torch.optim imports this sooner or later; if later, its modules keep the group alive in default arguments and an exiting rank may abort
@@ -538,9 +550,11 @@ class Linear(nn.Linear):
         if zero_init:
             nn.init.zeros_(self.weight)
 
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        return (fake_quantize(self.weight, self.levels) if self.levels else self.weight).to(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = fake_quantize(self.weight, self.levels) if self.levels else self.weight
-        return F.linear(x, weight.to(x.dtype))
+        return F.linear(x, self.cast(x.dtype))
 
 
 class Cache:
@@ -572,24 +586,28 @@ class Attention(nn.Module):
         self.out = Linear(self.heads * self.head_size, cfg.model_dim, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((self.heads,), cfg.q_gain_init))
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None) -> Tensor:
+        """[B, T, D], or [len(keep), D] for the positions `keep` of the flattened batch."""
         B, T, _ = x_BTD.shape
-        q = rotate(rms_norm(self.q(x_BTD).view(B, T, self.heads, self.head_size)), *rotary) * self.q_gain[:, None].to(x_BTD.dtype)
-        k = rotate(rms_norm(self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)), *rotary)
-        v = own_v = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
+        H, G = self.heads, self.kv_heads
+        qkv = F.linear(x_BTD, torch.cat([m.cast(x_BTD.dtype) for m in (self.q, self.k, self.v)])).view(B, T, H + 2 * G, self.head_size)
+        qk, v = qkv.split((H + G, G), dim=2)
+        q, k = rotate(rms_norm(qk), *rotary).split((H, G), dim=2)
+        q, own_v = q * self.q_gain[:, None].to(q.dtype), v
         if cache is not None:
             k, v = cache.extend(k, v)
         assert T == 1 or k.size(1) == T, "several new tokens need an empty cache: the causal mask below starts at its first key"
-        groups = self.heads // self.kv_heads
+        groups = H // G
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
         if q.device.type == "cpu" and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=k.size(1) != self.heads).transpose(1, 2)
+        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=k.size(1) != H).transpose(1, 2)
         if self.xsa:  # y <- y - (y.v)v with v the token's own unit value: attention may not copy what the residual stream already holds
             unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, T, G, 1, K]
-            y = y_BTHK.reshape(B, T, self.kv_heads, groups, self.head_size)
+            y = y_BTHK.reshape(B, T, G, groups, self.head_size)
             y_BTHK = y - (y * unit).sum(-1, keepdim=True) * unit
-        return self.out(y_BTHK.reshape(B, T, -1))
+        y = y_BTHK.reshape(B, T, -1)
+        return self.out(y if keep is None else y.flatten(0, 1)[keep])
 
 
 class Block(nn.Module):
@@ -605,11 +623,50 @@ class Block(nn.Module):
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None = None) -> Tensor:
         mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
-        x = mix[0] * x + mix[1] * stem
-        x = x + a * self.attention(rms_norm(x), rotary, cache)
-        return x + b * self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square())
+        x = torch.addcmul(mix[0] * x, mix[1], stem)
+        y = self.attention(rms_norm(x), rotary, cache, keep)
+        x = torch.addcmul(x if keep is None else x.flatten(0, 1)[keep], a, y)
+        return torch.addcmul(x, b, self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square()))
+
+
+def softcap_gradient(z: Tensor, targets: Tensor, cap: float, scale: float) -> Tensor:
+    """Cross-entropy, nats [n], of the logits cap tanh(z / cap); z [n, V] is overwritten with scale times its gradient."""
+    s = z.mul_(2 / cap).sigmoid_() if z.dtype != torch.bfloat16 else (z.float() * (2 / cap)).sigmoid()  # tanh(u) = 2 sigmoid(2u) - 1, far faster on a CPU
+    logits = s * (2 * cap)
+    logits -= logits.amax(-1, keepdim=True)
+    picked, p = logits.gather(1, targets[:, None]), logits.exp_()
+    total = p.sum(-1, keepdim=True)
+    p *= 4 * scale / total  # 1 - tanh^2 = 4 s (1 - s)
+    p.scatter_add_(1, targets[:, None], torch.full_like(total, -4 * scale))
+    z.copy_(torch.addcmul(s, s, s, value=-1).mul_(p))
+    return (total.log() - picked).squeeze(1)
+
+
+LOSS_ROWS = {"cpu": 256, "cuda": 16_384}  # of logits held at a time: on a CPU, as many as its cache holds
+
+
+class SoftcapLoss(torch.autograd.Function):
+    """Head, softcap and mean cross-entropy of x [N, D] and the embedding [V, D] in blocks of rows; the gradient is made on the way, so that
+    the logits [N, V] never exist as a whole."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
+        dx, dw, rows = torch.empty_like(x), torch.zeros_like(embed, dtype=torch.promote_types(embed.dtype, torch.float32)), LOSS_ROWS[x.device.type]
+        total = torch.zeros((), dtype=dw.dtype, device=x.device)
+        for part, dx_part, target in zip(x.split(rows), dx.split(rows), targets.split(rows), strict=True):
+            z = part @ embed.T
+            total += softcap_gradient(z, target, cap, 1 / len(x)).sum()
+            torch.mm(z, embed, out=dx_part)
+            dw += z.T @ part
+        ctx.save_for_backward(dx, dw.to(embed.dtype))
+        return total / len(x)
+
+    @staticmethod
+    def backward(ctx, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        dx, dw = ctx.saved_tensors
+        return dx * scale.to(dx.dtype), dw * scale.to(dw.dtype), None, None
 
 
 class GPT(nn.Module):
@@ -628,8 +685,9 @@ class GPT(nn.Module):
         num_skips = min(cfg.num_encoder_layers, cfg.num_layers - cfg.num_encoder_layers)
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t."""
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
+        With `keep`, int64 [n] into the flattened batch, states [n, D] of these positions alone: the last block does no more than they need."""
         cfg, dtype, offset = self.cfg, self.compute_dtype or self.embed.dtype, 0 if cache is None else cache.length
         fresh = cache is None or cache.last is None
         last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
@@ -659,8 +717,8 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks[cfg.num_encoder_layers :]):
             if i < len(self.skips):
                 x = x + self.skips[i].to(dtype) * skips.pop()
-            x = block(x, stem, rotary, cache)
-        return rms_norm(x), delta
+            x = block(x, stem, rotary, cache, keep if block is self.blocks[-1] else None)
+        return rms_norm(x if keep is None or x.ndim == 2 else x.flatten(0, 1)[keep]), delta
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 (float64 for a float64 model) [..., V]: tied head and tanh softcap, so |logit| <= logit_softcap."""
@@ -670,7 +728,8 @@ class GPT(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy, nats."""
-        return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
+        x = self.hidden(ids_BT)[0].flatten(0, 1)
+        return SoftcapLoss.apply(x, self.embed.to(x.dtype), targets_BT.flatten(), self.cfg.logit_softcap)
 
 
 def overtone(w: Tensor) -> Tensor:
@@ -816,7 +875,7 @@ class Average:
 
 # --- 8. Scoring ---
 
-HEAD_ELEMENTS = 1 << 23  # logits computed at a time: 64 MiB in float64
+HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 
 
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
@@ -868,18 +927,21 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
         inside = np.concatenate([row * padded + np.arange(first - start, end - start) for row, (_, start, first, end) in enumerate(windows)])
         where = np.concatenate([offsets[s] + np.arange(first, end) for s, _, first, end in windows])
         target = np.concatenate([np.append(streams[s][first + 1 : end + 1], [PAD_ID] * (end == len(streams[s]))) for s, _, first, end in windows])
-        hidden, delta = model.hidden(torch.from_numpy(ids).to(rt.device))
-        inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (inside, where, target))
+        ids, inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (ids, inside, where, target))
+        scored, delta = model.hidden(ids, keep=inside)
         table[2, where_t] = delta.flatten()[inside].double()
-        scored = hidden.flatten(0, 1)[inside]
-        rows = max(1, HEAD_ELEMENTS // model.cfg.vocab_size)
+        rows = max(1, HEAD_ELEMENTS[rt.device.type] // model.cfg.vocab_size)
         for i in range(0, len(scored), rows):
             at = slice(i, i + rows)
-            log_p = torch.log_softmax(model.logits(scored[at]).double(), dim=-1)
-            table[0, where_t[at]] = -log_p.gather(1, target[at, None]).squeeze(1)
-            table[1, where_t[at]] = -(log_p.exp() * log_p).sum(-1)
-            hits = np.flatnonzero(np.isin(where[at], wanted))
-            probe_table[np.searchsorted(wanted, where[at][hits])] = log_p[hits]
+            z = model.logits(scored[at]).double()
+            z -= z.amax(-1, keepdim=True)
+            p = z.exp()
+            total = p.sum(-1)
+            log_total = total.log()
+            table[0, where_t[at]] = log_total - z.gather(1, target[at, None]).squeeze(1)
+            table[1, where_t[at]] = log_total - p.mul_(z).sum(-1) / total
+            if len(hits := np.flatnonzero(np.isin(where[at], wanted))):
+                probe_table[np.searchsorted(wanted, where[at][hits])] = z[hits] - log_total[hits, None]
     rt.all_reduce(table)  # disjoint slots, zeros elsewhere: the sum is exact
     rt.all_reduce(probe_table)
     results = []

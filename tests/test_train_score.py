@@ -71,7 +71,7 @@ def test_batched_scores_equal_the_reference_and_do_not_depend_on_batch_size():
 def test_head_chunking_changes_nothing(monkeypatch):
     model, stream = awake(BASE), np.random.default_rng(1).integers(1, 260, 100).astype(np.uint16)
     whole = tg.score_streams(model, [stream], BASE, tg.Runtime(), [[40]])[0]
-    monkeypatch.setattr(tg, "HEAD_ELEMENTS", 260 * 3)
+    monkeypatch.setitem(tg.HEAD_ELEMENTS, "cpu", 260 * 3)
     parts = tg.score_streams(model, [stream], BASE, tg.Runtime(), [[40]])[0]
     assert torch.allclose(whole.nll, parts.nll, atol=1e-10) and torch.allclose(whole.probes[40], parts.probes[40], atol=1e-10)
 
