@@ -53,8 +53,6 @@ class UserError(Exception):
 
 
 # --- 2. Config ---
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The committed defaults are the reference record. Switches are ints whose 0 means off."""
@@ -198,8 +196,6 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
 
 
 # --- 3. Runtime ---
-
-
 @dataclass(kw_only=True)
 class Runtime:
     """This process among its peers. Communication is skipped at world size 1; the mathematics is the same lines."""
@@ -264,12 +260,11 @@ class Runtime:
 
 
 def reuse_memory() -> None:
-    """On a CPU under glibc: freed blocks stay with the process and large ones lie on huge pages, so that a training step meets no page fault."""
+    """Freed blocks stay with the process and large ones lie on huge pages (glibc), so that a training step on a CPU meets no page fault."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     with contextlib.suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(-4, 0)  # M_MMAP_MAX: large blocks come from the heap too
-        libc.mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD: and the heap is not given back
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0), mallopt(-1, (1 << 31) - 1)  # M_MMAP_MAX: all from the heap; M_TRIM_THRESHOLD: none of it given back
 
 
 @contextlib.contextmanager
@@ -341,8 +336,6 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 # --- 4. Data ---
-
-
 def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
     """Read-only memory map, uint16 [num_tokens]. Raises UserError for a missing, truncated or foreign file or a token id >= vocab_size."""
     header_bytes = SHARD_HEADER_INTS * 4
@@ -407,24 +400,14 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
-    """Bytes that the tokens stand for, by the contest's byte table: a byte-fallback piece is 1 byte, a control piece 0, a leading U+2581 is the
-    space before the piece, which the tokenizer invents (its dummy prefix) right after a control token."""
+    """UTF-8 bytes that the tokens stand for: their text, document by document, as the tokenizer gives it back (the space that it invents before a
+    document's first piece is no byte). Ids 0..3 are control or unknown and stand for nothing."""
     if tokenizer is None:
-        return int((tokens >= 4).sum())  # byte260: ids 0..3 are control, the rest are bytes
-    import sentencepiece
+        return int((tokens >= 4).sum())  # byte260
+    from sentencepiece import SentencePieceProcessor
 
-    sp, total = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)), 0
-    pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
-    control = np.array([sp.is_control(i) or sp.is_unused(i) or sp.is_unknown(i) for i in range(len(pieces))])
-    space = np.array([piece.startswith("\u2581") for piece in pieces]) & ~control
-    text = [len(piece.removeprefix("\u2581").replace("\u2581", " ").encode()) for piece in pieces]
-    body = np.where(control, 0, [1 if sp.is_byte(i) else n for i, n in enumerate(text)])
-    dummy_prefix = sp.encode("a", out_type=str)[0].startswith("\u2581")
-    for start in range(0, len(tokens), 1 << 24):
-        ids = np.asarray(tokens[start : start + (1 << 24)])
-        previous = np.concatenate([tokens[start - 1 : start] if start else [BOS_ID], ids[:-1]]).astype(np.int64)
-        total += int(body[ids].sum() + (space[ids] & ~(control[previous] & dummy_prefix)).sum())
-    return total
+    sp, documents = SentencePieceProcessor(model_file=str(tokenizer)), np.split(tokens, np.flatnonzero(tokens == BOS_ID))
+    return sum(len(sp.decode(ids[ids > 3].tolist()).encode()) for ids in documents)
 
 
 def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
@@ -459,9 +442,9 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         val_tokens = np.concatenate(shards["val"])
         if len(val_tokens) < 2:
             raise UserError(f"{files['val'][0][0]}: expected at least 2 validation tokens, found {len(val_tokens)}; rebuild with more documents")
-        # bytes that depend on context are in the sidecar that `python -m data` counted; the table cannot know them
+        # bytes that depend on context are in the sidecar that `python -m data` counted; the tokenizer cannot know them
         if not in_context and (found := count_bytes(val_tokens[1:], tokenizer_path)) != counted:
-            raise UserError(f"{path}: expected {counted:,} validation bytes, found {found:,} by the byte table; rebuild the data set")
+            raise UserError(f"{path}: expected {counted:,} validation bytes, found {found:,} in their text; rebuild the data set")
     train, val = TokenStream(shards["train"]), TokenStream(shards["val"])
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
@@ -557,14 +540,14 @@ class Linear(nn.Linear):
         return F.linear(x, self.cast(x.dtype))
 
 
+@dataclass
 class Cache:
     """Generation state: keys and values per block visit, and the last token with its embedding for the bigram table and SmearGate."""
 
-    def __init__(self):
-        self.length = 0
-        self.last: tuple[Tensor, Tensor] | None = None  # ids [B, 1], embedding before the smear [B, 1, D]
-        self.kv: list[tuple[Tensor, Tensor]] = []
-        self.visit = 0
+    length: int = 0
+    last: tuple[Tensor, Tensor] | None = None  # ids [B, 1], embedding before the smear [B, 1, D]
+    kv: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    visit: int = 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends [B, T, G, K] to the current block visit's keys and values and returns all of them."""
@@ -631,44 +614,6 @@ class Block(nn.Module):
         return torch.addcmul(x, b, self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square()))
 
 
-def softcap_gradient(z: Tensor, targets: Tensor, cap: float, scale: float) -> Tensor:
-    """Cross-entropy, nats [n], of the logits cap tanh(z / cap); z [n, V] is overwritten with scale times its gradient."""
-    s = z.mul_(2 / cap).sigmoid_() if z.dtype != torch.bfloat16 else (z.float() * (2 / cap)).sigmoid()  # tanh(u) = 2 sigmoid(2u) - 1, far faster on a CPU
-    logits = s * (2 * cap)
-    logits -= logits.amax(-1, keepdim=True)
-    picked, p = logits.gather(1, targets[:, None]), logits.exp_()
-    total = p.sum(-1, keepdim=True)
-    p *= 4 * scale / total  # 1 - tanh^2 = 4 s (1 - s)
-    p.scatter_add_(1, targets[:, None], torch.full_like(total, -4 * scale))
-    z.copy_(torch.addcmul(s, s, s, value=-1).mul_(p))
-    return (total.log() - picked).squeeze(1)
-
-
-LOSS_ROWS = {"cpu": 256, "cuda": 16_384}  # of logits held at a time: on a CPU, as many as its cache holds
-
-
-class SoftcapLoss(torch.autograd.Function):
-    """Head, softcap and mean cross-entropy of x [N, D] and the embedding [V, D] in blocks of rows; the gradient is made on the way, so that
-    the logits [N, V] never exist as a whole."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
-        dx, dw, rows = torch.empty_like(x), torch.zeros_like(embed, dtype=torch.promote_types(embed.dtype, torch.float32)), LOSS_ROWS[x.device.type]
-        total = torch.zeros((), dtype=dw.dtype, device=x.device)
-        for part, dx_part, target in zip(x.split(rows), dx.split(rows), targets.split(rows), strict=True):
-            z = part @ embed.T
-            total += softcap_gradient(z, target, cap, 1 / len(x)).sum()
-            torch.mm(z, embed, out=dx_part)
-            dw += z.T @ part
-        ctx.save_for_backward(dx, dw.to(embed.dtype))
-        return total / len(x)
-
-    @staticmethod
-    def backward(ctx, scale: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        dx, dw = ctx.saved_tensors
-        return dx * scale.to(dx.dtype), dw * scale.to(dw.dtype), None, None
-
-
 class GPT(nn.Module):
     """The reference model: bigram-hash and smeared stem, pre-enrichment, U-Net of blocks, tied softcapped head."""
 
@@ -728,8 +673,7 @@ class GPT(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy, nats."""
-        x = self.hidden(ids_BT)[0].flatten(0, 1)
-        return SoftcapLoss.apply(x, self.embed.to(x.dtype), targets_BT.flatten(), self.cfg.logit_softcap)
+        return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
 
 
 def overtone(w: Tensor) -> Tensor:
@@ -739,7 +683,6 @@ def overtone(w: Tensor) -> Tensor:
 
 
 # --- 6. Optimizers ---
-
 PARAM_GROUPS: dict[str, Callable[[str, Tensor], bool]] = {
     "embed": lambda name, p: name in ("embed", "bigram"),
     "matrix": lambda name, p: p.ndim == 2 and name.endswith(".weight"),
@@ -846,8 +789,6 @@ def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
 
 
 # --- 7. Averaging ---
-
-
 class Average:
     """EMA of the weights on their own device, plus the mean of snapshots taken late in the warm-down (SWA, Izmailov et al. 2018)."""
 
@@ -874,7 +815,6 @@ class Average:
 
 
 # --- 8. Scoring ---
-
 HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 
 
@@ -1096,7 +1036,6 @@ def final_scores(scores: StreamScores, stream: np.ndarray, cfg: Config) -> tuple
 
 
 # --- 10. Export ---
-
 LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # symmetric: the symbols are -levels..levels
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -1177,9 +1116,6 @@ class Stored:
     values: Tensor
     scale: Tensor | None
     coded_bytes: float  # in the artifact; its scales, coded together with those of all tensors, at 2 bytes each
-
-    def weight(self) -> Tensor:
-        return self.values.float() if self.scale is None else self.values.float() * self.scale.float()[:, None]
 
     def entropy_bytes(self) -> float:
         return sum(map(entropy_bytes, byte_planes(self.values))) + (0 if self.scale is None else 2 * len(self.scale))
@@ -1284,7 +1220,8 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
             raise ValueError("its tensors are not those of its config")
         if (count := sum(map(math.prod, expected.values()))) > 1 << 30:
             raise ValueError(f"{count:,} parameters, which {SIZE_CAP_BYTES:,} bytes cannot hold")
-        state = {name: t.weight() for name, t in read_tensors(tensors, payload)}
+        stored = read_tensors(tensors, payload)
+        state = {name: t.values.float() if t.scale is None else t.values.float() * t.scale.float()[:, None] for name, t in stored}
         tokenizer_sha256 = str(header["tokenizer_sha256"])
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, struct.error, UserError) as error:
         raise UserError(f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it") from None
@@ -1301,8 +1238,6 @@ def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
 
 
 # --- 11. Training loop ---
-
-
 def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple[Tensor, Tensor]], rt: Runtime) -> Tensor:
     """Accumulates gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
     total = torch.zeros((), device=rt.device)
@@ -1347,7 +1282,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     started = time.perf_counter()
     warm_up(model, compute, optimizers, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
-    step, loss, started = 0, torch.zeros((), device=rt.device), rt.clock()
+    step, loss, val, started = 0, torch.zeros((), device=rt.device), dataset.val.read(0, len(dataset.val)), rt.clock()
     try:
         while True:
             elapsed = rt.agree(time.perf_counter() - started)
@@ -1356,8 +1291,10 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
             if step and (done or step <= 10 or step % cfg.log_every == 0):
                 log_step(step, loss, lr_scale, elapsed, cfg, rt)
             if cfg.val_every and (done or step % cfg.val_every == 0):
-                pause = rt.clock()
-                log_validation(model, dataset, step, pause - started, cfg, rt)
+                pause = rt.clock()  # non-overlapping windows: cheaper and a little worse than the final sliding score
+                nll = score_streams(model, [val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
+                loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
+                rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")
                 started += rt.clock() - pause  # validation is not training time
             if done:
                 break
@@ -1378,24 +1315,16 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
 
 def log_step(step: int, loss: Tensor, lr_scale: float, elapsed: float, cfg: Config, rt: Runtime) -> None:
     mean_loss = rt.all_reduce(loss.clone()).item() / rt.world_size
-    left = (cfg.iterations - step) * elapsed / step
-    left = min(left, cfg.train_seconds - elapsed) if cfg.train_seconds > 0 else left
+    if not math.isfinite(mean_loss):
+        raise UserError(f"training: expected a finite loss, found {mean_loss} at step {step}; the run has diverged, lower the learning rates")
+    left = min((cfg.iterations - step) * elapsed / step, cfg.train_seconds - elapsed if cfg.train_seconds > 0 else math.inf)
     rt.log(
         f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms "
         f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f} left:{max(0.0, left):.0f}s"
     )
 
 
-def log_validation(model: GPT, dataset: Dataset, step: int, elapsed: float, cfg: Config, rt: Runtime) -> None:
-    """Non-overlapping windows of the current weights: cheaper and a little worse than the final sliding score."""
-    nll = score_streams(model, [dataset.val.read(0, len(dataset.val))], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
-    loss, bpb = nll.mean().item(), nll.sum().item() / math.log(2) / dataset.val_bytes
-    rt.log(f"step:{step}/{cfg.iterations} val_loss:{loss:.4f} val_bpb:{bpb:.4f} train_time:{1000 * elapsed:.0f}ms")
-
-
 # --- 12. Commands ---
-
-
 def command_train(argv: Sequence[str], rt: Runtime) -> None:
     """parse -> train -> average -> export -> reload the artifact from disk -> score -> result line."""
     cfg, config_lines = parse_config(argv, dict(os.environ))

@@ -5,10 +5,10 @@ import dataclasses
 import json
 import os
 import platform
+import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -86,7 +86,7 @@ def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whol
             rt.pace()
     whole = (rt.clock() - started) / whole_steps
     loader.pool.shutdown()
-    peak = torch.cuda.max_memory_allocated() if rt.device.type == "cuda" else __import__("resource").getrusage(0).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if rt.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     medians = {name: statistics.median(seconds) for name, seconds in pieces.items()}
     return {"pieces_s": medians, "step_s": whole, "first_two_steps_s": first, "losses": losses, "peak_bytes": peak}
 
@@ -107,7 +107,14 @@ def measure_scoring(side: str, cfg: tg.Config, rt: tg.Runtime, tokens: int) -> d
     seconds, nats = timed(rt, run)
     windows = tg.plan_windows(tokens - 1, cfg.eval_seq_len, cfg.eval_stride)
     window_tokens = sum(end - start for start, _, end in windows)
-    return {"tokens": tokens, "first_s": first, "seconds": seconds, "nats": nats, "tokens_per_s": tokens / seconds, "window_tokens_per_s": window_tokens / seconds}
+    return {
+        "tokens": tokens,
+        "first_s": first,
+        "seconds": seconds,
+        "nats": nats,
+        "tokens_per_s": tokens / seconds,
+        "window_tokens_per_s": window_tokens / seconds,
+    }
 
 
 def measure_artifact(cfg: tg.Config, rt: tg.Runtime, path: Path | None) -> dict:
@@ -116,8 +123,7 @@ def measure_artifact(cfg: tg.Config, rt: tg.Runtime, path: Path | None) -> dict:
     if path is not None:
         model, cfg, _ = tg.load_artifact(path, tg.Runtime())
         # an artifact keeps what scoring needs; the formats it was exported in are those of its tensors
-        header, payload = tg.read_header(path.read_bytes(), str(path))
-        formats = {name: fmt for name, _, fmt in json.loads(header)["tensors"]}
+        formats = {name: fmt for name, _, fmt in json.loads(tg.read_header(path.read_bytes(), str(path))[0])["tensors"]}
         cfg = dataclasses.replace(cfg, matrix_format=formats["blocks.0.fc.weight"], embed_format=formats["embed"], control_format=formats["smear"])
     else:
         model = tg.GPT(cfg)
@@ -162,7 +168,9 @@ def summary(training: dict[str, list[dict]], scoring: dict[str, list[dict]], cfg
             "peak_mib": max(run["peak_bytes"] for run in runs) / 2**20,
         }
         runs = scoring[side]
-        out["scoring"][side] = {key: statistics.median(run[key] for run in runs) for key in ("first_s", "seconds", "tokens_per_s", "window_tokens_per_s", "nats")}
+        out["scoring"][side] = {
+            key: statistics.median(run[key] for run in runs) for key in ("first_s", "seconds", "tokens_per_s", "window_tokens_per_s", "nats")
+        }
         out["scoring"][side]["utilisation"] = forward_flops * out["scoring"][side]["window_tokens_per_s"] / peak
     a, b = (training[side][0]["losses"] for side in SIDES)
     out["training"]["speedup"] = out["training"]["plain"]["step_ms"] / out["training"]["ours"]["step_ms"]
@@ -236,8 +244,10 @@ def main(kind: str, doc: str, cfg_flags: list[str], steps: int, whole_steps: int
         runs[part][side].append(child(args, part, side))
     result = summary(runs["training"], runs["scoring"], cfg, peak) | {"artifact": artifact}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-    device = torch.cuda.get_device_name() if kind == "cuda" else next(
-        (x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), platform.processor()
+    device = (
+        torch.cuda.get_device_name()
+        if kind == "cuda"
+        else next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), platform.processor())
     )
     result["environment"] = {"device": device, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(), "commit": commit}
     result["config"] = {"flags": " ".join([*cfg_flags, args.flags]).strip(), "batch_tokens": cfg.train_batch_tokens, "peak_flops": peak}

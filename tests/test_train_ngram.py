@@ -90,7 +90,12 @@ def reference_mix(stream: np.ndarray, log_p: np.ndarray, scores: tg.StreamScores
                 escape = tg.NGRAM_ESCAPE * len(table)
                 chain, order, distinct = (counts + escape * chain) / (counts.sum() + escape), n, len(table)
         recent = sum(leads[-tg.GATE_WINDOW :]) / tg.GATE_WINDOW
-        features = ((recent, tg.RECENT_EDGES), (float(scores.entropy[i]), tg.ENTROPY_EDGES), (float(scores.confidence[i]), tg.CONFIDENCE_EDGES), (distinct, tg.CONTINUATION_EDGES))
+        features = (
+            (recent, tg.RECENT_EDGES),
+            (float(scores.entropy[i]), tg.ENTROPY_EDGES),
+            (float(scores.confidence[i]), tg.CONFIDENCE_EDGES),
+            (distinct, tg.CONTINUATION_EDGES),
+        )
         bucket = (order, *(int(np.searchsorted(edges, value, side="left")) for value, edges in features))
         weight = np.exp(earned[bucket] - earned[bucket].max())
         alpha = grid @ (weight / weight.sum())
