@@ -361,8 +361,7 @@ class TokenStream:
     """The shards of one split, in name order, as one sequence."""
 
     def __init__(self, shards: Sequence[np.ndarray]):
-        self.shards = list(shards)
-        self.starts = np.cumsum([0] + [len(s) for s in self.shards])
+        self.shards, self.starts = list(shards), np.cumsum([0] + [len(s) for s in shards])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -406,7 +405,10 @@ def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
         return int((tokens >= 4).sum())  # byte260
     from sentencepiece import SentencePieceProcessor
 
-    sp, documents = SentencePieceProcessor(model_file=str(tokenizer)), np.split(tokens, np.flatnonzero(tokens == BOS_ID))
+    try:
+        sp, documents = SentencePieceProcessor(model_file=str(tokenizer)), np.split(tokens, np.flatnonzero(tokens == BOS_ID))
+    except RuntimeError:
+        raise UserError(f"{tokenizer}: expected a SentencePiece model, found something else; rebuild the data set with `python -m data`") from None
     return sum(len(sp.decode(ids[ids > 3].tolist()).encode()) for ids in documents)
 
 
@@ -417,16 +419,16 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
     try:
         raw = path.read_bytes()
         manifest = json.loads(raw)
+        json.dumps(manifest, ensure_ascii=False).encode()  # half of a surrogate pair is no text, and no log could hold it
         tokenizer, splits = manifest["tokenizer"], manifest["splits"]
-        files = {name: [(folder / f["name"], f["tokens"], f["sha256"]) for f in splits[name]["files"]] for name in ("train", "val")}
+        files = {name: [(folder / f["name"], int(f["tokens"]), str(f["sha256"])) for f in splits[name]["files"]] for name in ("train", "val")}
         corpus, version, source_bytes = manifest["corpus"], manifest["version"], splits["val"]["source_bytes"]
-        vocab_size, counted, in_context = tokenizer["vocab_size"], splits["val"].get("counted_bytes", source_bytes), bool(splits["val"].get("byte_files"))
+        vocab_size, counted, in_context = tokenizer["vocab_size"], int(splits["val"].get("counted_bytes", source_bytes)), bool(splits["val"].get("byte_files"))
         identity = {name: tokenizer.get(name) if tokenizer["kind"] == "bytes" else tokenizer[name] for name in ("kind", "file", "sha256")}
-        xz = splits["val"].get("xz_bytes")
-        xz_line = f" xz_bpb:{8 * xz / source_bytes:.4f}" if xz else ""
+        xz_line = f" xz_bpb:{8 * xz / source_bytes:.4f}" if (xz := splits["val"].get("xz_bytes")) else ""
     except OSError as error:
         raise UserError(f"{path}: expected a data set's manifest, found {error.strerror}; build one with `python -m data docs`") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: expected the manifest that `python -m data` writes, found {type(error).__name__} {error}; rebuild the data set") from None
     if empty := [name for name, entries in files.items() if not entries]:
         raise UserError(f"{path}: expected at least one {empty[0]} shard, found none; rebuild the data set with more documents")
@@ -449,10 +451,10 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
     line = (
-        f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{tokenizer['sha256']} train_tokens:{len(train)} "
+        f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{identity['sha256']} train_tokens:{len(train)} "
         f"val_tokens:{len(val)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
     )
-    return Dataset(train, val, counted, tokenizer["sha256"], line)
+    return Dataset(train, val, counted, identity["sha256"], line)
 
 
 class Loader:
@@ -860,6 +862,7 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
     wanted = np.unique([offsets[s] + i for s, positions in enumerate(probes) for i in positions]).astype(np.int64)
     table = torch.zeros(3, int(offsets[-1]), dtype=torch.float64, device=rt.device)  # nll, entropy, confidence
     probe_table = torch.zeros(len(wanted), model.cfg.vocab_size, dtype=torch.float64, device=rt.device)
+    rows = max(1, HEAD_ELEMENTS[rt.device.type] // model.cfg.vocab_size)
     for padded, windows in plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size]:
         ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
         for row, (s, start, _, end) in enumerate(windows):
@@ -870,13 +873,11 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
         ids, inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (ids, inside, where, target))
         scored, delta = model.hidden(ids, keep=inside)
         table[2, where_t] = delta.flatten()[inside].double()
-        rows = max(1, HEAD_ELEMENTS[rt.device.type] // model.cfg.vocab_size)
         for i in range(0, len(scored), rows):
             at = slice(i, i + rows)
             z = model.logits(scored[at]).double()
             z -= z.amax(-1, keepdim=True)
-            p = z.exp()
-            total = p.sum(-1)
+            total = (p := z.exp()).sum(-1)
             log_total = total.log()
             table[0, where_t[at]] = log_total - z.gather(1, target[at, None]).squeeze(1)
             table[1, where_t[at]] = log_total - p.mul_(z).sum(-1) / total
@@ -1053,8 +1054,7 @@ def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor,
     """Symbols int8 [R, C] and scales bfloat16 [R]: per row the clip among 16 fractions of its largest weight with the least squared error.
     The symbols are computed against the rounded scale, so its 8 bits of precision cost nothing. coarsen > 1 widens every step: fewer bits."""
     largest = w.abs().amax(-1)
-    best_error = torch.full_like(largest, math.inf)
-    best_scale = torch.ones_like(largest)
+    best_error, best_scale = torch.full_like(largest, math.inf), torch.ones_like(largest)
     for fraction in torch.linspace(0.4, 1.0, 16).tolist():
         scale = (largest * fraction / levels).bfloat16().float()
         scale = torch.where(scale > 0, scale, 1.0)

@@ -431,7 +431,7 @@ def reproduction(submission: Submission, folder: Path) -> str:
     for override in s.config.overrides:
         name, _, value = override.partition("=")
         settings.append(f"--{name.replace('_', '-')} {shlex.quote(value)}")
-    slug = folder.name.split("_", 1)[1]
+    slug = folder.name.partition("_")[2] or folder.name
     lines = [f"python -m data {s.data.corpus}"]
     options = " ".join([*settings, f"--data-dir data/datasets/{s.data.dataset}"])
     seeds = " ".join(map(str, s.seeds))
