@@ -697,8 +697,7 @@ def partition(model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]],
     claims = {n: [g for g, claim in rules.items() if claim(n, p)] for n, p in model.named_parameters()}
     if bad := {n: c for n, c in claims.items() if len(c) != 1}:
         raise ValueError(f"{what}: every parameter needs exactly one rule, found {bad}")
-    parameters = dict(model.named_parameters())
-    return {g: {n: parameters[n] for n, c in claims.items() if c == [g]} for g in rules}
+    return {g: {n: p for n, p in model.named_parameters() if claims[n] == [g]} for g in rules}
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
@@ -770,8 +769,7 @@ class Optimizers:
             p.grad = None
 
     def reset(self) -> None:
-        for buffer in self.muon.momenta:
-            buffer.zero_()
+        torch._foreach_zero_(self.muon.momenta)
         self.adam.state.clear()
 
 
@@ -1490,7 +1488,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         with runtime(dict(os.environ)) as rt:
             COMMANDS[command](rest, rt)
-    except (UserError, OSError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
+    except (UserError, OSError, RuntimeError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
+        if isinstance(error, RuntimeError) and "by peer" not in str(error):  # the other RuntimeError: a rank died, gloo's text names its address
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
