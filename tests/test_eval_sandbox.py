@@ -193,6 +193,16 @@ def test_output_files_are_bounded(mechanism):
     assert outcome.returncode == 1 and "No space left" in outcome.why()
 
 
+@pytest.mark.parametrize("mechanism", ANY)
+def test_many_outputs_are_fine_where_they_are_expected(mechanism):
+    """A full audit scores some ten thousand streams in one run."""
+    names = tuple(f"{i}.npy" for i in range(10_500))
+    code = "import sys\nfor i in range(10_500):\n    open(f'{sys.argv[2]}/{i}.npy', 'w').close()\n"
+    outcome = run(code, mechanism, collect=names)
+    assert outcome.ok and outcome.problems == [] and len(outcome.files) == len(names)
+    assert run(code, mechanism, collect=names[:400]).problems == ["more than 10400 output files"]
+
+
 @pytest.mark.parametrize("kind", ["symbolic link", "named pipe", "folder"])
 @pytest.mark.parametrize("mechanism", ANY)
 def test_output_that_is_no_file_is_not_followed(mechanism, kind):

@@ -137,9 +137,9 @@ def test_xsa_removes_the_own_value():
     rotary = tg.rotary_tables(torch.arange(1), 8, 1e4)
     x = torch.randn(1, 1, 32, dtype=torch.float64)
     with torch.no_grad():
-        assert attention(x, rotary, None).abs().max() < 1e-12
+        assert attention(x, rotary, None, None).abs().max() < 1e-12
         attention.xsa = False
-        assert attention(x, rotary, None).abs().max() > 1e-3
+        assert attention(x, rotary, None, None).abs().max() > 1e-3
 
 
 @settings(max_examples=10, deadline=None, suppress_health_check=list(HealthCheck))

@@ -32,7 +32,7 @@ PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_S
 POLL_MS = 100
 LEAVING_S = 1.0  # for helpers that end when they see their parent gone, as multiprocessing's resource tracker
 MAX_EVENTS, MAX_EVENT_BYTES = 20_000, 1_000
-MAX_LISTED = 10_000
+MAX_LISTED = 10_000  # files and folders beside the expected outputs
 
 
 def check(code: int, what: str) -> None:
@@ -324,7 +324,7 @@ def supervise(config: dict, result: int) -> int:
     reap(done)
     events.drain(fifo)
     status, usage = done.get(child, (signal.SIGKILL, None))
-    listing, problems = list_outputs(config["out"])
+    listing, problems = list_outputs(config["out"], len(config["collect"]) + MAX_LISTED)
     files = collectable(config["out"], config["collect"])
     header = {
         "returncode": os.waitstatus_to_exitcode(status),
@@ -343,7 +343,7 @@ def supervise(config: dict, result: int) -> int:
     return 0
 
 
-def list_outputs(out: str) -> tuple[list[str], list[str]]:
+def list_outputs(out: str, limit: int) -> tuple[list[str], list[str]]:
     """Names below the output folder, and what is no plain file there."""
     listing, problems = [], []
     for folder, names, files in os.walk(out):
@@ -354,8 +354,8 @@ def list_outputs(out: str) -> tuple[list[str], list[str]]:
             if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
                 kind = "a symbolic link" if stat.S_ISLNK(mode) else "neither a file nor a folder"
                 problems.append(f"output {os.path.relpath(path, out)} is {kind}")
-            if len(listing) >= MAX_LISTED:
-                return listing, [*problems, f"more than {MAX_LISTED} output files"]
+            if len(listing) > limit:
+                return listing, [*problems, f"more than {limit} output files"]
     return listing, problems
 
 
