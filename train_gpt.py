@@ -57,7 +57,6 @@ class UserError(Exception):
 class Config:
     """The committed defaults are the reference record. Switches are ints whose 0 means off."""
 
-    # run
     data_dir: str = "data/datasets/fineweb10B_sp1024"
     out: str = "runs/train"
     seed: int = 1337
@@ -120,8 +119,7 @@ class Config:
     ngram_order: int = 12  # longest n-gram mixed in; 0 = the neural model alone
 
 
-# One name, one line of flags. docs_cpu is sized by step count, not by the clock, so that its score is reproducible.
-PRESETS = {
+PRESETS = {  # docs_cpu is sized by step count, not by the clock, so that its score is reproducible
     "reference": "",
     "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 "
     "--mlp-hidden 384 --pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 "
@@ -260,11 +258,11 @@ class Runtime:
 
 
 def reuse_memory() -> None:
-    """Freed blocks stay with the process and large ones lie on huge pages (glibc), so that a training step on a CPU meets no page fault."""
+    """Under glibc, freed blocks stay with the process (up to 2 GiB) and large ones lie on huge pages: a steady step on a CPU meets no page fault."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
-    with contextlib.suppress(OSError, AttributeError):
+    with contextlib.suppress(OSError, AttributeError, TypeError):
         mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0), mallopt(-1, (1 << 31) - 1)  # M_MMAP_MAX: all from the heap; M_TRIM_THRESHOLD: none of it given back
+        mallopt(-4, 0), mallopt(-1, (1 << 31) - 1)  # M_MMAP_MAX: all from the heap; M_TRIM_THRESHOLD
 
 
 @contextlib.contextmanager
@@ -399,17 +397,23 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
-    """UTF-8 bytes that the tokens stand for: their text, document by document, as the tokenizer gives it back (the space that it invents before a
-    document's first piece is no byte). Ids 0..3 are control or unknown and stand for nothing."""
+    """Bytes that the tokens stand for, by the contest's byte table: a byte-fallback piece is 1 byte, a control piece 0, a leading U+2581 is the
+    space before the piece, which the tokenizer invents (its dummy prefix) right after a control token."""
     if tokenizer is None:
-        return int((tokens >= 4).sum())  # byte260
+        return int((tokens >= 4).sum())  # byte260: ids 0..3 are control, the rest are bytes
     from sentencepiece import SentencePieceProcessor
 
     try:
-        sp, documents = SentencePieceProcessor(model_file=str(tokenizer)), np.split(tokens, np.flatnonzero(tokens == BOS_ID))
+        sp = SentencePieceProcessor(model_file=str(tokenizer))
     except RuntimeError:
         raise UserError(f"{tokenizer}: expected a SentencePiece model, found something else; rebuild the data set with `python -m data`") from None
-    return sum(len(sp.decode(ids[ids > 3].tolist()).encode()) for ids in documents)
+    pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
+    control = np.array([sp.is_control(i) or sp.is_unused(i) or sp.is_unknown(i) for i in range(len(pieces))])
+    space = np.array([piece.startswith("\u2581") for piece in pieces]) & ~control
+    text = [1 if sp.is_byte(i) else len(piece.removeprefix("\u2581").replace("\u2581", " ").encode()) for i, piece in enumerate(pieces)]
+    invented = control & sp.encode("a", out_type=str)[0].startswith("\u2581")  # the space after these
+    previous = np.concatenate([np.array([BOS_ID], tokens.dtype), tokens[:-1]])
+    return int(np.where(control, 0, text)[tokens].sum() + (space[tokens] & ~invented[previous]).sum())
 
 
 def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
@@ -421,10 +425,11 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         manifest = json.loads(raw)
         json.dumps(manifest, ensure_ascii=False).encode()  # half of a surrogate pair is no text, and no log could hold it
         tokenizer, splits = manifest["tokenizer"], manifest["splits"]
-        files = {name: [(folder / f["name"], int(f["tokens"]), str(f["sha256"])) for f in splits[name]["files"]] for name in ("train", "val")}
+        files = {name: [(folder / f["name"], int(f"{f['tokens']:d}"), str(f["sha256"])) for f in splits[name]["files"]] for name in ("train", "val")}
         corpus, version, source_bytes = manifest["corpus"], manifest["version"], splits["val"]["source_bytes"]
-        vocab_size, counted, in_context = tokenizer["vocab_size"], int(splits["val"].get("counted_bytes", source_bytes)), bool(splits["val"].get("byte_files"))
-        identity = {name: tokenizer.get(name) if tokenizer["kind"] == "bytes" else tokenizer[name] for name in ("kind", "file", "sha256")}
+        vocab_size, in_context = tokenizer["vocab_size"], bool(splits["val"].get("byte_files"))
+        counted = int(f"{splits['val'].get('counted_bytes', source_bytes):d}")  # 5.0 and "5" are no counts
+        identity = {name: str(tokenizer[name]) for name in ("kind", "file", "sha256")}
         xz_line = f" xz_bpb:{8 * xz / source_bytes:.4f}" if (xz := splits["val"].get("xz_bytes")) else ""
     except OSError as error:
         raise UserError(f"{path}: expected a data set's manifest, found {error.strerror}; build one with `python -m data docs`") from None
@@ -444,9 +449,9 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         val_tokens = np.concatenate(shards["val"])
         if len(val_tokens) < 2:
             raise UserError(f"{files['val'][0][0]}: expected at least 2 validation tokens, found {len(val_tokens)}; rebuild with more documents")
-        # bytes that depend on context are in the sidecar that `python -m data` counted; the tokenizer cannot know them
+        # bytes that depend on context are in the sidecar that `python -m data` counted; the table cannot know them
         if not in_context and (found := count_bytes(val_tokens[1:], tokenizer_path)) != counted:
-            raise UserError(f"{path}: expected {counted:,} validation bytes, found {found:,} in their text; rebuild the data set")
+            raise UserError(f"{path}: expected {counted:,} validation bytes, found {found:,} by the byte table; rebuild the data set")
     train, val = TokenStream(shards["train"]), TokenStream(shards["val"])
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
@@ -602,7 +607,6 @@ class Block(nn.Module):
         self.fc = Linear(cfg.model_dim, cfg.mlp_hidden)
         self.proj = Linear(cfg.mlp_hidden, cfg.model_dim, zero_init=True)
         self.slope = cfg.mlp_negative_slope
-        # phase init: early blocks read the stem, late blocks the stream
         keep = 1 / (1 + math.exp(-3 * (layer / max(1, cfg.num_layers - 1) - 0.5))) if cfg.phase_init else 1.0
         self.mix = nn.Parameter(torch.tensor([[keep], [1 - keep]]).repeat(1, cfg.model_dim))
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
@@ -820,9 +824,7 @@ HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a ca
 
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
-    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut. Raises ValueError."""
-    if not 1 <= stride <= seq_len:
-        raise ValueError(f"stride must be in 1..{seq_len}, got {stride}")
+    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut."""
     windows, scored = [], 0
     while scored < num_positions:
         full_end = seq_len if scored == 0 else scored + stride
@@ -929,11 +931,10 @@ def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tu
     group, ends = torch.sort(tokens_N.to(torch.int32), stable=True)
     ends = ends.to(torch.int32)
     for n in range(2, n_max + 1):
-        # no count crosses the edge of a block of whole groups, and the sort of a block stays in cache
         if not len(ends):
             return
         cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()
-        groups, longer = [group[:0]], [ends[:0]]
+        groups, longer = [group[:0]], [ends[:0]]  # no count crosses the edge of a block of whole groups; its sort stays in cache
         for lo, hi in itertools.pairwise([*cuts, len(ends)]):
             at, ids = ends[lo:hi].long(), group[lo:hi] - group[lo]
             target = next_N.index_select(0, at)
@@ -1068,10 +1069,10 @@ def byte_planes(t: Tensor) -> list[np.ndarray]:
     return list(t.contiguous().view(torch.uint8).view(-1, t.element_size()).T.contiguous().numpy())
 
 
-def entropy_bytes(plane: np.ndarray) -> float:
-    """Zero-order entropy: what no coder of independent symbols can beat."""
-    n = np.bincount(plane)
-    return float(-(n[n > 0] * np.log2(n[n > 0] / n.sum())).sum() / 8)
+def entropy_bytes(tensors: Iterable[Tensor]) -> float:
+    """Zero-order entropy of their byte planes: what no coder of independent symbols can beat."""
+    counts = [n[n > 0] for t in tensors for n in map(np.bincount, byte_planes(t))]
+    return sum(float(-(n * np.log2(n / n.sum())).sum() / 8) for n in counts)
 
 
 def encode(plane: np.ndarray) -> bytes:
@@ -1079,7 +1080,7 @@ def encode(plane: np.ndarray) -> bytes:
     are stored as they are; bitmap of the values that occur; a frequency u16 for each; the coder's u32 words."""
     counts = np.bincount(plane, minlength=256)
     present = counts > 0
-    frequencies = np.maximum(1, np.round(counts[present] * (65_535 / counts.max()))).astype("<u2")
+    frequencies = np.maximum(1, np.round(counts[present] * (65_535 / max(1, counts.max())))).astype("<u2")
     coder = constriction.stream.stack.AnsCoder()
     if len(frequencies) > 1:
         model = constriction.stream.model.Categorical(frequencies / frequencies.sum(dtype=np.int64), perfect=False)
@@ -1096,48 +1097,41 @@ def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
         raise ValueError(f"a tensor ends at byte {end} of a payload of {len(data)}")
     if not coded_bytes:
         return np.frombuffer(data[at:end], np.uint8), end
-    values = np.flatnonzero(np.unpackbits(np.frombuffer(data[at : at + 32], np.uint8))).astype(np.uint8)
-    frequencies, words = np.frombuffer(data[at + 32 : (words_at := at + 32 + 2 * len(values))], "<u2"), np.frombuffer(data[words_at:end], "<u4")
-    if not len(values) or len(frequencies) != len(values) or not frequencies.all():
+    values = np.flatnonzero(np.unpackbits(np.frombuffer(data[at:end][:32], np.uint8))).astype(np.uint8)
+    coded = np.frombuffer(data[at + 32 : end], "<u2")
+    frequencies, words = coded[: len(values)], coded[len(values) :].tobytes()
+    if not len(values) or len(frequencies) != len(values) or not frequencies.all() or (len(values) == 1 and words):
         raise ValueError("a tensor's table of frequencies is damaged")
     if len(values) == 1:
         return np.full(size, values[0]), end
     model = constriction.stream.model.Categorical(frequencies / frequencies.sum(dtype=np.int64), perfect=False)
-    return values[constriction.stream.stack.AnsCoder(words.astype(np.uint32)).decode(model, size)], end
+    coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    plane = values[coder.decode(model, size)]
+    if not coder.is_empty():
+        raise ValueError("a tensor has more words than symbols")
+    return plane, end
 
 
-@dataclass
-class Stored:
-    """A tensor as the artifact holds it: integer symbols with a bfloat16 scale per row, or floats."""
-
-    format: str
-    values: Tensor
-    scale: Tensor | None
-    coded_bytes: float  # in the artifact; its scales, coded together with those of all tensors, at 2 bytes each
-
-    def entropy_bytes(self) -> float:
-        return sum(map(entropy_bytes, byte_planes(self.values))) + (0 if self.scale is None else 2 * len(self.scale))
+Stored = tuple[str, list[Tensor], int]  # format; integer symbols and a bfloat16 scale per row, or floats alone; bytes in the artifact
 
 
 def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, Stored]]:
     """The artifact's bytes, and its tensors.
     Layout: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
-    Payload: byte planes of all row scales, then of every tensor's values in header order, each plane by `encode`."""
+    Payload: in header order, the byte planes of every tensor's values and then of its row scales, each plane by `encode`."""
     stored, payload, parameters = {}, [], dict(model.named_parameters())
     for name, fmt in export_formats(model, cfg).items():
-        w, scale = parameters[name].detach().float(), None
+        w = parameters[name].detach().float()
         if not torch.isfinite(w).all():
             raise UserError(f"export: expected finite weights, found NaN or infinity in {name}; the run has diverged, lower the learning rates")
-        if fmt == "fp16" and float(w.abs().max()) > 65_504:
-            raise UserError(f"export: expected {name} within fp16's range, found {float(w.abs().max()):.4g}; store it as fp32")
-        values, scale = (t.cpu() for t in quantize_rows(w, LEVELS[fmt], coarsen)) if fmt in LEVELS else (w.to(FLOAT_TYPES[fmt]).cpu(), None)
-        payload += (coded := [encode(plane) for plane in byte_planes(values)])
-        stored[name] = Stored(fmt, values, scale, sum(map(len, coded)) + (0 if scale is None else 2 * len(scale)))
-    if scales := [t.scale for t in stored.values() if t.scale is not None]:
-        payload = [encode(plane) for plane in byte_planes(torch.cat(scales))] + payload
+        if fmt == "fp16" and (largest := float(w.abs().amax()) if w.numel() else 0) > 65_504:
+            raise UserError(f"export: expected {name} within fp16's range, found {largest:.4g}; store it as fp32")
+        tensors = [t.cpu() for t in (quantize_rows(w, LEVELS[fmt], coarsen) if fmt in LEVELS else [w.to(FLOAT_TYPES[fmt])])]
+        payload.append(b"".join(encode(plane) for t in tensors for plane in byte_planes(t)))
+        stored[name] = fmt, tensors, len(payload[-1])
     payload = b"".join(payload)
     header = {"config": {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS}, "tokenizer_sha256": tokenizer_sha256}
-    header["tensors"] = [[name, list(t.values.shape), t.format] for name, t in stored.items()]
+    header["tensors"] = [[name, list(tensors[0].shape), fmt] for name, (fmt, tensors, _) in stored.items()]
     header = json.dumps(header, separators=(",", ":")).encode()
     body = ARTIFACT_MAGIC + struct.pack("<IIQ", ARTIFACT_VERSION, len(header), len(payload)) + header + payload
     return body + hashlib.sha256(body).digest(), stored
@@ -1152,11 +1146,11 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_byt
         data, stored = pack(model, cfg, tokenizer_sha256, coarsen)
         excess = len(data) - limit
         if excess <= 0:
-            bound = sum(t.entropy_bytes() for t in stored.values())
-            rt.log(f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} entropy_bound_bytes:{bound:.0f} over_bound:{len(data) / bound:.5f}")
+            bound = sum(entropy_bytes(tensors) for _, tensors, _ in stored.values())
+            rt.log(f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} entropy_bound_bytes:{bound:.0f}")
             return data
         if not cfg.fit_cap or coarsen > 4 or not quantised:
-            heaviest = ", ".join(f"{n} {t.coded_bytes:,.0f}" for n, t in sorted(stored.items(), key=lambda item: -item[1].coded_bytes)[:5])
+            heaviest = ", ".join(f"{n} {t[2]:,}" for n, t in sorted(stored.items(), key=lambda item: -item[1][2])[:5])
             raise UserError(
                 f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {len(data) + code_bytes:,}, {excess:,} over; "
                 f"heaviest tensors (bytes): {heaviest}; use a smaller format, a smaller model or --fit-cap 1"
@@ -1178,9 +1172,9 @@ def read_header(data: bytes, where: str) -> tuple[bytes, memoryview]:
     return data[start : start + header_bytes], memoryview(data)[start + header_bytes : -32]
 
 
-def read_tensors(tensors: list[tuple[str, list[int], str]], payload: memoryview) -> Iterator[tuple[str, Stored]]:
+def read_tensors(entries: list[tuple[str, list[int], str]], payload: memoryview) -> dict[str, Stored]:
     """What `pack` wrote, by name. Raises ValueError, struct.error."""
-    at = 0
+    at, stored = 0, {}
 
     def take(dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
         nonlocal at
@@ -1188,16 +1182,15 @@ def read_tensors(tensors: list[tuple[str, list[int], str]], payload: memoryview)
         for _ in range(dtype.itemsize):
             plane, at = decode(payload, at, math.prod(shape))
             planes.append(plane)
-        return torch.from_numpy(np.stack(planes, -1)).view(dtype).view(*shape)
+        return torch.from_numpy(np.stack(planes, -1).reshape(-1)).view(dtype).view(*shape)
 
-    rows = [shape[0] for _, shape, fmt in tensors if fmt in LEVELS]
-    scales = iter(take(torch.bfloat16, (sum(rows),)).split(rows)) if rows else iter(())
-    for name, shape, fmt in tensors:
-        start, scale = at, next(scales) if fmt in LEVELS else None
-        values = take(torch.int8 if fmt in LEVELS else FLOAT_TYPES[fmt], shape)
-        yield name, Stored(fmt, values, scale, at - start + (0 if scale is None else 2 * len(scale)))
+    for name, shape, fmt in entries:
+        start, quantised = at, [(torch.int8, shape), (torch.bfloat16, shape[:1])]
+        tensors = [take(*what) for what in (quantised if fmt in LEVELS else [(FLOAT_TYPES[fmt], shape)])]
+        stored[name] = fmt, tensors, at - start
     if at != len(payload):
         raise ValueError(f"its payload has {len(payload) - at} bytes too many")
+    return stored
 
 
 def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
@@ -1214,16 +1207,28 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
             model = GPT(cfg)
         expected = {n: list(p.shape) for n, p in model.named_parameters()}
         tensors = [(str(name), list(shape), str(fmt)) for name, shape, fmt in header["tensors"]]
-        if {n: s for n, s, _ in tensors} != expected or len(tensors) != len(expected):
+        if {n: s for n, s, _ in tensors} != expected or len(tensors) != len(expected) or any(f in LEVELS and len(s) != 2 for _, s, f in tensors):
             raise ValueError("its tensors are not those of its config")
-        if (count := sum(map(math.prod, expected.values()))) > 1 << 30:
-            raise ValueError(f"{count:,} parameters, which {SIZE_CAP_BYTES:,} bytes cannot hold")
+        if (count := sum(map(math.prod, expected.values()))) > 1 << 28:  # a few bytes may claim to hold any number of equal ones
+            raise ValueError(f"{count:,} parameters, more than twice as many as {SIZE_CAP_BYTES:,} bytes have bits")
         stored = read_tensors(tensors, payload)
-        state = {name: t.values.float() if t.scale is None else t.values.float() * t.scale.float()[:, None] for name, t in stored}
+        state = {name: t[0].float() * t[1].float()[:, None] if t[1:] else t[0].float() for name, (_, t, _) in stored.items()}
+        model.load_state_dict(state, assign=True)
         tokenizer_sha256 = str(header["tokenizer_sha256"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, struct.error, UserError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        RuntimeError,
+        struct.error,
+        UserError,
+    ) as error:
         raise UserError(f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it") from None
-    model.load_state_dict(state, assign=True)
     return model.requires_grad_(False), cfg, tokenizer_sha256
 
 
@@ -1365,12 +1370,6 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     )
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-
-
 def command_score(argv: Sequence[str], rt: Runtime) -> None:
     """The scoring contract: DIR/S.nll.npy float64 [N-1] in nats and, where probed, DIR/S.probe.npy float64 [K, V] of ln p."""
     parser = argparse.ArgumentParser(prog="train_gpt.py score", description=command_score.__doc__, allow_abbrev=False)
@@ -1395,10 +1394,10 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
     scores = score_streams(model, list(streams.values()), cfg, rt, [probes.get(stem, []) for stem in streams])
     for (stem, stream), result in zip(streams.items(), scores, strict=True) if rt.rank == 0 else ():
         nll, distributions = final_scores(result, stream, cfg)
-        save_array(args.out / f"{stem}.nll.npy", nll.cpu().numpy())
-        if stem in probes:
-            rows = [distributions[i] for i in probes[stem]]
-            save_array(args.out / f"{stem}.probe.npy", torch.stack(rows).cpu().numpy() if rows else np.zeros((0, cfg.vocab_size)))
+        rows = torch.stack([nll.new_zeros(cfg.vocab_size), *(distributions[i] for i in probes.get(stem, []))])[1:]
+        for name, array in {"nll": nll, "probe": rows}.items() if stem in probes else [("nll", nll)]:
+            np.save(buffer := io.BytesIO(), array.cpu().numpy(), allow_pickle=False)
+            write_atomically(args.out / f"{stem}.{name}.npy", buffer.getvalue())
         print(f"scored {stem}: {len(nll):,} targets, {nll.sum().item():.6f} nats", flush=True)
 
 
@@ -1418,7 +1417,7 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
         parser.error(f"expected no other flag beside --artifact, found {' '.join(rest)}")
     model, cfg, _ = load_artifact(args.artifact, rt) if args.artifact else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
     raw, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
-    stored = dict(read_tensors(json.loads(raw)["tensors"], payload))
+    stored = read_tensors(json.loads(raw)["tensors"], payload)
     parameters = dict(model.named_parameters())
     groups: dict[str, list[str]] = {}
     for name in parameters:
@@ -1426,8 +1425,8 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     total = sum(p.numel() for p in parameters.values())
     print(f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}")
     for group, names in [*groups.items(), ("total", list(parameters))]:
-        count, kinds = sum(parameters[n].numel() for n in names), "" if group == "total" else "/".join(sorted({stored[n].format for n in names}))
-        coded, entropy = sum(stored[n].coded_bytes for n in names), sum(stored[n].entropy_bytes() for n in names)
+        count, kinds = sum(parameters[n].numel() for n in names), "" if group == "total" else "/".join(sorted({stored[n][0] for n in names}))
+        coded, entropy = sum(stored[n][2] for n in names), sum(entropy_bytes(stored[n][1]) for n in names)
         print(f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{coded:>14,}{entropy:>15,.0f}")
 
 
@@ -1489,7 +1488,7 @@ def main(argv: Sequence[str]) -> int:
         with runtime(dict(os.environ)) as rt:
             COMMANDS[command](rest, rt)
     except (UserError, OSError, RuntimeError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
-        if isinstance(error, RuntimeError) and "by peer" not in str(error):  # the other RuntimeError: a rank died, gloo's text names its address
+        if isinstance(error, RuntimeError) and not re.search("by peer|Broken pipe|NCCL", str(error)):  # these: a rank died, gloo names its address
             raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
