@@ -1,9 +1,9 @@
 """Damaged and hostile files, counted: `python bench/faults.py` writes bench/results/faults.json.
 
-Every reader of the project gets `--count` mutations of a sound file: bits, bytes, stretches and numbers changed, parts cut, doubled, swapped or
-moved, JSON values exchanged for others of any type. Files that end in their own sha256 are sealed again in half of the cases, so that damage
-reaches the code behind the seal. A reader must take the file or refuse it in one line; a traceback, a hang, a crash or memory beyond the limit is a
-fault, kept with the mutation's number, which gives the same file again."""
+Each reader of shards, manifests, artifacts, logs and record folders gets `--count` mutations of a sound file: bits, bytes, stretches and numbers
+changed, parts cut, doubled or moved, JSON values exchanged for others of any type. Most mutated artifacts are sealed with their sha256 again, so that
+damage reaches the code behind the seal. A reader must take the file or refuse it in one line; a traceback, a hang, a crash or memory beyond the limit
+is a fault, kept with the mutation's number, which gives the same file again."""
 
 import argparse
 import hashlib
@@ -18,6 +18,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -252,14 +253,22 @@ def worker(name: str, first: int, count: int) -> None:
 
 
 def fuzz(name: str, count: int, workers: int) -> dict:
-    out: dict = {"mutations": count, "accepted": 0, "refused": 0, "faults": []}
+    git = ["git", "-C", str(ROOT)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True).stdout.strip()
+    out: dict = {"mutations": count, "accepted": 0, "refused": 0, "faults": [], "commit": commit + " with changes" * bool(changed)}
     began, size = time.perf_counter(), -(-count // workers)
     parts = [(first, min(size, count - first)) for first in range(0, count, size)]
     command = [sys.executable, __file__, "--worker", name]
     running = [subprocess.Popen([*command, str(a), str(b)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for a, b in parts]
     for process, (first, part) in zip(running, parts, strict=True):
         last, tally = first, None
+        watchdog = threading.Timer(5 * SECONDS, process.kill)  # an alarm does not end a loop in C
+        watchdog.start()
         for line in process.stdout:
+            watchdog.cancel()
+            watchdog = threading.Timer(5 * SECONDS, process.kill)
+            watchdog.start()
             said = json.loads(line)
             if "at" in said:
                 last = said["at"]
@@ -267,6 +276,7 @@ def fuzz(name: str, count: int, workers: int) -> dict:
                 out["faults"].append(said)
             else:
                 tally = said
+        watchdog.cancel()
         if process.wait() or tally is None:
             out["faults"].append({"number": last, "fault": f"the process ended with {process.returncode}; {first + part - last - 1} mutations were not tried"})
         for key, n in (tally or {}).items():
@@ -287,8 +297,7 @@ def main() -> int:
     results = json.loads(args.out.read_text()) if args.out.exists() else {"readers": {}}
     for name in tqdm(args.readers, desc="readers"):
         results["readers"][name] = fuzz(name, args.count, len(os.sched_getaffinity(0)))
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
-        results["environment"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__, "commit": commit}
+        results["environment"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         tg.write_atomically(args.out, (json.dumps(results, indent=1) + "\n").encode())
     print(f"{'reader':<24}{'mutations':>10}{'accepted':>10}{'refused':>10}{'faults':>8}")

@@ -1,5 +1,5 @@
 """Speed on one GPU: `python bench/gpu.py` compares the reference model, 65,536 tokens per step, with bench/plain.py and writes
-bench/results/gpu.json and gpu.png. Under 8 minutes, compilation included."""
+bench/results/gpu.json and gpu.png. Every measurement compiles anew."""
 
 from speed import main
 

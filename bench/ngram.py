@@ -11,6 +11,7 @@ import math
 import os
 import platform
 import resource
+import statistics
 import subprocess
 import sys
 import time
@@ -109,18 +110,33 @@ def time_exact(tokens: np.ndarray, vocab: int, order: int) -> dict:
     return {"tokens": len(tokens), "seconds": seconds, "us_per_token": 1e6 * seconds / len(tokens), "peak_bytes_per_token": peak / len(tokens) or None}
 
 
-def measure_speed(train: np.ndarray, vocab: int, lengths: list[int], dataset: Path) -> dict:
-    out: dict = {"orders": "2-11", "exact": []}
-    for n in tqdm(lengths, desc="lengths"):  # a fresh process each, so that one peak does not hide behind another
-        command = [sys.executable, __file__, "--dataset", str(dataset), "--time-exact", str(n)]
-        out["exact"].append(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout))
-    tokens, rng = train[: min(1_000_000, len(train))], np.random.default_rng(0)
+def time_hashed(tokens: np.ndarray, order: int) -> dict:
+    """Seconds of the published estimator's chunk loop over `tokens`, with a made-up model; for a process of its own."""
+    rng = np.random.default_rng(0)
     model = [rng.gamma(2.0, 1.5, len(tokens) - 1) for _ in range(3)]
-    exact = min(time_exact(tokens, vocab, 11)["seconds"] for _ in range(2))
+    few = min(5000, len(tokens))
+    hashed_mix(tokens[:few], *(m[: few - 1] for m in model), HashedConfig(n_max=order))
     started = time.perf_counter()
-    hashed_mix(tokens, *model, HashedConfig())
-    hashed = time.perf_counter() - started
-    out["side_by_side"] = {"tokens": len(tokens), "exact_seconds": exact, "hashed_seconds": hashed, "speedup": hashed / exact}
+    hashed_mix(tokens, *model, HashedConfig(n_max=order))
+    return {"tokens": len(tokens), "seconds": time.perf_counter() - started}
+
+
+def measure_speed(train: np.ndarray, lengths: list[int], dataset: Path) -> dict:
+    """Every figure from a fresh process, as an evaluation is one; the two sides in turns."""
+
+    def child(side: str, n: int) -> dict:
+        command = [sys.executable, __file__, "--dataset", str(dataset), f"--time-{side}", str(n)]
+        return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    rounds = [[child("exact", n) for n in lengths] for _ in tqdm(range(3), desc="lengths")]
+    middle = [sorted(runs, key=lambda run: run["seconds"])[1] for runs in zip(*rounds, strict=True)]
+    out: dict = {"orders": "2-11", "exact": middle}
+    n, seconds = min(1_000_000, len(train)), {"exact": [], "hashed": []}
+    for _ in tqdm(range(5), desc="side by side"):
+        for side, runs in seconds.items():
+            runs.append(child(side, n)["seconds"])
+    exact, hashed = (statistics.median(runs) for runs in seconds.values())
+    out["side_by_side"] = {"tokens": n, "exact_seconds": exact, "hashed_seconds": hashed, "speedup": hashed / exact, "runs": seconds}
     out["growth"] = out["exact"][-1]["us_per_token"] / out["exact"][0]["us_per_token"]
     return out
 
@@ -153,12 +169,17 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=0, help="first tokens of the validation stream only; 0 = all")
     parser.add_argument("--lengths", type=int, nargs="+", default=[100_000, 1_000_000, 8_000_000])
     parser.add_argument("--time-exact", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--time-hashed", type=int, default=0, help=argparse.SUPPRESS)
     args = parser.parse_args()
     manifest = json.loads((args.dataset / "manifest.json").read_text())
     vocab = manifest["tokenizer"]["vocab_size"]
     train, val = (np.concatenate([tg.open_shard(args.dataset / f["name"]) for f in manifest["splits"][s]["files"]]) for s in ("train", "val"))
     if args.time_exact:
-        print(json.dumps(time_exact(train[: args.time_exact], vocab, 11)))
+        with tg.runtime({}):
+            print(json.dumps(time_exact(train[: args.time_exact], vocab, 11)))
+        return
+    if args.time_hashed:
+        print(json.dumps(time_hashed(train[: args.time_hashed], 11)))
         return
     if args.artifact is None:
         parser.error("--artifact: expected a model of train_gpt.py; train one with `make record`")
@@ -168,7 +189,7 @@ def main() -> None:
         scores = tg.score_streams(model, [stream], cfg, rt)[0]
     val_bytes = round(manifest["splits"]["val"]["source_bytes"] * len(stream) / len(val))
     result = measure_scores(scores, stream, cfg, val_bytes)
-    result["speed"] = measure_speed(train, vocab, args.lengths, args.dataset)
+    result["speed"] = measure_speed(train, args.lengths, args.dataset)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     result["environment"] = {"torch": torch.__version__, "python": platform.python_version(), "cores": os.cpu_count(), "commit": commit}
     result["dataset"] = {"name": manifest["name"], "version": manifest["version"]}

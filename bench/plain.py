@@ -92,17 +92,17 @@ def plain_scores(model: tg.GPT, stream: np.ndarray, cfg: tg.Config, device: torc
     nll = np.zeros(len(stream) - 1)
     for start, first, end in progress(tg.plan_windows(len(stream) - 1, cfg.eval_seq_len, cfg.eval_stride)):
         ids = torch.from_numpy(stream[start : end + 1].astype(np.int64)).to(device)
-        log_p = torch.log_softmax(model.logits(model.hidden(ids[None, :-1])[0])[0].double(), dim=-1)
-        nll[first:end] = -log_p.gather(1, ids[1:, None]).squeeze(1)[first - start :].cpu().numpy()
+        log_p = torch.log_softmax(model.logits(model.hidden(ids[None, :-1])[0])[0, first - start :].double(), dim=-1)
+        nll[first:end] = -log_p.gather(1, ids[first - start + 1 :, None]).squeeze(1).cpu().numpy()
         -(log_p.exp() * log_p).sum(-1).cpu()  # the entropy that the n-gram gate asks for
     return nll
 
 
 def compressed_bytes(model: tg.GPT, cfg: tg.Config) -> dict[str, int]:
-    """Size of the quantised weights under each general compressor: int symbols, float byte planes, row scales, in one block."""
-    _, stored = tg.pack(model, cfg, "")
-    planes = [plane.tobytes() for t in stored.values() for plane in tg.byte_planes(t.values)]
-    data = b"".join(planes + [plane.tobytes() for t in stored.values() if t.scale is not None for plane in tg.byte_planes(t.scale)])
+    """Size of the quantised weights under each general compressor: int symbols and float byte planes, then row scales, in one block."""
+    tensors = [tensors for _, tensors, _ in tg.pack(model, cfg, "")[1].values()]
+    in_order = [t[0] for t in tensors] + [t[1] for t in tensors if t[1:]]
+    data = b"".join(plane.tobytes() for t in in_order for plane in tg.byte_planes(t))
     raw_lzma = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]  # lc 0: neighbours say little about weights
     return {
         "lzma": len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=raw_lzma)),
@@ -111,13 +111,12 @@ def compressed_bytes(model: tg.GPT, cfg: tg.Config) -> dict[str, int]:
     }
 
 
-def flops_per_token(cfg: tg.Config) -> tuple[float, float]:
-    """Multiply-adds count as 2. Forward: 2 per weight of every product that a token meets (embedding lookups are free), plus attention,
-    2 products of T/2 mean visible keys. Training: three times that (PaLM, Chowdhery et al. 2022, appendix B). Returns (training, forward)."""
+def flops_per_token(cfg: tg.Config) -> float:
+    """Of one token in training; a multiply-add counts as 2. Forward: 2 per weight of every product that a token meets (embedding lookups are
+    free), plus attention, 2 products of T/2 mean visible keys. Forward and backward: three times that (PaLM, Chowdhery et al. 2022, appendix B)."""
     D, hd = cfg.model_dim, cfg.model_dim // cfg.num_heads
     visits = cfg.num_layers + cfg.encoder_recurrence * cfg.num_encoder_layers
     block = D * hd * (2 * cfg.num_heads + 2 * cfg.num_kv_heads) + 2 * D * cfg.mlp_hidden
     weights = visits * block + 2 * D * cfg.pre_enrich_hidden + cfg.bigram_dim * D + cfg.vocab_size * D
     attention = visits * 2 * 2 * D * cfg.train_seq_len / 2
-    forward = 2 * weights + attention
-    return 3 * forward, forward
+    return 3 * (2 * weights + attention)

@@ -79,16 +79,19 @@ def test_a_step_is_one_graph_that_is_never_compiled_again():
 
 
 class HostReads(TorchDispatchMode):
-    """Operations whose result the host needs before it can go on: on a GPU each would drain its queue."""
+    """Operations whose result the host needs before it can go on: on a GPU each would drain its queue. Copies between devices, which a CPU
+    cannot show, are left to the GPU tests."""
 
-    names = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "masked_select")
+    names = ("_local_scalar_dense", "nonzero", "is_nonzero", "equal", "unique", "_unique", "masked_select")
 
     def __init__(self):
         super().__init__()
         self.found: list[str] = []
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if any(func.__name__.startswith(name) for name in self.names):
+        places = args[1] if func.__name__.startswith("index") and isinstance(args[1], list | tuple) else []
+        by_mask = any(t is not None and t.dtype == torch.bool for t in places)
+        if by_mask or any(func.__name__.startswith(name) for name in self.names):
             self.found.append(func.__name__)
         return func(*args, **(kwargs or {}))
 
@@ -106,6 +109,8 @@ def test_no_step_makes_the_host_wait(options):
             optimizers.step(step, 1.0)
             average.update(snapshot=step == 2 and bool(average.swa))
         assert reads.found == []
+        torch.ones(3)[torch.ones(3) > 0]
+        assert reads.found.pop().startswith("index")
         tg.log_step(1, torch.zeros(()), 1.0, 1.0, cfg, rt)  # which is why it does not run at every step
         assert reads.found
 
@@ -123,9 +128,8 @@ def test_flops_are_those_of_the_products():
     model, ids = plain.PlainGPT(cfg), torch.randint(cfg.vocab_size, (2, 64))
     with FlopCounterMode(display=False) as counter, torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
         model(ids, ids)
-    _, forward = plain.flops_per_token(cfg)
     other_half = cfg.num_layers * 2 * 2 * cfg.model_dim * 64 / 2
-    assert counter.get_total_flops() / ids.numel() == pytest.approx(forward + other_half, rel=1e-3)
+    assert counter.get_total_flops() / ids.numel() == pytest.approx(plain.flops_per_token(cfg) / 3 + other_half, rel=1e-3)
 
 
 def test_the_benchmark_runs_and_writes_its_results(tmp_path):
@@ -135,7 +139,7 @@ def test_the_benchmark_runs_and_writes_its_results(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "cpu.json").read_text())
     assert result["training"]["largest_relative_loss_difference"] < 1e-3 and result["scoring"]["relative_difference"] < 1e-6
-    assert result["training"]["speedup"] > 0 and 1 <= result["artifact"]["over_bound"] < 1.3 and (tmp_path / "cpu.png").stat().st_size > 10_000
+    assert result["training"]["speedup"] > 0 and 1 <= result["artifact"]["over_bound_without_header"] < 1.3 and (tmp_path / "cpu.png").stat().st_size > 10_000
     refused = subprocess.run(
         [sys.executable, ROOT / "bench/gpu.py", "--flags", tiny], capture_output=True, text=True, env=CLEAN_ENV | {"CUDA_VISIBLE_DEVICES": ""}
     )

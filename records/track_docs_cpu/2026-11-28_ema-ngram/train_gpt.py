@@ -15,12 +15,12 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import ctypes
 import dataclasses
 import hashlib
 import io
 import itertools
 import json
-import lzma
 import math
 import os
 import platform
@@ -35,16 +35,15 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import brotli
+import constriction
 import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-import zstandard
 from torch import Tensor, nn
 
 SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
-ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 1
+ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 2
 SIZE_CAP_BYTES = 16_000_000  # decimal; code + artifact
 PAD_ID, BOS_ID = 0, 1
 
@@ -54,13 +53,10 @@ class UserError(Exception):
 
 
 # --- 2. Config ---
-
-
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """The committed defaults are the reference record. Switches are ints whose 0 means off."""
 
-    # run
     data_dir: str = "data/datasets/fineweb10B_sp1024"
     out: str = "runs/train"
     seed: int = 1337
@@ -123,8 +119,7 @@ class Config:
     ngram_order: int = 12  # longest n-gram mixed in; 0 = the neural model alone
 
 
-# One name, one line of flags. docs_cpu is sized by step count, not by the clock, so that its score is reproducible.
-PRESETS = {
+PRESETS = {  # docs_cpu is sized by step count, not by the clock, so that its score is reproducible
     "reference": "",
     "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 "
     "--mlp-hidden 384 --pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 "
@@ -199,8 +194,6 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
 
 
 # --- 3. Runtime ---
-
-
 @dataclass(kw_only=True)
 class Runtime:
     """This process among its peers. Communication is skipped at world size 1; the mathematics is the same lines."""
@@ -264,6 +257,14 @@ class Runtime:
             raise error if error is not None and first == self.rank else SystemExit(2)
 
 
+def reuse_memory() -> None:
+    """Under glibc, freed blocks stay with the process (up to 2 GiB) and large ones lie on huge pages: a steady step on a CPU meets no page fault."""
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-4, 0), mallopt(-1, (1 << 31) - 1)  # M_MMAP_MAX: all from the heap; M_TRIM_THRESHOLD
+
+
 @contextlib.contextmanager
 def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
     """The only place that reads RANK, LOCAL_RANK and WORLD_SIZE and that opens the process group."""
@@ -279,7 +280,9 @@ def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
         torch.set_float32_matmul_precision("high")
-    elif world_size > 1 or "OMP_NUM_THREADS" not in environ:  # torchrun sets it to 1 for each process; share the cores instead
+    else:
+        reuse_memory()
+    if device.type == "cpu" and (world_size > 1 or "OMP_NUM_THREADS" not in environ):  # torchrun sets it to 1 for each process; share the cores instead
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // local_world_size if hasattr(os, "sched_getaffinity") else 1))
     if world_size > 1:
         # torch.optim imports this sooner or later; if later, its modules keep the group alive in default arguments and an exiting rank may abort
@@ -331,8 +334,6 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 # --- 4. Data ---
-
-
 def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
     """Read-only memory map, uint16 [num_tokens]. Raises UserError for a missing, truncated or foreign file or a token id >= vocab_size."""
     header_bytes = SHARD_HEADER_INTS * 4
@@ -358,8 +359,7 @@ class TokenStream:
     """The shards of one split, in name order, as one sequence."""
 
     def __init__(self, shards: Sequence[np.ndarray]):
-        self.shards = list(shards)
-        self.starts = np.cumsum([0] + [len(s) for s in self.shards])
+        self.shards, self.starts = list(shards), np.cumsum([0] + [len(s) for s in shards])
 
     def __len__(self) -> int:
         return int(self.starts[-1])
@@ -388,9 +388,10 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     """The manifest's tokenizer file (verified by sha256), beside the shards or in ../../tokenizers; None for plain bytes."""
     if entry["kind"] == "bytes":
         return None
-    for path in (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]):
-        if path.is_file() and sha256_file(path) == entry["sha256"]:
-            return path
+    places = (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"])
+    if path := next((p for p in places if p.is_file() and sha256_file(p) == entry["sha256"]), None):
+        return path
+    path = next((p for p in places if p.is_file()), places[-1])
     found = sha256_file(path) if path.is_file() else "no file"
     raise UserError(f"{path}: expected the manifest's tokenizer, sha256 {entry['sha256']}, found {found}; rebuild the data set with `python -m data`")
 
@@ -400,20 +401,19 @@ def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
     space before the piece, which the tokenizer invents (its dummy prefix) right after a control token."""
     if tokenizer is None:
         return int((tokens >= 4).sum())  # byte260: ids 0..3 are control, the rest are bytes
-    import sentencepiece
+    from sentencepiece import SentencePieceProcessor
 
-    sp, total = sentencepiece.SentencePieceProcessor(model_file=str(tokenizer)), 0
+    try:
+        sp = SentencePieceProcessor(model_file=str(tokenizer))
+    except RuntimeError:
+        raise UserError(f"{tokenizer}: expected a SentencePiece model, found something else; rebuild the data set with `python -m data`") from None
     pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
     control = np.array([sp.is_control(i) or sp.is_unused(i) or sp.is_unknown(i) for i in range(len(pieces))])
     space = np.array([piece.startswith("\u2581") for piece in pieces]) & ~control
-    text = [len(piece.removeprefix("\u2581").replace("\u2581", " ").encode()) for piece in pieces]
-    body = np.where(control, 0, [1 if sp.is_byte(i) else n for i, n in enumerate(text)])
-    dummy_prefix = sp.encode("a", out_type=str)[0].startswith("\u2581")
-    for start in range(0, len(tokens), 1 << 24):
-        ids = np.asarray(tokens[start : start + (1 << 24)])
-        previous = np.concatenate([tokens[start - 1 : start] if start else [BOS_ID], ids[:-1]]).astype(np.int64)
-        total += int(body[ids].sum() + (space[ids] & ~(control[previous] & dummy_prefix)).sum())
-    return total
+    text = [1 if sp.is_byte(i) else len(piece.removeprefix("\u2581").replace("\u2581", " ").encode()) for i, piece in enumerate(pieces)]
+    invented = control & sp.encode("a", out_type=str)[0].startswith("\u2581")  # the space after these
+    previous = np.concatenate([np.array([BOS_ID], tokens.dtype), tokens[:-1]])
+    return int(np.where(control, 0, text)[tokens].sum() + (space[tokens] & ~invented[previous]).sum())
 
 
 def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
@@ -423,16 +423,17 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
     try:
         raw = path.read_bytes()
         manifest = json.loads(raw)
+        json.dumps(manifest, ensure_ascii=False).encode()  # half of a surrogate pair is no text, and no log could hold it
         tokenizer, splits = manifest["tokenizer"], manifest["splits"]
-        files = {name: [(folder / f["name"], f["tokens"], f["sha256"]) for f in splits[name]["files"]] for name in ("train", "val")}
+        files = {name: [(folder / f["name"], int(f"{f['tokens']:d}"), str(f["sha256"])) for f in splits[name]["files"]] for name in ("train", "val")}
         corpus, version, source_bytes = manifest["corpus"], manifest["version"], splits["val"]["source_bytes"]
-        vocab_size, counted, in_context = tokenizer["vocab_size"], splits["val"].get("counted_bytes", source_bytes), bool(splits["val"].get("byte_files"))
-        identity = {name: tokenizer.get(name) if tokenizer["kind"] == "bytes" else tokenizer[name] for name in ("kind", "file", "sha256")}
-        xz = splits["val"].get("xz_bytes")
-        xz_line = f" xz_bpb:{8 * xz / source_bytes:.4f}" if xz else ""
+        vocab_size, in_context = tokenizer["vocab_size"], bool(splits["val"].get("byte_files"))
+        counted = int(f"{splits['val'].get('counted_bytes', source_bytes):d}")  # 5.0 and "5" are no counts
+        identity = {name: str(tokenizer[name]) for name in ("kind", "file", "sha256")}
+        xz_line = f" xz_bpb:{8 * xz / source_bytes:.4f}" if (xz := splits["val"].get("xz_bytes")) else ""
     except OSError as error:
         raise UserError(f"{path}: expected a data set's manifest, found {error.strerror}; build one with `python -m data docs`") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(f"{path}: expected the manifest that `python -m data` writes, found {type(error).__name__} {error}; rebuild the data set") from None
     if empty := [name for name, entries in files.items() if not entries]:
         raise UserError(f"{path}: expected at least one {empty[0]} shard, found none; rebuild the data set with more documents")
@@ -455,10 +456,10 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
     line = (
-        f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{tokenizer['sha256']} train_tokens:{len(train)} "
+        f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{identity['sha256']} train_tokens:{len(train)} "
         f"val_tokens:{len(val)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
     )
-    return Dataset(train, val, counted, tokenizer["sha256"], line)
+    return Dataset(train, val, counted, identity["sha256"], line)
 
 
 class Loader:
@@ -539,19 +540,21 @@ class Linear(nn.Linear):
         if zero_init:
             nn.init.zeros_(self.weight)
 
+    def cast(self, dtype: torch.dtype) -> Tensor:
+        return (fake_quantize(self.weight, self.levels) if self.levels else self.weight).to(dtype)
+
     def forward(self, x: Tensor) -> Tensor:
-        weight = fake_quantize(self.weight, self.levels) if self.levels else self.weight
-        return F.linear(x, weight.to(x.dtype))
+        return F.linear(x, self.cast(x.dtype))
 
 
+@dataclass
 class Cache:
     """Generation state: keys and values per block visit, and the last token with its embedding for the bigram table and SmearGate."""
 
-    def __init__(self):
-        self.length = 0
-        self.last: tuple[Tensor, Tensor] | None = None  # ids [B, 1], embedding before the smear [B, 1, D]
-        self.kv: list[tuple[Tensor, Tensor]] = []
-        self.visit = 0
+    length: int = 0
+    last: tuple[Tensor, Tensor] | None = None  # ids [B, 1], embedding before the smear [B, 1, D]
+    kv: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    visit: int = 0
 
     def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Appends [B, T, G, K] to the current block visit's keys and values and returns all of them."""
@@ -573,24 +576,28 @@ class Attention(nn.Module):
         self.out = Linear(self.heads * self.head_size, cfg.model_dim, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((self.heads,), cfg.q_gain_init))
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None) -> Tensor:
+        """[B, T, D], or [len(keep), D] for the positions `keep` of the flattened batch."""
         B, T, _ = x_BTD.shape
-        q = rotate(rms_norm(self.q(x_BTD).view(B, T, self.heads, self.head_size)), *rotary) * self.q_gain[:, None].to(x_BTD.dtype)
-        k = rotate(rms_norm(self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)), *rotary)
-        v = own_v = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
+        H, G = self.heads, self.kv_heads
+        qkv = F.linear(x_BTD, torch.cat([m.cast(x_BTD.dtype) for m in (self.q, self.k, self.v)])).view(B, T, H + 2 * G, self.head_size)
+        qk, v = qkv.split((H + G, G), dim=2)
+        q, k = rotate(rms_norm(qk), *rotary).split((H, G), dim=2)
+        q, own_v = q * self.q_gain[:, None].to(q.dtype), v
         if cache is not None:
             k, v = cache.extend(k, v)
         assert T == 1 or k.size(1) == T, "several new tokens need an empty cache: the causal mask below starts at its first key"
-        groups = self.heads // self.kv_heads
+        groups = H // G
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
         if q.device.type == "cpu" and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=k.size(1) != self.heads).transpose(1, 2)
+        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=k.size(1) != H).transpose(1, 2)
         if self.xsa:  # y <- y - (y.v)v with v the token's own unit value: attention may not copy what the residual stream already holds
             unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, T, G, 1, K]
-            y = y_BTHK.reshape(B, T, self.kv_heads, groups, self.head_size)
+            y = y_BTHK.reshape(B, T, G, groups, self.head_size)
             y_BTHK = y - (y * unit).sum(-1, keepdim=True) * unit
-        return self.out(y_BTHK.reshape(B, T, -1))
+        y = y_BTHK.reshape(B, T, -1)
+        return self.out(y if keep is None else y.flatten(0, 1)[keep])
 
 
 class Block(nn.Module):
@@ -600,17 +607,17 @@ class Block(nn.Module):
         self.fc = Linear(cfg.model_dim, cfg.mlp_hidden)
         self.proj = Linear(cfg.mlp_hidden, cfg.model_dim, zero_init=True)
         self.slope = cfg.mlp_negative_slope
-        # phase init: early blocks read the stem, late blocks the stream
         keep = 1 / (1 + math.exp(-3 * (layer / max(1, cfg.num_layers - 1) - 0.5))) if cfg.phase_init else 1.0
         self.mix = nn.Parameter(torch.tensor([[keep], [1 - keep]]).repeat(1, cfg.model_dim))
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None) -> Tensor:
+    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None = None) -> Tensor:
         mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
-        x = mix[0] * x + mix[1] * stem
-        x = x + a * self.attention(rms_norm(x), rotary, cache)
-        return x + b * self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square())
+        x = torch.addcmul(mix[0] * x, mix[1], stem)
+        y = self.attention(rms_norm(x), rotary, cache, keep)
+        x = torch.addcmul(x if keep is None else x.flatten(0, 1)[keep], a, y)
+        return torch.addcmul(x, b, self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square()))
 
 
 class GPT(nn.Module):
@@ -629,8 +636,9 @@ class GPT(nn.Module):
         num_skips = min(cfg.num_encoder_layers, cfg.num_layers - cfg.num_encoder_layers)
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None) -> tuple[Tensor, Tensor]:
-        """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t."""
+    def hidden(self, ids_BT: Tensor, cache: Cache | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
+        With `keep`, int64 [n] into the flattened batch, states [n, D] of these positions alone: the last block does no more than they need."""
         cfg, dtype, offset = self.cfg, self.compute_dtype or self.embed.dtype, 0 if cache is None else cache.length
         fresh = cache is None or cache.last is None
         last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
@@ -660,8 +668,8 @@ class GPT(nn.Module):
         for i, block in enumerate(self.blocks[cfg.num_encoder_layers :]):
             if i < len(self.skips):
                 x = x + self.skips[i].to(dtype) * skips.pop()
-            x = block(x, stem, rotary, cache)
-        return rms_norm(x), delta
+            x = block(x, stem, rotary, cache, keep if block is self.blocks[-1] else None)
+        return rms_norm(x if keep is None or x.ndim == 2 else x.flatten(0, 1)[keep]), delta
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 (float64 for a float64 model) [..., V]: tied head and tanh softcap, so |logit| <= logit_softcap."""
@@ -681,7 +689,6 @@ def overtone(w: Tensor) -> Tensor:
 
 
 # --- 6. Optimizers ---
-
 PARAM_GROUPS: dict[str, Callable[[str, Tensor], bool]] = {
     "embed": lambda name, p: name in ("embed", "bigram"),
     "matrix": lambda name, p: p.ndim == 2 and name.endswith(".weight"),
@@ -694,8 +701,7 @@ def partition(model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]],
     claims = {n: [g for g, claim in rules.items() if claim(n, p)] for n, p in model.named_parameters()}
     if bad := {n: c for n, c in claims.items() if len(c) != 1}:
         raise ValueError(f"{what}: every parameter needs exactly one rule, found {bad}")
-    parameters = dict(model.named_parameters())
-    return {g: {n: parameters[n] for n, c in claims.items() if c == [g]} for g in rules}
+    return {g: {n: p for n, p in model.named_parameters() if claims[n] == [g]} for g in rules}
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
@@ -767,8 +773,7 @@ class Optimizers:
             p.grad = None
 
     def reset(self) -> None:
-        for buffer in self.muon.momenta:
-            buffer.zero_()
+        torch._foreach_zero_(self.muon.momenta)
         self.adam.state.clear()
 
 
@@ -788,8 +793,6 @@ def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
 
 
 # --- 7. Averaging ---
-
-
 class Average:
     """EMA of the weights on their own device, plus the mean of snapshots taken late in the warm-down (SWA, Izmailov et al. 2018)."""
 
@@ -816,15 +819,12 @@ class Average:
 
 
 # --- 8. Scoring ---
-
-HEAD_ELEMENTS = 1 << 23  # logits computed at a time: 64 MiB in float64
+HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 
 
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
-    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut. Raises ValueError."""
-    if not 1 <= stride <= seq_len:
-        raise ValueError(f"stride must be in 1..{seq_len}, got {stride}")
+    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut."""
     windows, scored = [], 0
     while scored < num_positions:
         full_end = seq_len if scored == 0 else scored + stride
@@ -862,6 +862,7 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
     wanted = np.unique([offsets[s] + i for s, positions in enumerate(probes) for i in positions]).astype(np.int64)
     table = torch.zeros(3, int(offsets[-1]), dtype=torch.float64, device=rt.device)  # nll, entropy, confidence
     probe_table = torch.zeros(len(wanted), model.cfg.vocab_size, dtype=torch.float64, device=rt.device)
+    rows = max(1, HEAD_ELEMENTS[rt.device.type] // model.cfg.vocab_size)
     for padded, windows in plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size]:
         ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
         for row, (s, start, _, end) in enumerate(windows):
@@ -869,18 +870,19 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
         inside = np.concatenate([row * padded + np.arange(first - start, end - start) for row, (_, start, first, end) in enumerate(windows)])
         where = np.concatenate([offsets[s] + np.arange(first, end) for s, _, first, end in windows])
         target = np.concatenate([np.append(streams[s][first + 1 : end + 1], [PAD_ID] * (end == len(streams[s]))) for s, _, first, end in windows])
-        hidden, delta = model.hidden(torch.from_numpy(ids).to(rt.device))
-        inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (inside, where, target))
+        ids, inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (ids, inside, where, target))
+        scored, delta = model.hidden(ids, keep=inside)
         table[2, where_t] = delta.flatten()[inside].double()
-        scored = hidden.flatten(0, 1)[inside]
-        rows = max(1, HEAD_ELEMENTS // model.cfg.vocab_size)
         for i in range(0, len(scored), rows):
             at = slice(i, i + rows)
-            log_p = torch.log_softmax(model.logits(scored[at]).double(), dim=-1)
-            table[0, where_t[at]] = -log_p.gather(1, target[at, None]).squeeze(1)
-            table[1, where_t[at]] = -(log_p.exp() * log_p).sum(-1)
-            hits = np.flatnonzero(np.isin(where[at], wanted))
-            probe_table[np.searchsorted(wanted, where[at][hits])] = log_p[hits]
+            z = model.logits(scored[at]).double()
+            z -= z.amax(-1, keepdim=True)
+            total = (p := z.exp()).sum(-1)
+            log_total = total.log()
+            table[0, where_t[at]] = log_total - z.gather(1, target[at, None]).squeeze(1)
+            table[1, where_t[at]] = log_total - p.mul_(z).sum(-1) / total
+            if len(hits := np.flatnonzero(np.isin(where[at], wanted))):
+                probe_table[np.searchsorted(wanted, where[at][hits])] = z[hits] - log_total[hits, None]
     rt.all_reduce(table)  # disjoint slots, zeros elsewhere: the sum is exact
     rt.all_reduce(probe_table)
     results = []
@@ -908,6 +910,7 @@ GATE_UNIT = 2.0**-32  # nats; losses are summed as int64 multiples of it, so a s
 RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)  # mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 CONFIDENCE_EDGES = (1.0, 2.0)  # pe_delta
+CONTINUATION_EDGES = (1.5, 3.5, 8.5, 32.5)  # distinct continuations of the longest match
 COUNT_CHUNK, GATE_CHUNK = 1 << 18, 1 << 15  # positions per block: memory and cache only, never the result
 NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
 
@@ -928,11 +931,10 @@ def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tu
     group, ends = torch.sort(tokens_N.to(torch.int32), stable=True)
     ends = ends.to(torch.int32)
     for n in range(2, n_max + 1):
-        # no count crosses the edge of a block of whole groups, and the sort of a block stays in cache
         if not len(ends):
             return
         cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()
-        groups, longer = [group[:0]], [ends[:0]]
+        groups, longer = [group[:0]], [ends[:0]]  # no count crosses the edge of a block of whole groups; its sort stays in cache
         for lo, hi in itertools.pairwise([*cuts, len(ends)]):
             at, ids = ends[lo:hi].long(), group[lo:hi] - group[lo]
             target = next_N.index_select(0, at)
@@ -956,26 +958,27 @@ def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tu
 
 def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders.
-    Returns the chain's probability float64 [N] and the highest order with an earlier visit, uint8 [N] (0 = none). The last position has no
-    target: its probability is meaningless, its order is that of the prediction after the stream."""
-    p_N, order_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.uint8, device=tokens_N.device)
+    Returns the chain's probability float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the
+    highest order whose context was visited before (0 = none). The last position has no target: its probability is meaningless, its match is
+    that of the prediction after the stream."""
+    p_N, match_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
     for n, at, visits, pair_visits, distinct in context_counts(tokens_N, n_max, vocab_size):
         escape, p, first = distinct.double() * NGRAM_ESCAPE, p_N.index_select(0, at), visits == 0
         p_N.scatter_(0, at, torch.where(first, p, (pair_visits + escape * p) / (visits + escape)))
-        order_N.scatter_(0, at, torch.where(first, order_N.index_select(0, at), n))
-    return p_N, order_N
+        match_N.scatter_(0, at, torch.where(first, match_N.index_select(0, at), distinct.clamp_(max=65_535).add_(n << 16)))
+    return p_N, match_N
 
 
-def gate_buckets(gain_N: Tensor, order_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int) -> tuple[Tensor, int]:
+def gate_buckets(gain_N: Tensor, match_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int) -> tuple[Tensor, int]:
     """Bucket of each position's gate int32 [N] and the number of buckets; gain_N = ln(p_K / p_0) of the targets, used strictly before each."""
     lead = (torch.log1p(gain_N.exp()) - math.log(2)).clamp(-3, 6)
     total = torch.cumsum((lead / GATE_UNIT).round_().long(), 0)
     recent = torch.zeros_like(total)
     recent[1:] = total[:-1]
     recent[GATE_WINDOW + 1 :] -= total[: -GATE_WINDOW - 1]
-    bucket, size = order_N.to(torch.int32), n_max + 1
-    recent_N = recent.double() * (GATE_UNIT / GATE_WINDOW)
-    for feature, edges in ((recent_N, RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)):
+    bucket, size = match_N >> 16, n_max + 1
+    features = [(recent.double() * (GATE_UNIT / GATE_WINDOW), RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)]
+    for feature, edges in [*features, ((match_N & 65_535).float(), CONTINUATION_EDGES)]:
         bucket = bucket * (len(edges) + 1) + torch.bucketize(feature, feature.new_tensor(edges), out_int32=True)
         size *= len(edges) + 1
     return bucket, size
@@ -1024,16 +1027,15 @@ def final_scores(scores: StreamScores, stream: np.ndarray, cfg: Config) -> tuple
     if n_max < 2:
         return scores.nll, scores.probes
     tokens_N, nll_N = torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device), torch.cat([scores.nll, scores.nll.new_zeros(1)])
-    p_N, order_N = ngram_chain(tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size)
+    p_N, match_N = ngram_chain(tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size)
     gain_N = torch.log(p_N) + nll_N.clamp(max=NLL_CLAMP)
-    alpha_N = bayes_gate(gain_N, *gate_buckets(gain_N, order_N, scores.entropy, scores.confidence, n_max))
+    alpha_N = bayes_gate(gain_N, *gate_buckets(gain_N, match_N, scores.entropy, scores.confidence, n_max))
     mixed_N = torch.logaddexp(torch.log1p(-alpha_N) - nll_N, torch.log(alpha_N * p_N))
     chains = {i: probe_chain(tokens_N, i, log_p.clamp(min=-NLL_CLAMP).exp(), n_max) for i, log_p in scores.probes.items()}
     return -mixed_N[:-1], {i: torch.logaddexp(torch.log1p(-alpha_N[i]) + scores.probes[i], torch.log(alpha_N[i] * p_V)) for i, p_V in chains.items()}
 
 
 # --- 10. Export ---
-
 LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # symmetric: the symbols are -levels..levels
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 
@@ -1051,8 +1053,7 @@ def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor,
     """Symbols int8 [R, C] and scales bfloat16 [R]: per row the clip among 16 fractions of its largest weight with the least squared error.
     The symbols are computed against the rounded scale, so its 8 bits of precision cost nothing. coarsen > 1 widens every step: fewer bits."""
     largest = w.abs().amax(-1)
-    best_error = torch.full_like(largest, math.inf)
-    best_scale = torch.ones_like(largest)
+    best_error, best_scale = torch.full_like(largest, math.inf), torch.ones_like(largest)
     for fraction in torch.linspace(0.4, 1.0, 16).tolist():
         scale = (largest * fraction / levels).bfloat16().float()
         scale = torch.where(scale > 0, scale, 1.0)
@@ -1063,84 +1064,77 @@ def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor,
     return (w / scale.float()[:, None]).round().clamp(-levels, levels).to(torch.int8), scale
 
 
-def byte_planes(t: Tensor) -> bytes:
-    """All low bytes, then all next bytes ...: equal exponents lie side by side, which general compressors like."""
-    return t.contiguous().view(torch.uint8).view(-1, t.element_size()).T.contiguous().numpy().tobytes()
+def byte_planes(t: Tensor) -> list[np.ndarray]:
+    """uint8 arrays: all low bytes, then all next bytes ...: equal exponents lie side by side."""
+    return list(t.contiguous().view(torch.uint8).view(-1, t.element_size()).T.contiguous().numpy())
 
 
-def from_byte_planes(data: bytes, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-    planes = torch.frombuffer(bytearray(data), dtype=torch.uint8).view(dtype.itemsize, -1)
-    return planes.T.contiguous().view(dtype).view(*shape)
+def entropy_bytes(tensors: Iterable[Tensor]) -> float:
+    """Zero-order entropy of their byte planes: what no coder of independent symbols can beat."""
+    counts = [n[n > 0] for t in tensors for n in map(np.bincount, byte_planes(t))]
+    return sum(float(-(n * np.log2(n / n.sum())).sum() / 8) for n in counts)
 
 
-RAW_LZMA = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]  # lc 0: neighbours say little about weights
+def encode(plane: np.ndarray) -> bytes:
+    """uint8 [n] within a few bytes of its entropy, by asymmetric numeral systems (Duda 2013). Layout: u32 bytes that follow, or 0 when the n bytes
+    are stored as they are; bitmap of the values that occur; a frequency u16 for each; the coder's u32 words."""
+    counts = np.bincount(plane, minlength=256)
+    present = counts > 0
+    frequencies = np.maximum(1, np.round(counts[present] * (65_535 / max(1, counts.max())))).astype("<u2")
+    coder = constriction.stream.stack.AnsCoder()
+    if len(frequencies) > 1:
+        model = constriction.stream.model.Categorical(frequencies / frequencies.sum(dtype=np.int64), perfect=False)
+        coder.encode_reverse((np.cumsum(present) - 1)[plane].astype(np.int32), model)
+    coded = np.packbits(present).tobytes() + frequencies.tobytes() + coder.get_compressed().astype("<u4").tobytes()
+    return struct.pack("<I", len(coded)) + coded if len(coded) < len(plane) else struct.pack("<I", 0) + plane.tobytes()
 
 
-# name -> (compress, decompress to at most `limit` bytes)
-CODECS: dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes, int], bytes]]] = {
-    "lzma": (
-        lambda data: lzma.compress(data, format=lzma.FORMAT_RAW, filters=RAW_LZMA),
-        lambda data, limit: lzma.LZMADecompressor(lzma.FORMAT_RAW, filters=RAW_LZMA).decompress(data, max_length=limit),
-    ),
-    "zstd": (
-        lambda data: zstandard.ZstdCompressor(level=22, write_content_size=False, write_checksum=False).compress(data),
-        lambda data, limit: zstandard.ZstdDecompressor().stream_reader(data).read(limit),
-    ),
-    "brotli": (lambda data: brotli.compress(data, quality=11, lgwin=24), lambda data, limit: brotli.Decompressor().process(data, output_buffer_limit=limit)),
-}
+def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
+    """The plane of `size` bytes that `encode` put at offset `at`, and the offset behind it. Raises ValueError, struct.error."""
+    coded_bytes, at = struct.unpack_from("<I", data, at)[0], at + 4
+    end = at + (coded_bytes or size)
+    if end > len(data):
+        raise ValueError(f"a tensor ends at byte {end} of a payload of {len(data)}")
+    if not coded_bytes:
+        return np.frombuffer(data[at:end], np.uint8), end
+    values = np.flatnonzero(np.unpackbits(np.frombuffer(data[at:end][:32], np.uint8))).astype(np.uint8)
+    coded = np.frombuffer(data[at + 32 : end], "<u2")
+    frequencies, words = coded[: len(values)], coded[len(values) :].tobytes()
+    if not len(values) or len(frequencies) != len(values) or not frequencies.all() or (len(values) == 1 and words):
+        raise ValueError("a tensor's table of frequencies is damaged")
+    if len(values) == 1:
+        return np.full(size, values[0]), end
+    model = constriction.stream.model.Categorical(frequencies / frequencies.sum(dtype=np.int64), perfect=False)
+    coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
+    plane = values[coder.decode(model, size)]
+    if not coder.is_empty():
+        raise ValueError("a tensor has more words than symbols")
+    return plane, end
 
 
-def compress(data: bytes) -> tuple[str, bytes]:
-    """The smallest of all codecs, tried in parallel threads (they release the GIL)."""
-    with ThreadPoolExecutor(len(CODECS)) as pool:
-        packed = dict(zip(CODECS, pool.map(lambda codec: codec[0](data), CODECS.values()), strict=True))
-    return min(packed.items(), key=lambda item: len(item[1]))
+Stored = tuple[str, list[Tensor], int]  # format; integer symbols and a bfloat16 scale per row, or floats alone; bytes in the artifact
 
 
-def decompress(codec: str, data: bytes, size: int) -> bytes:
-    """Exactly `size` bytes, never more, whatever the data claims. Raises ValueError."""
-    if codec not in CODECS:
-        raise ValueError(f"unknown codec {codec!r}")
-    try:
-        out = CODECS[codec][1](data, size + 1)
-    except (lzma.LZMAError, zstandard.ZstdError, brotli.error) as error:
-        raise ValueError(f"{codec}: {error}") from None
-    if len(out) != size:
-        raise ValueError(f"{codec}: expected {size} bytes, found {'more' if len(out) > size else len(out)}")
-    return out
-
-
-def entropy_bytes(fmt: str, values: bytes) -> float:
-    """Zero-order entropy of a tensor's stored values, bytes, each byte plane by itself: what no coder of independent symbols can beat."""
-    counts = [np.bincount(plane, minlength=256) for plane in np.split(np.frombuffer(values, np.uint8), 1 if fmt in LEVELS else FLOAT_TYPES[fmt].itemsize)]
-    return sum(float(-(n[n > 0] * np.log2(n[n > 0] / n.sum())).sum() / 8) for n in counts)
-
-
-def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, float]]:
-    """The artifact's bytes, and each tensor's weight in them (zero-order entropy, bytes).
-    Layout: magic, version u32, header length u32, payload length u64, JSON header, compressed payload, sha256 of all before it.
-    Payload: every tensor's values (int symbols, or float byte planes) in header order, then all row scales."""
-    tensors, values, scales, weight, parameters = [], [], [], {}, dict(model.named_parameters())
+def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, Stored]]:
+    """The artifact's bytes, and its tensors.
+    Layout: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
+    Payload: in header order, the byte planes of every tensor's values and then of its row scales, each plane by `encode`."""
+    stored, payload, parameters = {}, [], dict(model.named_parameters())
     for name, fmt in export_formats(model, cfg).items():
-        w = parameters[name].detach().float().cpu()
+        w = parameters[name].detach().float()
         if not torch.isfinite(w).all():
             raise UserError(f"export: expected finite weights, found NaN or infinity in {name}; the run has diverged, lower the learning rates")
-        tensors.append([name, list(w.shape), fmt])
-        if fmt in LEVELS:
-            symbols, scale = quantize_rows(w, LEVELS[fmt], coarsen)
-            values.append(symbols.numpy().tobytes())
-            scales.append(byte_planes(scale))
-            weight[name] = entropy_bytes(fmt, values[-1]) + 2 * len(scale)
-        else:
-            if fmt == "fp16" and float(w.abs().max()) > 65_504:
-                raise UserError(f"export: expected {name} within fp16's range, found {float(w.abs().max()):.4g}; store it as fp32")
-            values.append(byte_planes(w.to(FLOAT_TYPES[fmt])))
-            weight[name] = entropy_bytes(fmt, values[-1])
-    codec, payload = compress(b"".join(values + scales))
-    stored = {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS}
-    header = json.dumps({"codec": codec, "config": stored, "tensors": tensors, "tokenizer_sha256": tokenizer_sha256}, separators=(",", ":")).encode()
+        if fmt == "fp16" and (largest := float(w.abs().amax()) if w.numel() else 0) > 65_504:
+            raise UserError(f"export: expected {name} within fp16's range, found {largest:.4g}; store it as fp32")
+        tensors = [t.cpu() for t in (quantize_rows(w, LEVELS[fmt], coarsen) if fmt in LEVELS else [w.to(FLOAT_TYPES[fmt])])]
+        payload.append(b"".join(encode(plane) for t in tensors for plane in byte_planes(t)))
+        stored[name] = fmt, tensors, len(payload[-1])
+    payload = b"".join(payload)
+    header = {"config": {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS}, "tokenizer_sha256": tokenizer_sha256}
+    header["tensors"] = [[name, list(tensors[0].shape), fmt] for name, (fmt, tensors, _) in stored.items()]
+    header = json.dumps(header, separators=(",", ":")).encode()
     body = ARTIFACT_MAGIC + struct.pack("<IIQ", ARTIFACT_VERSION, len(header), len(payload)) + header + payload
-    return body + hashlib.sha256(body).digest(), weight
+    return body + hashlib.sha256(body).digest(), stored
 
 
 def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_bytes: int) -> bytes:
@@ -1149,13 +1143,14 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_byt
     formats, parameters = export_formats(model, cfg), dict(model.named_parameters())
     quantised = sum(parameters[n].numel() for n, fmt in formats.items() if fmt in LEVELS)
     while True:
-        data, weight = pack(model, cfg, tokenizer_sha256, coarsen)
+        data, stored = pack(model, cfg, tokenizer_sha256, coarsen)
         excess = len(data) - limit
         if excess <= 0:
-            rt.log(f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} entropy_bound_bytes:{sum(weight.values()):.0f}")
+            bound = sum(entropy_bytes(tensors) for _, tensors, _ in stored.values())
+            rt.log(f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} entropy_bound_bytes:{bound:.0f}")
             return data
         if not cfg.fit_cap or coarsen > 4 or not quantised:
-            heaviest = ", ".join(f"{n} {b:,.0f}" for n, b in sorted(weight.items(), key=lambda item: -item[1])[:5])
+            heaviest = ", ".join(f"{n} {t[2]:,}" for n, t in sorted(stored.items(), key=lambda item: -item[1][2])[:5])
             raise UserError(
                 f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {len(data) + code_bytes:,}, {excess:,} over; "
                 f"heaviest tensors (bytes): {heaviest}; use a smaller format, a smaller model or --fit-cap 1"
@@ -1177,14 +1172,25 @@ def read_header(data: bytes, where: str) -> tuple[bytes, memoryview]:
     return data[start : start + header_bytes], memoryview(data)[start + header_bytes : -32]
 
 
-def split_payload(tensors: list[tuple[str, list[int], str]], codec: str, payload: bytes) -> Iterator[tuple[str, list[int], str, bytes, bytes]]:
-    """(name, shape, format, values, scales) of every stored tensor. Raises ValueError."""
-    sizes = [(math.prod(shape), 2 * shape[0]) if fmt in LEVELS else (math.prod(shape) * FLOAT_TYPES[fmt].itemsize, 0) for _, shape, fmt in tensors]
-    at, scale_at = 0, sum(a for a, _ in sizes)
-    raw = decompress(codec, payload, scale_at + sum(b for _, b in sizes))
-    for tensor, (value_bytes, scale_bytes) in zip(tensors, sizes, strict=True):
-        yield *tensor, raw[at : at + value_bytes], raw[scale_at : scale_at + scale_bytes]
-        at, scale_at = at + value_bytes, scale_at + scale_bytes
+def read_tensors(entries: list[tuple[str, list[int], str]], payload: memoryview) -> dict[str, Stored]:
+    """What `pack` wrote, by name. Raises ValueError, struct.error."""
+    at, stored = 0, {}
+
+    def take(dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        nonlocal at
+        planes = []
+        for _ in range(dtype.itemsize):
+            plane, at = decode(payload, at, math.prod(shape))
+            planes.append(plane)
+        return torch.from_numpy(np.stack(planes, -1).reshape(-1)).view(dtype).view(*shape)
+
+    for name, shape, fmt in entries:
+        start, quantised = at, [(torch.int8, shape), (torch.bfloat16, shape[:1])]
+        tensors = [take(*what) for what in (quantised if fmt in LEVELS else [(FLOAT_TYPES[fmt], shape)])]
+        stored[name] = fmt, tensors, at - start
+    if at != len(payload):
+        raise ValueError(f"its payload has {len(payload) - at} bytes too many")
+    return stored
 
 
 def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
@@ -1201,19 +1207,28 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
             model = GPT(cfg)
         expected = {n: list(p.shape) for n, p in model.named_parameters()}
         tensors = [(str(name), list(shape), str(fmt)) for name, shape, fmt in header["tensors"]]
-        if {n: s for n, s, _ in tensors} != expected or len(tensors) != len(expected):
+        if {n: s for n, s, _ in tensors} != expected or len(tensors) != len(expected) or any(f in LEVELS and len(s) != 2 for _, s, f in tensors):
             raise ValueError("its tensors are not those of its config")
-        state = {}
-        for name, shape, fmt, values, scales in split_payload(tensors, str(header["codec"]), bytes(payload)):
-            if fmt in LEVELS:
-                scale = from_byte_planes(scales, torch.bfloat16, (shape[0],)).float()
-                state[name] = torch.frombuffer(bytearray(values), dtype=torch.int8).view(shape).float() * scale[:, None]
-            else:
-                state[name] = from_byte_planes(values, FLOAT_TYPES[fmt], shape).float()
+        if (count := sum(map(math.prod, expected.values()))) > 1 << 28:  # a few bytes may claim to hold any number of equal ones
+            raise ValueError(f"{count:,} parameters, more than twice as many as {SIZE_CAP_BYTES:,} bytes have bits")
+        stored = read_tensors(tensors, payload)
+        state = {name: t[0].float() * t[1].float()[:, None] if t[1:] else t[0].float() for name, (_, t, _) in stored.items()}
+        model.load_state_dict(state, assign=True)
         tokenizer_sha256 = str(header["tokenizer_sha256"])
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, RecursionError, UserError) as error:
+    except (
+        KeyError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+        MemoryError,
+        RuntimeError,
+        struct.error,
+        UserError,
+    ) as error:
         raise UserError(f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it") from None
-    model.load_state_dict(state, assign=True)
     return model.requires_grad_(False), cfg, tokenizer_sha256
 
 
@@ -1226,8 +1241,6 @@ def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
 
 
 # --- 11. Training loop ---
-
-
 def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple[Tensor, Tensor]], rt: Runtime) -> Tensor:
     """Accumulates gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
     total = torch.zeros((), device=rt.device)
@@ -1243,20 +1256,20 @@ def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, cfg: Config, 
     saved = [p.detach().clone() for p in model.parameters()]
     generator = torch.Generator().manual_seed(0)
     rows = max(1, min(cfg.micro_batch_tokens, cfg.train_batch_tokens // rt.world_size) // cfg.train_seq_len)
+    formats = export_formats(model, cfg)
     for step in range(cfg.warmup_steps):
-        quantize_matrices(model, cfg.qat_lr_scale > 0 and step % 2 == 1)
+        quantize_matrices(model, formats if cfg.qat_lr_scale > 0 and step % 2 == 1 else {})
         tokens = torch.randint(cfg.vocab_size, (rows, cfg.train_seq_len + 1), generator=generator).to(rt.device)
         training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], rt)
         optimizers.step(step, 1.0)
-    quantize_matrices(model, False)
+    quantize_matrices(model, {})
     with torch.no_grad():
         torch._foreach_copy_(list(model.parameters()), saved)
     optimizers.reset()
 
 
-def quantize_matrices(model: GPT, on: bool) -> None:
-    """Fake quantisation of the matrices that the export stores as integers, to as many levels, on or off."""
-    formats = export_formats(model, model.cfg) if on else {}
+def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
+    """Fake quantisation of the matrices whose export format is an integer, to as many levels; no formats turn it off."""
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             module.levels = LEVELS.get(formats.get(f"{name}.weight", ""), 0)
@@ -1267,11 +1280,12 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     optimizers, average, loader = Optimizers(model, cfg, rt), Average(model, cfg), Loader(dataset.train, cfg, rt)
     if cfg.compile and rt.device.type == "cpu" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("--compile: expected a C++ compiler for torch.compile on a CPU, found none; install one or pass --compile 0")
+    formats = export_formats(model, cfg)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model
     started = time.perf_counter()
     warm_up(model, compute, optimizers, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
-    step, loss, started = 0, torch.zeros((), device=rt.device), rt.clock()
+    step, loss, val, started = 0, torch.zeros((), device=rt.device), dataset.val.read(0, len(dataset.val)), rt.clock()
     try:
         while True:
             elapsed = rt.agree(time.perf_counter() - started)
@@ -1280,12 +1294,14 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
             if step and (done or step <= 10 or step % cfg.log_every == 0):
                 log_step(step, loss, lr_scale, elapsed, cfg, rt)
             if cfg.val_every and (done or step % cfg.val_every == 0):
-                pause = rt.clock()
-                log_validation(model, dataset, step, pause - started, cfg, rt)
+                pause = rt.clock()  # non-overlapping windows: cheaper and a little worse than the final sliding score
+                nll = score_streams(model, [val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
+                loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
+                rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")
                 started += rt.clock() - pause  # validation is not training time
             if done:
                 break
-            quantize_matrices(model, lr_scale < cfg.qat_lr_scale)
+            quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
             loss = training_step(compute, loader.next(), rt)
             optimizers.step(step, lr_scale)
             step += 1
@@ -1294,7 +1310,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     finally:
         loader.pool.shutdown(wait=True, cancel_futures=True)
     seconds = rt.clock() - started
-    quantize_matrices(model, False)
+    quantize_matrices(model, {})
     rt.log(f"averaging ema_decay:{cfg.ema_decay} swa_snapshots:{average.swa_count}")
     average.copy_to_model()
     return step, seconds
@@ -1302,24 +1318,16 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
 
 def log_step(step: int, loss: Tensor, lr_scale: float, elapsed: float, cfg: Config, rt: Runtime) -> None:
     mean_loss = rt.all_reduce(loss.clone()).item() / rt.world_size
-    left = (cfg.iterations - step) * elapsed / step
-    left = min(left, cfg.train_seconds - elapsed) if cfg.train_seconds > 0 else left
+    if not math.isfinite(mean_loss):
+        raise UserError(f"training: expected a finite loss, found {mean_loss} at step {step}; the run has diverged, lower the learning rates")
+    left = min((cfg.iterations - step) * elapsed / step, cfg.train_seconds - elapsed if cfg.train_seconds > 0 else math.inf)
     rt.log(
         f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms "
         f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f} left:{max(0.0, left):.0f}s"
     )
 
 
-def log_validation(model: GPT, dataset: Dataset, step: int, elapsed: float, cfg: Config, rt: Runtime) -> None:
-    """Non-overlapping windows of the current weights: cheaper and a little worse than the final sliding score."""
-    nll = score_streams(model, [dataset.val.read(0, len(dataset.val))], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
-    loss, bpb = nll.mean().item(), nll.sum().item() / math.log(2) / dataset.val_bytes
-    rt.log(f"step:{step}/{cfg.iterations} val_loss:{loss:.4f} val_bpb:{bpb:.4f} train_time:{1000 * elapsed:.0f}ms")
-
-
 # --- 12. Commands ---
-
-
 def command_train(argv: Sequence[str], rt: Runtime) -> None:
     """parse -> train -> average -> export -> reload the artifact from disk -> score -> result line."""
     cfg, config_lines = parse_config(argv, dict(os.environ))
@@ -1362,12 +1370,6 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     )
 
 
-def save_array(path: Path, array: np.ndarray) -> None:
-    buffer = io.BytesIO()
-    np.save(buffer, array, allow_pickle=False)
-    write_atomically(path, buffer.getvalue())
-
-
 def command_score(argv: Sequence[str], rt: Runtime) -> None:
     """The scoring contract: DIR/S.nll.npy float64 [N-1] in nats and, where probed, DIR/S.probe.npy float64 [K, V] of ln p."""
     parser = argparse.ArgumentParser(prog="train_gpt.py score", description=command_score.__doc__, allow_abbrev=False)
@@ -1392,10 +1394,10 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
     scores = score_streams(model, list(streams.values()), cfg, rt, [probes.get(stem, []) for stem in streams])
     for (stem, stream), result in zip(streams.items(), scores, strict=True) if rt.rank == 0 else ():
         nll, distributions = final_scores(result, stream, cfg)
-        save_array(args.out / f"{stem}.nll.npy", nll.cpu().numpy())
-        if stem in probes:
-            rows = [distributions[i] for i in probes[stem]]
-            save_array(args.out / f"{stem}.probe.npy", torch.stack(rows).cpu().numpy() if rows else np.zeros((0, cfg.vocab_size)))
+        rows = torch.stack([nll.new_zeros(cfg.vocab_size), *(distributions[i] for i in probes.get(stem, []))])[1:]
+        for name, array in {"nll": nll, "probe": rows}.items() if stem in probes else [("nll", nll)]:
+            np.save(buffer := io.BytesIO(), array.cpu().numpy(), allow_pickle=False)
+            write_atomically(args.out / f"{stem}.{name}.npy", buffer.getvalue())
         print(f"scored {stem}: {len(nll):,} targets, {nll.sum().item():.6f} nats", flush=True)
 
 
@@ -1414,10 +1416,8 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     if args.artifact and rest:
         parser.error(f"expected no other flag beside --artifact, found {' '.join(rest)}")
     model, cfg, _ = load_artifact(args.artifact, rt) if args.artifact else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
-    header, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
-    tensors, formats, weights, sizes = json.loads(header)["tensors"], {}, {}, {}
-    for name, _, fmt, values, scales in split_payload(tensors, json.loads(header)["codec"], bytes(payload)):
-        formats[name], weights[name], sizes[name] = fmt, entropy_bytes(fmt, values) + len(scales), len(values) + len(scales)
+    raw, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
+    stored = read_tensors(json.loads(raw)["tensors"], payload)
     parameters = dict(model.named_parameters())
     groups: dict[str, list[str]] = {}
     for name in parameters:
@@ -1425,9 +1425,9 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     total = sum(p.numel() for p in parameters.values())
     print(f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}")
     for group, names in [*groups.items(), ("total", list(parameters))]:
-        count, stored, entropy = sum(parameters[n].numel() for n in names), sum(sizes[n] for n in names), sum(weights[n] for n in names)
-        kinds = "" if group == "total" else "/".join(sorted({formats[n] for n in names}))
-        print(f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{stored:>14,}{entropy:>15,.0f}")
+        count, kinds = sum(parameters[n].numel() for n in names), "" if group == "total" else "/".join(sorted({stored[n][0] for n in names}))
+        coded, entropy = sum(stored[n][2] for n in names), sum(entropy_bytes(stored[n][1]) for n in names)
+        print(f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{coded:>14,}{entropy:>15,.0f}")
 
 
 def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator) -> int:
@@ -1487,7 +1487,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         with runtime(dict(os.environ)) as rt:
             COMMANDS[command](rest, rt)
-    except (UserError, OSError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
+    except (UserError, OSError, RuntimeError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
+        if isinstance(error, RuntimeError) and not re.search("by peer|Broken pipe|NCCL", str(error)):  # these: a rank died, gloo names its address
+            raise
         print(f"error: {error}", file=sys.stderr, flush=True)
         return 2
     return 0
