@@ -28,6 +28,14 @@ def test_bfloat16_scores_are_close_to_float32_and_independent_of_batch_size():
         assert (gpu - cpu).abs().mean() < 0.05 and abs((gpu - cpu).mean()) < 0.01
 
 
+def test_a_cut_moves_earlier_scores_by_rounding_alone():
+    """The number of scored rows differs, and with it the kernels that a library picks for their products."""
+    stream = np.random.default_rng(0).integers(1, 260, 500).astype(np.uint16)
+    model = on_gpu().place(awake(BASE, dtype=torch.float32))
+    whole, cut = (tg.score_streams(model, [x], BASE, on_gpu())[0].nll.cpu() for x in (stream, stream[:311]))
+    assert (cut - whole[:310]).abs().max() < 0.1 and (cut - whole[:310]).abs().mean() < 0.01
+
+
 def test_mixer_gives_the_cpu_numbers_on_the_gpu():
     stream, scores = markov_stream(20_000)
     cfg = dataclasses.replace(BASE, vocab_size=50, ngram_order=9)
