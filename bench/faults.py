@@ -6,6 +6,7 @@ damage reaches the code behind the seal. A reader must take the file or refuse i
 is a fault, kept with the mutation's number, which gives the same file again."""
 
 import argparse
+import copy
 import hashlib
 import json
 import os
@@ -108,7 +109,7 @@ def mutate_json(raw: bytes, rng: random.Random) -> bytes:
                 if (isinstance(other, dict) and there in other) or (isinstance(other, list) and there < len(other)):
                     node[key] = json.loads(json.dumps(other[there]))
             case _:
-                node[key] = rng.choice(ODD)
+                node[key] = copy.deepcopy(rng.choice(ODD))
     return json.dumps(tree).encode()
 
 
