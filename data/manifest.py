@@ -18,7 +18,7 @@ class Strict(BaseModel):
 
 
 class TokenizerEntry(Strict):
-    file: str
+    file: str = Field(min_length=1, max_length=200)
     kind: Literal["sentencepiece", "bytes"]
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
     vocab_size: int = Field(ge=1, le=1 << 16)

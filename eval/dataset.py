@@ -40,7 +40,7 @@ class ManifestSplit(Lenient):
 
 
 class ManifestTokenizer(Lenient):
-    file: str
+    file: str = Field(min_length=1, max_length=200)
     kind: Literal["sentencepiece", "bytes"]
     sha256: str = Sha256
     vocab_size: int = Field(ge=4, le=1 << 16)

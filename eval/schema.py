@@ -12,7 +12,7 @@ import statistics
 from dataclasses import dataclass
 from datetime import date as Date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
 
@@ -50,6 +50,13 @@ TRACKS = {
 
 class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def within_64_bits(self) -> Self:
+        """An integer of hundreds of digits, which a string may hold too, is none that float64 arithmetic could take."""
+        if beyond := [name for name, value in self if isinstance(value, int) and abs(value) >= 1 << 63]:
+            raise ValueError(f"{', '.join(beyond)}: expected integers of 64 bits")
+        return self
 
 
 class Environment(Strict):

@@ -12,6 +12,11 @@ from conftest import CLEAN_ENV, ROOT
 sys.path.append(str(ROOT / "bench"))  # last, so that bench/data.py does not hide the package data
 import faults
 
+import eval.check
+import eval.dataset
+import eval.errors
+import eval.schema
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -36,6 +41,27 @@ def test_a_damaged_file_is_taken_or_refused_in_one_line(name, folder):
     assert set(outcomes) <= {"accepted", "refused"}
     assert "refused" in outcomes
     faults.READERS[name][2](folder)  # and the folder is as it was
+
+
+def test_a_number_of_hundreds_of_digits_and_a_name_of_hundreds_of_letters_are_refused(folder):
+    """Found by mutation: a string of digits becomes an integer beyond float64, a file name one that no system call takes."""
+    path = folder / "record/submission.json"
+    sound = path.read_bytes()
+    changed = json.loads(sound)
+    changed["seed_results"]["1337"]["steps"] = "9" * 400
+    path.write_text(json.dumps(changed))
+    with pytest.raises(eval.errors.UserError, match="steps: expected integers of 64 bits"):
+        eval.schema.load_submission(folder / "record")
+    eval.check.check_folder(folder / "record")
+    path.write_bytes(sound)
+    manifest = folder / "dataset/manifest.json"
+    sound = manifest.read_bytes()
+    changed = json.loads(sound)
+    changed["tokenizer"]["file"] = "t" * 300
+    manifest.write_text(json.dumps(changed))
+    with pytest.raises(eval.errors.UserError, match=r"tokenizer\.file"):
+        eval.dataset.Dataset(folder / "dataset")
+    manifest.write_bytes(sound)
 
 
 def test_a_reader_that_fails_is_counted(folder, monkeypatch):
