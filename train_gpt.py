@@ -824,7 +824,9 @@ HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a ca
 
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
-    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut."""
+    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut. Raises ValueError."""
+    if not 1 <= stride <= seq_len:
+        raise ValueError(f"stride must be in 1..{seq_len}, got {stride}")
     windows, scored = [], 0
     while scored < num_positions:
         full_end = seq_len if scored == 0 else scored + stride
@@ -1215,19 +1217,7 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
         state = {name: t[0].float() * t[1].float()[:, None] if t[1:] else t[0].float() for name, (_, t, _) in stored.items()}
         model.load_state_dict(state, assign=True)
         tokenizer_sha256 = str(header["tokenizer_sha256"])
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        MemoryError,
-        RuntimeError,
-        struct.error,
-        UserError,
-    ) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MemoryError, RuntimeError, struct.error, UserError) as error:
         raise UserError(f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it") from None
     return model.requires_grad_(False), cfg, tokenizer_sha256
 
@@ -1285,7 +1275,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     started = time.perf_counter()
     warm_up(model, compute, optimizers, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
-    step, loss, val, started = 0, torch.zeros((), device=rt.device), dataset.val.read(0, len(dataset.val)), rt.clock()
+    step, loss, started = 0, torch.zeros((), device=rt.device), rt.clock()
     try:
         while True:
             elapsed = rt.agree(time.perf_counter() - started)
@@ -1295,6 +1285,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
                 log_step(step, loss, lr_scale, elapsed, cfg, rt)
             if cfg.val_every and (done or step % cfg.val_every == 0):
                 pause = rt.clock()  # non-overlapping windows: cheaper and a little worse than the final sliding score
+                val = dataset.val.read(0, len(dataset.val))
                 nll = score_streams(model, [val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
                 loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
                 rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")

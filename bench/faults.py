@@ -107,7 +107,7 @@ def mutate_json(raw: bytes, rng: random.Random) -> bytes:
             case 3:
                 other, there = rng.choice(places)
                 if (isinstance(other, dict) and there in other) or (isinstance(other, list) and there < len(other)):
-                    node[key] = json.loads(json.dumps(other[there]))
+                    node[key] = copy.deepcopy(other[there])
             case _:
                 node[key] = copy.deepcopy(rng.choice(ODD))
     return json.dumps(tree).encode()
@@ -230,7 +230,7 @@ def one(name: str, number: int, folder: Path, sound: dict[Path, bytes]) -> str:
 
 
 def worker(name: str, first: int, count: int) -> None:
-    """Prints one JSON line per mutation that is neither accepted nor refused, then the tally."""
+    """Prints a JSON line before each mutation, one more where it is a fault, and the tally at the end."""
 
     def ring(*_: object) -> None:
         raise Hang

@@ -1,10 +1,9 @@
 """The plain side of the speed benchmarks: the same mathematics as train_gpt.py, written the way one writes it first.
 
-Eager, one matrix at a time: separate query, key and value products, the whole logits in memory, Muon per parameter, AdamW per tensor, the EMA
+Eager, one matrix at a time: separate query, key and value products, Muon per parameter, AdamW per tensor, the EMA
 copied to the host at every step, one evaluation window at a time with all its logits, and the best of three general compressors."""
 
 import lzma
-from collections.abc import Callable
 
 import brotli
 import numpy as np
@@ -48,9 +47,6 @@ class PlainGPT(tg.GPT):
         for block in self.blocks:
             block.__class__, block.attention.__class__ = PlainBlock, PlainAttention
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
-
 
 class PlainOptimizers:
     def __init__(self, model: torch.nn.Module, cfg: tg.Config):
@@ -87,10 +83,10 @@ class PlainAverage:
 
 
 @torch.inference_mode()
-def plain_scores(model: tg.GPT, stream: np.ndarray, cfg: tg.Config, device: torch.device, progress: Callable = lambda windows: windows) -> np.ndarray:
+def plain_scores(model: tg.GPT, stream: np.ndarray, cfg: tg.Config, device: torch.device) -> np.ndarray:
     """nll float64 [N - 1], nats: one window at a time."""
     nll = np.zeros(len(stream) - 1)
-    for start, first, end in progress(tg.plan_windows(len(stream) - 1, cfg.eval_seq_len, cfg.eval_stride)):
+    for start, first, end in tg.plan_windows(len(stream) - 1, cfg.eval_seq_len, cfg.eval_stride):
         ids = torch.from_numpy(stream[start : end + 1].astype(np.int64)).to(device)
         log_p = torch.log_softmax(model.logits(model.hidden(ids[None, :-1])[0])[0, first - start :].double(), dim=-1)
         nll[first:end] = -log_p.gather(1, ids[first - start + 1 :, None]).squeeze(1).cpu().numpy()

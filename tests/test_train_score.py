@@ -27,6 +27,11 @@ def test_every_position_is_scored_in_exactly_one_window(seq_len):
             assert [w[:2] for w in windows] == [w[:2] for w in longer[: len(windows)]]  # the grid does not depend on the end
 
 
+def test_a_stride_longer_than_the_window_is_refused():
+    with pytest.raises(ValueError, match=r"stride must be in 1\.\.8, got 9"):
+        tg.plan_windows(20, 8, 9)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.lists(st.integers(1, 300), min_size=1, max_size=6), st.sampled_from([(64, 64), (64, 8), (32, 32), (200, 50)]), st.integers(1, 7))
 def test_batches_hold_every_window_once(lengths, shape, rows):
