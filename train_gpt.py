@@ -26,6 +26,7 @@ import os
 import platform
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
@@ -92,6 +93,8 @@ class Config:
     compile: int = 1  # torch.compile; needs a C++ compiler on CPU
     log_every: int = 50
     val_every: int = 1000  # 0 = only the final evaluation
+    checkpoint_every: int = 0  # steps; 0 = only on SIGTERM or SIGINT
+    resume: int = 0  # go on from this run's newest checkpoint in --out, where there is one
     # optimizers and averaging
     muon_lr: float = 0.025
     muon_momentum: float = 0.99
@@ -121,49 +124,35 @@ class Config:
 
 PRESETS = {  # docs_cpu is sized by step count, not by the clock, so that its score is reproducible
     "reference": "",
-    "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 "
-    "--mlp-hidden 384 --pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 "
-    "--micro-batch-tokens 4096 --iterations 480 --train-seconds 0 --warmup-steps 0 --warmdown-steps 320 --compile 0 --log-every 20 --val-every 0 "
-    "--muon-momentum-warmup-steps 100 --muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 --swa-every 0 --eval-seq-len 128 "
-    "--eval-stride 32 --eval-batch-tokens 8192",
+    "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 --mlp-hidden 384 "
+    "--pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 --micro-batch-tokens 4096 "
+    "--iterations 480 --train-seconds 0 --warmup-steps 0 --warmdown-steps 320 --compile 0 --log-every 20 --val-every 0 --muon-momentum-warmup-steps 100 "
+    "--muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 --swa-every 0 --eval-seq-len 128 --eval-stride 32 --eval-batch-tokens 8192",
 }
-FORMATS = ("int8", "int6", "int5", "fp16", "fp32")
 MODEL_FIELDS = [f.name for f in fields(Config)][3 : [f.name for f in fields(Config)].index("embed_init_std") + 1]
 SCORING_FIELDS = ["eval_seq_len", "eval_stride", "eval_batch_tokens", "ngram_order"]
 
 
+RULES = """
+2 <= vocab_size <= 65536; 1 <= model_dim <= 2**20; 1 <= num_layers <= 1024; 1 <= num_heads <= 2**20; 1 <= num_kv_heads <= 2**20; 1 <= mlp_hidden <= 2**20
+1 <= pre_enrich_hidden <= 2**20; 1 <= bigram_buckets <= 2**20; 1 <= bigram_dim <= 2**20; logit_softcap > 0; model_dim % num_heads == 0
+model_dim // num_heads % 2 == 0; num_heads % num_kv_heads == 0; 0 <= num_encoder_layers <= num_layers; 0 <= xsa_layers <= num_layers
+0 <= late_k_fp16_layers <= num_layers; train_seq_len > 0; micro_batch_tokens > 0; train_batch_tokens > 0; micro_batch_tokens % train_seq_len == 0
+train_batch_tokens % micro_batch_tokens == 0; 1 <= iterations <= 2**20; train_seconds >= 0; warmup_steps >= 0; warmdown_steps >= 0; grad_clip >= 0
+1 <= log_every <= 2**20; val_every >= 0; checkpoint_every >= 0; swa_every >= 0; 0 <= ema_decay < 1; 0 <= muon_momentum < 1; 0 <= muon_momentum_start < 1
+muon_momentum_warmup_steps >= 0; newton_schulz_steps >= 0; 0 <= adam_beta1 < 1; 0 <= adam_beta2 < 1; 0 <= seed < 2**63; control_format in ('fp16', 'fp32')
+matrix_format in ('int8', 'int6', 'int5', 'fp16', 'fp32'); embed_format in ('int8', 'int6', 'int5', 'fp16', 'fp32')
+1 <= eval_stride <= eval_seq_len; eval_seq_len <= eval_batch_tokens; 0 <= ngram_order <= 255
+"""  # over the fields of Config; gates are too few to pay for row scales, n-gram orders are stored as bytes
+
+
 def validate(cfg: Config) -> Config:
-    """Returns cfg or raises UserError naming the rule and the values found."""
-    ranges = {
-        "1 <= {} <= 2^20": "model_dim num_layers num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every",
-        "{} > 0": "train_seq_len logit_softcap micro_batch_tokens train_batch_tokens",
-        "{} >= 0": "train_seconds warmup_steps warmdown_steps grad_clip val_every swa_every muon_momentum_warmup_steps newton_schulz_steps",
-        "0 <= {} < 1": "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2",
-    }
-    holds = {"1 <= {} <= 2^20": lambda v: 1 <= v <= 1 << 20, "{} > 0": lambda v: v > 0, "{} >= 0": lambda v: v >= 0, "0 <= {} < 1": lambda v: 0 <= v < 1}
-    rules = [(rule.format(n), n, holds[rule](getattr(cfg, n))) for rule, names in ranges.items() for n in names.split()]
-    rules += [(f"one of {', '.join(FORMATS)}", n, getattr(cfg, n) in FORMATS) for n in ("matrix_format", "embed_format", "control_format")]
-    rules += [("a finite number", f.name, math.isfinite(getattr(cfg, f.name))) for f in fields(Config) if isinstance(f.default, float)]
-    layers = ("num_encoder_layers", "xsa_layers", "late_k_fp16_layers")
-    rules += [(f"0 <= {n} <= num_layers", f"{n} num_layers", 0 <= getattr(cfg, n) <= cfg.num_layers) for n in layers]
-    micro = max(1, cfg.micro_batch_tokens)
-    rules += [
-        ("0 <= seed < 2^63", "seed", 0 <= cfg.seed < 1 << 63),
-        ("num_layers <= 1024", "num_layers", cfg.num_layers <= 1024),
-        ("0 <= ngram_order <= 255 (orders are stored as bytes)", "ngram_order", 0 <= cfg.ngram_order <= 255),
-        ("2 <= vocab_size <= 65536 (uint16 shards)", "vocab_size", 2 <= cfg.vocab_size <= 65_536),
-        ("num_heads to divide model_dim", "model_dim num_heads", cfg.model_dim % max(1, cfg.num_heads) == 0),
-        ("an even head size (rotary pairs)", "model_dim num_heads", cfg.model_dim // max(1, cfg.num_heads) % 2 == 0),
-        ("num_kv_heads to divide num_heads", "num_heads num_kv_heads", cfg.num_heads % max(1, cfg.num_kv_heads) == 0),
-        ("train_seq_len to divide micro_batch_tokens", "micro_batch_tokens train_seq_len", cfg.micro_batch_tokens % max(1, cfg.train_seq_len) == 0),
-        ("micro_batch_tokens to divide train_batch_tokens", "train_batch_tokens micro_batch_tokens", cfg.train_batch_tokens % micro == 0),
-        ("1 <= eval_stride <= eval_seq_len", "eval_stride eval_seq_len", 1 <= cfg.eval_stride <= cfg.eval_seq_len),
-        ("eval_seq_len <= eval_batch_tokens", "eval_seq_len eval_batch_tokens", cfg.eval_seq_len <= cfg.eval_batch_tokens),
-        ("fp16 or fp32 (gates are too few to pay for row scales)", "control_format", not cfg.control_format.startswith("int")),
-    ]
-    for rule, names, ok in rules:
-        if not ok:
-            raise UserError(f"config: expected {rule}, found {', '.join(f'{n}={getattr(cfg, n)}' for n in names.split())}; change these flags")
+    """Returns cfg or raises UserError naming the first rule that does not hold and the values found."""
+    values, finite = vars(cfg), [f"abs({f.name}) < inf" for f in fields(Config) if isinstance(f.default, float)]
+    for rule in [*finite, *re.split("[;\\n]", RULES.strip())]:
+        if not eval(rule.strip(), {"inf": math.inf}, values):
+            found = ", ".join(f"{name}={values[name]}" for name in re.findall(r"\w+", rule) if name in values)
+            raise UserError(f"config: expected {rule.strip()}, found {found}; change these flags")
     return cfg
 
 
@@ -189,7 +178,8 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
     cfg = validate(dataclasses.replace(base, **{name: given[name] for name in sources}))
     changed = [n for n in sources if getattr(cfg, n) != getattr(base, n)]
     lines += [f"config:override {n}={getattr(cfg, n)} (default {getattr(base, n)}, from {sources[n]})" for n in changed]
-    comparable = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data_dir", "out", "seed")}  # the rest is one for all seeds of a record
+    own = ("data_dir", "out", "seed", "checkpoint_every", "resume")  # the rest is one for all seeds of a record
+    comparable = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in own}
     return cfg, [*lines, f"config sha256:{hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest()}"]
 
 
@@ -212,11 +202,6 @@ class Runtime:
             with open(self.log_path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def place(self, model: GPT) -> GPT:
-        """The model on this rank's device; activations are bfloat16 on CUDA, master weights stay float32."""
-        model.compute_dtype = torch.bfloat16 if self.device.type == "cuda" else None
-        return model.to(self.device)
-
     def clock(self) -> float:
         """Seconds, once the device has done all that was asked of it."""
         if self.device.type == "cuda":
@@ -226,8 +211,7 @@ class Runtime:
     def pace(self) -> None:
         """Waits for the step before last, so that the host's clock is never more than two steps ahead of the GPU and its queue never drains."""
         if self.device.type == "cuda":
-            self.events.append(torch.cuda.Event())
-            self.events[-1].record()
+            self.events.append(torch.cuda.current_stream().record_event())
             if len(self.events) > 2:
                 self.events.pop(0).synchronize()
 
@@ -236,13 +220,9 @@ class Runtime:
             dist.all_reduce(tensor, op)
         return tensor
 
-    def agree(self, value: float) -> float:
-        """Rank 0's value on every rank, through host memory, so that clocks never make ranks diverge and the GPU queue never drains."""
-        if self.world_size == 1:
-            return value
-        box = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(box, 0)
-        return box.item()
+    def agree(self, *values: float) -> list[float]:
+        """Rank 0's values on every rank, through host memory, so that clocks never make ranks diverge and the GPU queue never drains."""
+        return self.all_reduce(torch.tensor(values, dtype=torch.float64) * (self.rank == 0)).tolist()
 
     @contextlib.contextmanager
     def together(self) -> Iterable[None]:
@@ -300,10 +280,9 @@ def describe_environment(rt: Runtime) -> list[str]:
     """Log lines that let a reader reproduce or distrust the run: versions, hardware, commit, and nvidia-smi where there is one."""
 
     def run(*command: str) -> str:
-        try:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
             return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=Path(__file__).parent).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return ""
+        return ""
 
     cuda, cpu = rt.device.type == "cuda", platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -347,8 +326,9 @@ def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
         raise UserError(f"{path}: expected shard magic {SHARD_MAGIC}, version {SHARD_VERSION}, found {found}; rebuild it with `python -m data`")
     num_tokens = int(header[2])
     if num_tokens < 1 or size != header_bytes + 2 * num_tokens:
-        held = (size - header_bytes) // 2
-        raise UserError(f"{path}: header promises {num_tokens:,} tokens, file holds {held:,}; delete it and rebuild with `python -m data`")
+        raise UserError(
+            f"{path}: header promises {num_tokens:,} tokens, file holds {(size - header_bytes) // 2:,}; delete it and rebuild with `python -m data`"
+        )
     tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes, shape=(num_tokens,))
     if vocab_size is not None and vocab_size < 65_536 and (largest := int(tokens.max())) >= vocab_size:
         raise UserError(f"{path}: expected token ids < {vocab_size}, found {largest}; the shards belong to another tokenizer")
@@ -373,7 +353,7 @@ class TokenStream:
 @dataclass(frozen=True)
 class Dataset:
     train: TokenStream
-    val: TokenStream
+    val: np.ndarray  # uint16 [num_tokens]
     val_bytes: int  # what val_bpb divides by
     tokenizer_sha256: str
     log_line: str
@@ -388,12 +368,12 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     """The manifest's tokenizer file (verified by sha256), beside the shards or in ../../tokenizers; None for plain bytes."""
     if entry["kind"] == "bytes":
         return None
-    places = (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"])
-    if path := next((p for p in places if p.is_file() and sha256_file(p) == entry["sha256"]), None):
-        return path
-    path = next((p for p in places if p.is_file()), places[-1])
-    found = sha256_file(path) if path.is_file() else "no file"
-    raise UserError(f"{path}: expected the manifest's tokenizer, sha256 {entry['sha256']}, found {found}; rebuild the data set with `python -m data`")
+    places = [p for p in (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]) if p.is_file()]
+    found = {sha256_file(p): p for p in reversed(places)}
+    if entry["sha256"] in found:
+        return found[entry["sha256"]]
+    what = f"expected the manifest's tokenizer, sha256 {entry['sha256']}, found {', '.join(found) or 'no file'}"
+    raise UserError(f"{folder.parent.parent / 'tokenizers' / entry['file']}: {what}; rebuild the data set with `python -m data`")
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
@@ -417,8 +397,7 @@ def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
 
 
 def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
-    """Opens both splits and verifies every shard's sha256, the tokenizer and the byte count against manifest.json; ranks share the hashing.
-    Raises UserError naming the file, what was expected, what was found and what to do."""
+    """Both splits; every shard's sha256, the tokenizer and the byte count agree with manifest.json, or UserError. Ranks share the hashing."""
     path = folder / "manifest.json"
     try:
         raw = path.read_bytes()
@@ -452,20 +431,17 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         # bytes that depend on context are in the sidecar that `python -m data` counted; the table cannot know them
         if not in_context and (found := count_bytes(val_tokens[1:], tokenizer_path)) != counted:
             raise UserError(f"{path}: expected {counted:,} validation bytes, found {found:,} by the byte table; rebuild the data set")
-    train, val = TokenStream(shards["train"]), TokenStream(shards["val"])
+    train = TokenStream(shards["train"])
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
-    line = (
-        f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{identity['sha256']} train_tokens:{len(train)} "
-        f"val_tokens:{len(val)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
-    )
-    return Dataset(train, val, counted, identity["sha256"], line)
+    line = f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{identity['sha256']} train_tokens:{len(train)} "
+    line += f"val_tokens:{len(val_tokens)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
+    return Dataset(train, val_tokens, counted, identity["sha256"], line)
 
 
 class Loader:
-    """Batches of sequences in an order that depends on the seed alone: step s uses the same sequences for every world size and micro-batch.
-    The stream is cut into rows of train_seq_len at a random phase per epoch; an epoch visits every row once. The whole state is `row`, the number of
-    rows consumed by all ranks. The next batch is read while the current step runs."""
+    """Batches in an order that depends on the seed alone, not on world size and micro-batches: the stream is cut into rows of train_seq_len at a random
+    phase per epoch, an epoch visits every row once. The whole state is `row`, rows consumed by all ranks. The next batch is read during the step."""
 
     def __init__(self, stream: TokenStream, cfg: Config, rt: Runtime):
         self.stream, self.seed, self.seq_len, self.rt = stream, cfg.seed, cfg.train_seq_len, rt
@@ -525,23 +501,23 @@ def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
 
 
-def fake_quantize(w: Tensor, levels: int) -> Tensor:
-    """Symbols -levels..levels per row, straight-through gradient (Bengio et al. 2013): about what the export, which also searches a clip, will store."""
-    scale = w.detach().abs().amax(-1, keepdim=True).clamp_min(1e-12) / levels
-    return w + ((w / scale).round() * scale - w).detach()
-
-
 class Linear(nn.Linear):
-    """Bias-free, float32 master weight cast to the activation's dtype; fake-quantised once `levels` is set."""
+    """Bias-free, float32 master weight cast to the activation's dtype. With `levels` set, fake-quantised: symbols -levels..levels per row with a
+    straight-through gradient (Bengio et al. 2013), about what the export, which also searches a clip, will store."""
+
+    levels = 0
 
     def __init__(self, fan_in: int, fan_out: int, zero_init: bool = False):
         super().__init__(fan_in, fan_out, bias=False)
-        self.levels = 0
         if zero_init:
             nn.init.zeros_(self.weight)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
-        return (fake_quantize(self.weight, self.levels) if self.levels else self.weight).to(dtype)
+        w = self.weight
+        if self.levels:
+            scale = w.detach().abs().amax(-1, keepdim=True).clamp_min(1e-12) / self.levels
+            w = w + ((w / scale).round() * scale - w).detach()
+        return w.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.cast(x.dtype))
@@ -625,8 +601,9 @@ class GPT(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.cfg, self.compute_dtype = cfg, None  # None: that of the weights
-        self.embed = nn.Parameter(overtone(torch.randn(cfg.vocab_size, cfg.model_dim) * cfg.embed_init_std))
+        self.cfg = cfg
+        u, s, vh = torch.linalg.svd(torch.randn(cfg.vocab_size, cfg.model_dim) * cfg.embed_init_std, full_matrices=False)
+        self.embed = nn.Parameter(u * (s[0] * torch.arange(1, len(s) + 1).rsqrt()) @ vh)  # S_k = S_1 k^(-1/2), the decay that trained embeddings show
         self.bigram = nn.Parameter(torch.randn(cfg.bigram_buckets, cfg.bigram_dim) * 0.01)
         self.bigram_proj = Linear(cfg.bigram_dim, cfg.model_dim)
         self.smear = nn.Parameter(torch.full((cfg.model_dim,), 3.0))
@@ -639,7 +616,8 @@ class GPT(nn.Module):
     def hidden(self, ids_BT: Tensor, cache: Cache | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
         With `keep`, int64 [n] into the flattened batch, states [n, D] of these positions alone: the last block does no more than they need."""
-        cfg, dtype, offset = self.cfg, self.compute_dtype or self.embed.dtype, 0 if cache is None else cache.length
+        cfg, offset = self.cfg, 0 if cache is None else cache.length
+        dtype = torch.bfloat16 if self.embed.is_cuda and self.embed.dtype == torch.float32 else self.embed.dtype  # of activations; weights stay float32
         fresh = cache is None or cache.last is None
         last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
         previous = torch.cat((last_id, ids_BT[:, :-1]), dim=1)
@@ -682,12 +660,6 @@ class GPT(nn.Module):
         return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
 
 
-def overtone(w: Tensor) -> Tensor:
-    """Reshapes the spectrum of a random matrix to S_k = S_1 k^(-1/2), the decay that trained embeddings show."""
-    u, s, vh = torch.linalg.svd(w, full_matrices=False)
-    return u * (s[0] * torch.arange(1, len(s) + 1, dtype=w.dtype).rsqrt()) @ vh
-
-
 # --- 6. Optimizers ---
 PARAM_GROUPS: dict[str, Callable[[str, Tensor], bool]] = {
     "embed": lambda name, p: name in ("embed", "bigram"),
@@ -716,46 +688,21 @@ def newton_schulz(g: Tensor, steps: int) -> Tensor:
     return (x.mT if tall else x).to(g.dtype)
 
 
-class Muon:
-    """Nesterov momentum, then Newton-Schulz, on all matrices of one shape at a time; ranks share the matrices and gather the updates.
-    Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g. Shapes [n, R, C], float32."""
-
-    def __init__(self, params: Iterable[nn.Parameter], cfg: Config, rt: Runtime):
-        self.rt, self.steps, self.decay = rt, cfg.newton_schulz_steps, cfg.weight_decay
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for p in params:
-            by_shape.setdefault(p.shape, []).append(p)
-        self.groups = list(by_shape.values())
-        self.momenta = [torch.zeros(len(g), *g[0].shape, device=g[0].device) for g in self.groups]
-
-    @torch.no_grad()
-    def step(self, lr: float, momentum: float) -> None:
-        for params, buffer in zip(self.groups, self.momenta, strict=True):
-            grads = torch.stack([p.grad for p in params])
-            buffer.mul_(momentum).add_(grads)
-            update = grads.add_(buffer, alpha=momentum)
-            share = -(-len(params) // self.rt.world_size)
-            mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
-            mine = newton_schulz(mine, self.steps) if len(mine) else mine
-            if self.rt.world_size > 1:
-                mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
-                update = mine.new_empty(share * self.rt.world_size, *mine.shape[1:])
-                dist.all_gather_into_tensor(update, mine.contiguous())
-                mine = update[: len(params)]
-            scale = max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5
-            torch._foreach_mul_(params, 1 - lr * self.decay)
-            torch._foreach_add_(params, list(mine.unbind(0)), alpha=-lr * scale)
-
-
 class Optimizers:
     """Muon on matrices, AdamW on embeddings and on scalars. `step` expects this rank's gradient of the mean loss over its share."""
 
     def __init__(self, model: nn.Module, cfg: Config, rt: Runtime):
-        groups = partition(model, PARAM_GROUPS, "optimizer groups")
-        self.cfg, self.rt, self.params = cfg, rt, list(model.parameters())
-        self.muon = Muon(groups["matrix"].values(), cfg, rt)
+        groups, by_shape = partition(model, PARAM_GROUPS, "optimizer groups"), {}
+        self.cfg, self.rt, self.params, self.zero_grad = cfg, rt, list(model.parameters()), model.zero_grad
+        for p in groups["matrix"].values():
+            by_shape.setdefault(p.shape, []).append(p)
+        self.matrices = [(same, torch.zeros(len(same), *shape, device=same[0].device)) for shape, same in by_shape.items()]  # and their momenta
         by_lr = [{"params": list(groups[g].values()), "base_lr": lr} for g, lr in (("embed", cfg.embed_lr), ("scalar", cfg.scalar_lr))]
         self.adam = torch.optim.AdamW(by_lr, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=1e-8, weight_decay=cfg.weight_decay, fused=True)
+        for p in (p for group in by_lr for p in group["params"]):
+            self.adam.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        self.state = {f"muon.{i}": momenta for i, (_, momenta) in enumerate(self.matrices)}
+        self.state |= {f"adam.{i}.{kind}": t for i, moments in enumerate(self.adam.state.values()) for kind, t in moments.items()}
 
     def step(self, step: int, lr_scale: float) -> None:
         if self.rt.world_size > 1:
@@ -768,27 +715,37 @@ class Optimizers:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        self.muon.step(self.cfg.muon_lr * lr_scale, muon_momentum(step, self.cfg))
-        for p in self.params:
-            p.grad = None
+        start, warmup = self.cfg.muon_momentum_start, self.cfg.muon_momentum_warmup_steps
+        momentum = start + (min(1.0, step / warmup) if warmup else 1.0) * (self.cfg.muon_momentum - start)
+        self.muon(self.cfg.muon_lr * lr_scale, momentum)
+        self.zero_grad(set_to_none=True)
 
-    def reset(self) -> None:
-        torch._foreach_zero_(self.muon.momenta)
-        self.adam.state.clear()
-
-
-def muon_momentum(step: int, cfg: Config) -> float:
-    progress = min(1.0, step / cfg.muon_momentum_warmup_steps) if cfg.muon_momentum_warmup_steps else 1.0
-    return cfg.muon_momentum_start + progress * (cfg.muon_momentum - cfg.muon_momentum_start)
+    @torch.no_grad()
+    def muon(self, lr: float, momentum: float) -> None:
+        """Nesterov momentum, then Newton-Schulz, on all matrices [n, R, C] of one shape at a time; ranks share the matrices and gather the updates.
+        Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g."""
+        for params, buffer in self.matrices:
+            grads = torch.stack([p.grad for p in params])
+            buffer.mul_(momentum).add_(grads)
+            update = grads.add_(buffer, alpha=momentum)
+            share = -(-len(params) // self.rt.world_size)
+            mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
+            mine = newton_schulz(mine, self.cfg.newton_schulz_steps) if len(mine) else mine
+            if self.rt.world_size > 1:
+                mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
+                update = mine.new_empty(share * self.rt.world_size, *mine.shape[1:])
+                dist.all_gather_into_tensor(update, mine.contiguous())
+                mine = update[: len(params)]
+            scale = max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5
+            torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
+            torch._foreach_add_(params, list(mine.unbind(0)), alpha=-lr * scale)
 
 
 def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
     """1, then linearly to 0 over the last warmdown_steps, measured in wall-clock seconds where there is a clock, at the mean step time so far."""
     by_steps = (cfg.iterations - step) / max(1, cfg.warmdown_steps)
-    if cfg.train_seconds == 0:
-        return min(1.0, by_steps)
     warmdown_seconds = cfg.warmdown_steps * elapsed / max(1, step)
-    by_clock = (cfg.train_seconds - elapsed) / warmdown_seconds if warmdown_seconds > 0 else 1.0
+    by_clock = (cfg.train_seconds - elapsed) / warmdown_seconds if cfg.train_seconds > 0 and warmdown_seconds > 0 else 1.0
     return max(0.0, min(1.0, by_steps, by_clock))
 
 
@@ -887,12 +844,8 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
                 probe_table[np.searchsorted(wanted, where[at][hits])] = z[hits] - log_total[hits, None]
     rt.all_reduce(table)  # disjoint slots, zeros elsewhere: the sum is exact
     rt.all_reduce(probe_table)
-    results = []
-    for first, end in itertools.pairwise(offsets):
-        nll, entropy, confidence = table[:, first:end]
-        mine = {int(i - first): probe_table[k] for k, i in enumerate(wanted) if first <= i < end}
-        results.append(StreamScores(nll[: end - first - 1], entropy, confidence, mine))
-    return results
+    probed = [{int(i - a): probe_table[k] for k, i in enumerate(wanted) if a <= i < b} for a, b in itertools.pairwise(offsets)]
+    return [StreamScores(table[0, a : b - 1], *table[1:, a:b], mine) for (a, b), mine in zip(itertools.pairwise(offsets), probed, strict=True)]
 
 
 # --- 9. N-gram mixer ---
@@ -959,10 +912,9 @@ def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tu
 
 
 def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders.
-    Returns the chain's probability float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the
-    highest order whose context was visited before (0 = none). The last position has no target: its probability is meaningless, its match is
-    that of the prediction after the stream."""
+    """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders. Returns the chain's probability
+    float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the highest order whose context was visited
+    before (0 = none). The last position has no target: its probability is meaningless, its match is that of the prediction after the stream."""
     p_N, match_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
     for n, at, visits, pair_visits, distinct in context_counts(tokens_N, n_max, vocab_size):
         escape, p, first = distinct.double() * NGRAM_ESCAPE, p_N.index_select(0, at), visits == 0
@@ -1095,8 +1047,6 @@ def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
     """The plane of `size` bytes that `encode` put at offset `at`, and the offset behind it. Raises ValueError, struct.error."""
     coded_bytes, at = struct.unpack_from("<I", data, at)[0], at + 4
     end = at + (coded_bytes or size)
-    if end > len(data):
-        raise ValueError(f"a tensor ends at byte {end} of a payload of {len(data)}")
     if not coded_bytes:
         return np.frombuffer(data[at:end], np.uint8), end
     values = np.flatnonzero(np.unpackbits(np.frombuffer(data[at:end][:32], np.uint8))).astype(np.uint8)
@@ -1153,10 +1103,8 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_byt
             return data
         if not cfg.fit_cap or coarsen > 4 or not quantised:
             heaviest = ", ".join(f"{n} {t[2]:,}" for n, t in sorted(stored.items(), key=lambda item: -item[1][2])[:5])
-            raise UserError(
-                f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {len(data) + code_bytes:,}, {excess:,} over; "
-                f"heaviest tensors (bytes): {heaviest}; use a smaller format, a smaller model or --fit-cap 1"
-            )
+            found = f"{len(data) + code_bytes:,}, {excess:,} over; heaviest tensors (bytes): {heaviest}"
+            raise UserError(f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {found}; use a smaller format, model or --fit-cap 1")
         coarsen *= 2 ** (1.02 * 8 * excess / quantised + 0.002)
 
 
@@ -1227,7 +1175,7 @@ def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
         model, cfg, tokenizer_sha256 = unpack(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path}: expected an artifact, found {error.strerror}; train one first") from None
-    return rt.place(model), cfg, tokenizer_sha256
+    return model.to(rt.device), cfg, tokenizer_sha256
 
 
 # --- 11. Training loop ---
@@ -1241,11 +1189,10 @@ def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple
     return total
 
 
-def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, cfg: Config, rt: Runtime) -> None:
+def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, rows: int, cfg: Config, rt: Runtime) -> None:
     """Compiles everything the loop will run on synthetic tokens (never on data), then restores weights and optimizer state bit for bit."""
     saved = [p.detach().clone() for p in model.parameters()]
     generator = torch.Generator().manual_seed(0)
-    rows = max(1, min(cfg.micro_batch_tokens, cfg.train_batch_tokens // rt.world_size) // cfg.train_seq_len)
     formats = export_formats(model, cfg)
     for step in range(cfg.warmup_steps):
         quantize_matrices(model, formats if cfg.qat_lr_scale > 0 and step % 2 == 1 else {})
@@ -1255,7 +1202,7 @@ def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, cfg: Config, 
     quantize_matrices(model, {})
     with torch.no_grad():
         torch._foreach_copy_(list(model.parameters()), saved)
-    optimizers.reset()
+        torch._foreach_zero_(list(optimizers.state.values()))
 
 
 def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
@@ -1265,41 +1212,103 @@ def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
             module.levels = LEVELS.get(formats.get(f"{name}.weight", ""), 0)
 
 
-def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, float]:
-    """Trains in place and leaves the averaged weights in the model; returns steps and seconds of training. Knows nothing of export."""
+class Checkpoints:
+    """The last two states of a run in --out: checkpoint_RUN_STEP_SHA256.npz, RUN naming code, config, seed and data, SHA256 the file's bytes. All ranks
+    hold the same state, so any number of them may go on from it; it needs no random generator, as a batch follows from seed and row."""
+
+    def __init__(self, run: str, state: dict[str, Tensor], cfg: Config, rt: Runtime):
+        self.run, self.state, self.folder, self.rt = hashlib.sha256(run.encode()).hexdigest()[:12], state, Path(cfg.out), rt
+
+    def find(self) -> list[Path]:
+        return sorted(self.folder.glob(f"checkpoint_{self.run}_*_*.npz"))
+
+    def save(self, *progress: float) -> bool:
+        """Whether it could be written; a full disk is no reason to give up a run. progress: step, row, SWA snapshots, seconds."""
+        with self.rt.together():
+            if self.rt.rank == 0:
+                log, arrays = np.frombuffer(self.rt.log_path.read_bytes(), np.uint8), {name: t.detach().cpu().numpy() for name, t in self.state.items()}
+                np.savez(buffer := io.BytesIO(), progress=np.array(progress), log=log, **arrays)
+                path = self.folder / f"checkpoint_{self.run}_{progress[0]:07d}_{hashlib.sha256(data := buffer.getbuffer()).hexdigest()}.npz"
+                try:
+                    write_atomically(path, data)
+                except UserError as error:
+                    self.rt.log(f"checkpoint not written: {error}")
+                    return False
+                self.rt.log(f"checkpoint step:{progress[0]} file:{path.name} bytes:{len(data)}")
+                for old in [*self.find()[:-2], *self.folder.glob(f".checkpoint_{self.run}_*.tmp")]:
+                    old.unlink()
+        return True
+
+    @torch.no_grad()
+    def load(self) -> list[float]:
+        """What `save` was told last, zeros where it never was, after restoring state and log. Raises UserError for another run's checkpoints."""
+        progress = torch.zeros(4, dtype=torch.float64)
+        with self.rt.together():
+            if self.rt.rank == 0 and (others := sorted(self.folder.glob("checkpoint_*.npz"))):
+                if not (whole := [p for p in self.find() if sha256_file(p) == p.stem[-64:]]):
+                    raise UserError(f"{others[-1]}: expected a whole checkpoint of this code, config, seed and data; undo changes or leave --resume out")
+                try:
+                    with np.load(path := whole[-1], allow_pickle=False) as arrays:
+                        for name, t in {**self.state, "progress": progress}.items():
+                            t.copy_(torch.from_numpy(arrays[name]))
+                        write_atomically(self.rt.log_path, arrays["log"].tobytes())
+                except Exception as error:
+                    raise UserError(f"{path}: expected a checkpoint, found {type(error).__name__} {error}; remove the file") from None
+                self.rt.log(f"resume step:{progress[0]:.0f} train_time:{1000 * progress[3]:.0f}ms world_size:{self.rt.world_size} file:{path.name}")
+        for t in (progress, *self.state.values()):
+            self.rt.all_reduce(t if self.rt.rank == 0 else t.zero_())
+        return progress.tolist()
+
+
+def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "") -> tuple[int, float]:
+    """Leaves averaged weights in the model; returns steps and seconds of training. SystemExit after SIGTERM or SIGINT; checkpoints are named after `run`."""
     optimizers, average, loader = Optimizers(model, cfg, rt), Average(model, cfg), Loader(dataset.train, cfg, rt)
     if cfg.compile and rt.device.type == "cpu" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("--compile: expected a C++ compiler for torch.compile on a CPU, found none; install one or pass --compile 0")
     formats = export_formats(model, cfg)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model
     started = time.perf_counter()
-    warm_up(model, compute, optimizers, cfg, rt)
+    warm_up(model, compute, optimizers, loader.micro_rows, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
-    step, loss, started = 0, torch.zeros((), device=rt.device), rt.clock()
+    state = {f"{kind}.{i}": t for kind, held in (("weight", average.params), ("ema", average.ema), ("swa", average.swa)) for i, t in enumerate(held)}
+    checkpoints = Checkpoints(run, state | optimizers.state, cfg, rt)
+    *counts, elapsed = checkpoints.load() if cfg.resume else [0.0] * 4
+    step, loader.row, average.swa_count = map(int, counts)
+    loss, good, resumed, saved, signals = torch.zeros((), device=rt.device), torch.full((), step, device=rt.device), step or -1, True, []
+    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
+    started = rt.clock() - elapsed
     try:
         while True:
-            elapsed = rt.agree(time.perf_counter() - started)
+            elapsed, stop = rt.agree(time.perf_counter() - started, len(signals))
             lr_scale = learning_rate_scale(step, elapsed, cfg)
             done = step == cfg.iterations or (cfg.train_seconds > 0 and elapsed >= cfg.train_seconds)
-            if step and (done or step <= 10 or step % cfg.log_every == 0):
-                log_step(step, loss, lr_scale, elapsed, cfg, rt)
-            if cfg.val_every and (done or step % cfg.val_every == 0):
+            due = step != resumed and step and (stop or (cfg.checkpoint_every and (done or step % cfg.checkpoint_every == 0)))
+            if step != resumed and step and (done or due or step <= 10 or step % cfg.log_every == 0):
+                log_step(step, loss, good, lr_scale, elapsed, checkpoints, cfg, rt)
+            if step != resumed and cfg.val_every and (done or step % cfg.val_every == 0):
                 pause = rt.clock()  # non-overlapping windows: cheaper and a little worse than the final sliding score
-                val = dataset.val.read(0, len(dataset.val))
-                nll = score_streams(model, [val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
+                nll = score_streams(model, [dataset.val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
                 loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
                 rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")
                 started += rt.clock() - pause  # validation is not training time
+            if due:
+                saved = checkpoints.save(step, loader.row, average.swa_count, rt.clock() - started)
+            if stop:
+                rt.log(f"stopped step:{step} by a signal; --resume 1 goes on from the newest checkpoint")
+                raise SystemExit(0 if saved else 2)
             if done:
                 break
             quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
             loss = training_step(compute, loader.next(), rt)
+            good += loss.isfinite()
             optimizers.step(step, lr_scale)
             step += 1
             average.update(snapshot=cfg.swa_every > 0 and lr_scale < cfg.swa_lr_scale and step % cfg.swa_every == 0)
             rt.pace()
     finally:
         loader.pool.shutdown(wait=True, cancel_futures=True)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     seconds = rt.clock() - started
     quantize_matrices(model, {})
     rt.log(f"averaging ema_decay:{cfg.ema_decay} swa_snapshots:{average.swa_count}")
@@ -1307,15 +1316,20 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     return step, seconds
 
 
-def log_step(step: int, loss: Tensor, lr_scale: float, elapsed: float, cfg: Config, rt: Runtime) -> None:
-    mean_loss = rt.all_reduce(loss.clone()).item() / rt.world_size
-    if not math.isfinite(mean_loss):
-        raise UserError(f"training: expected a finite loss, found {mean_loss} at step {step}; the run has diverged, lower the learning rates")
+def log_step(step: int, loss: Tensor, good: Tensor, lr_scale: float, elapsed: float, checkpoints: Checkpoints, cfg: Config, rt: Runtime) -> None:
+    """`good` counts, on the device, this rank's steps with a finite loss: no step waits to be checked. Raises UserError for numbers that are not finite."""
+    seen = torch.zeros(2, rt.world_size, dtype=torch.float64, device=rt.device)
+    seen[:, rt.rank] = torch.stack([loss.double(), good.double()])
+    losses, counts = rt.all_reduce(seen).tolist()
+    if (first := int(min(counts))) < step or not all(t.isfinite().all() for t in checkpoints.state.values()):
+        found = f"NaN or infinity in step {min(first + 1, step)} on rank {counts.index(first)}"
+        last = next((p.name for p in reversed(checkpoints.find())), "none")
+        raise UserError(f"training: expected finite losses and weights, found {found}; lower the learning rates; last good checkpoint: {last}")
+    mean_loss = sum(losses) / rt.world_size
     left = min((cfg.iterations - step) * elapsed / step, cfg.train_seconds - elapsed if cfg.train_seconds > 0 else math.inf)
-    rt.log(
-        f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms "
-        f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f} left:{max(0.0, left):.0f}s"
-    )
+    line = f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms"
+    rate = f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f}"
+    rt.log(f"{line} {rate} left:{max(0.0, left):.0f}s")
 
 
 # --- 12. Commands ---
@@ -1334,9 +1348,9 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     dataset = open_dataset(Path(cfg.data_dir), cfg, rt)
     rt.log(dataset.log_line)
     torch.manual_seed(cfg.seed)
-    model = rt.place(GPT(cfg))
+    model = GPT(cfg).to(rt.device)
     rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
-    steps, train_seconds = train(model, dataset, cfg, rt)
+    steps, train_seconds = train(model, dataset, cfg, rt, f"{code_sha256} {config_lines[-1]} seed:{cfg.seed} {dataset.log_line}")
     if rt.device.type == "cuda":
         rt.log(f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}")
     path, started = out / "artifact.bin", time.perf_counter()
@@ -1346,19 +1360,17 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
             write_atomically(path, data)
             export_time = time.perf_counter() - started
             rt.log(f"artifact file:{path.name} bytes:{len(data)} sha256:{hashlib.sha256(data).hexdigest()} export_time:{export_time:.1f}s")
-    stream, started = dataset.val.read(0, len(dataset.val)), time.perf_counter()
-    scores = score_streams(load_artifact(path, rt)[0], [stream], cfg, rt)[0]
+    started = time.perf_counter()
+    scores = score_streams(load_artifact(path, rt)[0], [dataset.val], cfg, rt)[0]
     if rt.rank != 0:
         return
     targets, num_bytes, neural = len(scores.nll), dataset.val_bytes, scores.nll.sum().item()
     eval_time = time.perf_counter() - started
     rt.log(f"neural val_loss:{neural / targets:.8f} val_bpb:{neural / math.log(2) / num_bytes:.8f} eval_time:{eval_time:.1f}s")
-    nats, artifact_bytes = final_scores(scores, stream, cfg)[0].sum().item(), path.stat().st_size
-    rt.log(
-        f"result val_loss:{nats / targets:.8f} val_bpb:{nats / math.log(2) / num_bytes:.8f} nats:{nats:.6f} scored_tokens:{targets} "
-        f"scored_bytes:{num_bytes} steps:{steps} train_s:{train_seconds:.1f} eval_s:{time.perf_counter() - started:.1f} "
-        f"artifact_bytes:{artifact_bytes} code_bytes:{len(source)} bytes_total:{artifact_bytes + len(source)} code_sha256:{code_sha256} seed:{cfg.seed}"
-    )
+    nats, artifact_bytes = final_scores(scores, dataset.val, cfg)[0].sum().item(), path.stat().st_size
+    line = f"result val_loss:{nats / targets:.8f} val_bpb:{nats / math.log(2) / num_bytes:.8f} nats:{nats:.6f} scored_tokens:{targets} "
+    line += f"scored_bytes:{num_bytes} steps:{steps} train_s:{train_seconds:.1f} eval_s:{time.perf_counter() - started:.1f} artifact_bytes:{artifact_bytes} "
+    rt.log(line + f"code_bytes:{len(source)} bytes_total:{artifact_bytes + len(source)} code_sha256:{code_sha256} seed:{cfg.seed}")
 
 
 def command_score(argv: Sequence[str], rt: Runtime) -> None:
@@ -1378,10 +1390,10 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f'{args.probes}: expected JSON like {{"stream": [0, 5]}}, found {error}; correct the file') from None
     for stem, positions in probes.items():
-        if stem not in streams:
-            raise UserError(f"{args.probes}: expected stems among {sorted(streams)}, found {stem!r}; name a file given to --tokens without its .bin")
-        if not isinstance(positions, list) or not all(type(i) is int and 0 <= i < len(streams[stem]) for i in positions):
-            raise UserError(f"{args.probes}: expected positions 0..{len(streams[stem]) - 1} for {stem!r}, found others; correct them")
+        length = len(streams.get(stem, []))
+        if not isinstance(positions, list) or not all(type(i) is int and 0 <= i < length for i in positions) or not length:
+            expected = f"positions 0..{length - 1} for {stem!r}" if length else f"one of the streams {sorted(streams)} (a file name without .bin)"
+            raise UserError(f"{args.probes}: expected {expected}, found {positions if length else stem!r}; correct it")
     scores = score_streams(model, list(streams.values()), cfg, rt, [probes.get(stem, []) for stem in streams])
     for (stem, stream), result in zip(streams.items(), scores, strict=True) if rt.rank == 0 else ():
         nll, distributions = final_scores(result, stream, cfg)
@@ -1449,11 +1461,8 @@ def command_generate(argv: Sequence[str], rt: Runtime) -> None:
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model; default: the one in data/tokenizers that the artifact names by sha256")
     parser.add_argument("--prompt", default="")
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 = greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="0 = off")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=1337)
+    for flag, default in {"max-new-tokens": 200, "temperature": 0.8, "top-k": 0, "top-p": 1.0, "seed": 1337}.items():
+        parser.add_argument(f"--{flag}", type=type(default), default=default, help=f"default {default}" + "; 0 = greedy" * (flag == "temperature"))
     args = parser.parse_args(argv)
     if min(args.top_k, args.max_new_tokens) < 0 or not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         raise UserError("generate: expected a finite temperature >= 0, top-k >= 0, 0 < top-p <= 1, max-new-tokens >= 0; change these flags")

@@ -1,4 +1,7 @@
-"""Damaged and hostile files, counted: `python bench/faults.py` writes bench/results/faults.json.
+"""Killed runs and damaged files, counted: `python bench/faults.py` writes bench/results/faults.json.
+
+`--kills` pipelines (train, export, score, pack) meet a SIGKILL at a random moment, in turns in each phase, and are started again with --resume: score,
+record and artifact must be those of a run that nobody disturbed.
 
 Each reader of shards, manifests, artifacts, logs and record folders gets `--count` mutations of a sound file: bits, bytes, stretches and numbers
 changed, parts cut, doubled or moved, JSON values exchanged for others of any type. Most mutated artifacts are sealed with their sha256 again, so that
@@ -6,6 +9,7 @@ damage reaches the code behind the seal. A reader must take the file or refuse i
 is a fault, kept with the mutation's number, which gives the same file again."""
 
 import argparse
+import contextlib
 import copy
 import hashlib
 import json
@@ -13,6 +17,7 @@ import os
 import platform
 import random
 import resource
+import shlex
 import shutil
 import signal
 import struct
@@ -253,11 +258,15 @@ def worker(name: str, first: int, count: int) -> None:
     print(json.dumps(tally), flush=True)
 
 
-def fuzz(name: str, count: int, workers: int) -> dict:
+def commit() -> str:
     git = ["git", "-C", str(ROOT)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
     changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True).stdout.strip()
-    out: dict = {"mutations": count, "accepted": 0, "refused": 0, "faults": [], "commit": commit + " with changes" * bool(changed)}
+    return head + " with changes" * bool(changed)
+
+
+def fuzz(name: str, count: int, workers: int) -> dict:
+    out: dict = {"mutations": count, "accepted": 0, "refused": 0, "faults": [], "commit": commit()}
     began, size = time.perf_counter(), -(-count // workers)
     parts = [(first, min(size, count - first)) for first in range(0, count, size)]
     command = [sys.executable, __file__, "--worker", name]
@@ -285,9 +294,142 @@ def fuzz(name: str, count: int, workers: int) -> dict:
     return out | {"seconds": round(time.perf_counter() - began, 1)}
 
 
+# --- What a SIGKILL costs ---
+
+PHASES = ("training", "checkpoint write", "export", "scoring", "packaging")
+MARKS = {"training": "step:1/", "export": "averaging ", "scoring": "artifact ", "packaging": "result "}  # log lines that begin a phase
+SIZE = "--preset docs_cpu --iterations 30 --warmdown-steps 20 --log-every 5"
+
+
+class Pipeline:
+    """A copy of the project in `folder`, with a data set of its own text; `start` trains, exports, scores and packs, or goes on with that."""
+
+    def __init__(self, folder: Path, every: int):
+        self.root, self.every = folder / "project", every
+        names = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--", ":!records/track_*"], check=True, capture_output=True, text=True).stdout
+        for name in filter(None, names.split("\0")):
+            (self.root / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(ROOT / name, self.root / name)
+        text = folder / "text"
+        text.mkdir()
+        for path in sorted([*self.root.glob("*/*.py"), *self.root.glob("*.md")]):
+            shutil.copyfile(path, text / f"{path.parent.name}_{path.stem}.txt")
+        build = [sys.executable, "-m", "data", "text", "--data-root", str(self.root / "data"), *map(str, sorted(text.iterdir()))]
+        subprocess.run(build, check=True, cwd=self.root, capture_output=True)
+
+    def start(self, name: str) -> subprocess.Popen:
+        """One shell, a session of its own. --resume 1 on the first start as on any other."""
+        run = self.out(name)
+        train = [sys.executable, "train_gpt.py", *SIZE.split(), "--data-dir", "data/datasets/text_sp1024", "--out", str(run), "--resume", "1"]
+        pack = [sys.executable, "-m", "eval", "pack", str(run / "train.log"), "--name", name, "--slug", name, "--track", "track_non_record_16mb"]
+        pack += ["--author", "faults", "--github-id", "faults", "--replace"]
+        script = f"{shlex.join([*train, '--checkpoint-every', str(self.every)])} && exec {shlex.join(pack)}"
+        settings = {"cwd": self.root, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "start_new_session": True, "stdout": subprocess.DEVNULL}
+        with open(self.root / f"{name}.err", "w") as errors:
+            return subprocess.Popen(["bash", "-c", script], stderr=errors, **settings)
+
+    def out(self, name: str) -> Path:
+        return self.root / "runs" / name
+
+    def lines(self, name: str) -> list[str]:
+        """Of the log, behind the source in it."""
+        log = self.out(name) / "train.log"
+        text = log.read_text(errors="replace") if log.is_file() else ""
+        return text.rpartition("===== end source =====")[2].splitlines()
+
+    def record(self, name: str) -> Path | None:
+        return next(iter((self.root / "records" / "track_non_record_16mb").glob(f"*_{name}")), None)
+
+    def outcome(self, name: str) -> dict:
+        """What a user keeps: the score to the last printed digit, by log and by record, and the artifact."""
+        result = next(line for line in self.lines(name) if line.startswith("result "))
+        submission = json.loads((self.record(name) / "submission.json").read_text())
+        artifact = hashlib.sha256((self.out(name) / "artifact.bin").read_bytes()).hexdigest()
+        bpb = result.split("val_bpb:")[1].split()[0]
+        return {"val_bpb": bpb, "packed_val_bpb": submission["val_bpb"], "artifact_sha256": artifact}
+
+
+def watch(pipeline: Pipeline, name: str, process: subprocess.Popen) -> dict[str, float]:
+    """Seconds at which each phase began, and at which all ended, in a run that nobody disturbs."""
+    began, started = {}, time.perf_counter()
+    while process.poll() is None:
+        for line in pipeline.lines(name):
+            for phase, mark in MARKS.items():
+                if line.startswith(mark):
+                    began.setdefault(phase, time.perf_counter() - started)
+        time.sleep(0.005)
+    return began | {"end": time.perf_counter() - started}
+
+
+def kill_in(phase: str, pipeline: Pipeline, name: str, began: dict[str, float], rng: random.Random) -> str:
+    """Starts the pipeline and kills every process of it at a random moment of a phase; says what it was doing."""
+    process, out = pipeline.start(name), pipeline.out(name)
+    order = [*MARKS, "end"]
+    if phase == "checkpoint write":
+        already, moment = rng.randrange(4), rng.uniform(0, 0.03)
+        ready = lambda: len(list(out.glob("checkpoint_*.npz"))) >= min(2, already) and any(out.glob(".checkpoint_*.tmp"))  # noqa: E731
+    else:
+        moment = rng.uniform(0, began[order[order.index(phase) + 1]] - began[phase])
+        ready = lambda: any(line.startswith(MARKS[phase]) for line in pipeline.lines(name))  # noqa: E731
+    while process.poll() is None and not ready():
+        time.sleep(0.001)
+    time.sleep(moment)
+    met = process.poll() is None
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if not met:
+        return "nothing"
+    if any(out.glob(".checkpoint_*.tmp")):
+        return "checkpoint write"
+    begun = [p for p, mark in MARKS.items() if any(line.startswith(mark) for line in pipeline.lines(name))]
+    return begun[-1] if begun else "start"
+
+
+def half_written(pipeline: Pipeline, name: str) -> list[str]:
+    """Files under their final names that are not whole."""
+    out, record, bad = pipeline.out(name), pipeline.record(name), []
+    bad += [p.name for p in out.glob("checkpoint_*.npz") if tg.sha256_file(p) != p.stem[-64:]]
+    try:
+        if (out / "artifact.bin").exists():
+            tg.load_artifact(out / "artifact.bin", tg.Runtime())
+        if record is not None:
+            eval.schema.load_submission(record)
+    except REFUSALS as error:
+        bad.append(str(error))
+    return bad
+
+
+def measure_kills(count: int) -> dict:
+    """`count` pipelines, each killed once and gone on with, against one that nobody disturbs; then the folder's other files are looked at."""
+    rng, trials = random.Random(0), []
+    with tempfile.TemporaryDirectory() as folder:
+        pipeline = Pipeline(Path(folder), every=3)
+        began = watch(pipeline, "undisturbed", pipeline.start("undisturbed"))
+        if set(began) != {*MARKS, "end"}:
+            raise SystemExit(f"error: the undisturbed run failed: {(pipeline.root / 'undisturbed.err').read_text()[-2000:]}")
+        expected = pipeline.outcome("undisturbed")
+        for i in tqdm(range(count), desc="kills"):
+            name = f"killed-{i}"
+            phase = PHASES[i % len(PHASES)]
+            while (met := kill_in(phase, pipeline, name, began, rng)) == "nothing":  # it had ended: another moment
+                shutil.rmtree(pipeline.out(name))
+                shutil.rmtree(pipeline.record(name))
+            trial = {"aimed_at": phase, "met": met, "half_written": half_written(pipeline, name)}
+            again = pipeline.start(name).wait()
+            resumed = [line.split()[1] for line in pipeline.lines(name) if line.startswith("resume ")]
+            same = again == 0 and pipeline.outcome(name) == expected and not half_written(pipeline, name)
+            error = "" if again == 0 else (pipeline.root / f"{name}.err").read_text()[-500:]
+            trials.append(trial | {"resumed_at": resumed[-1] if resumed else "the start", "same": same, "error": error})
+            shutil.rmtree(pipeline.out(name))
+    met = {phase: sum(t["met"] == phase for t in trials) for phase in sorted({t["met"] for t in trials})}
+    return {"kills": count, "same": sum(t["same"] and not t["half_written"] for t in trials), "met": met, "undisturbed": expected, "trials": trials}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--count", type=int, default=10_000, help="mutations per reader")
+    parser.add_argument("--count", type=int, default=10_000, help="mutations per reader; 0 = none")
+    parser.add_argument("--kills", type=int, default=20, help="pipelines killed and gone on with; 0 = none")
     parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS), metavar="READER", help=f"of: {', '.join(READERS)}")
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "faults.json")
     parser.add_argument("--worker", nargs=3, metavar=("READER", "FIRST", "COUNT"), help=argparse.SUPPRESS)
@@ -296,15 +438,24 @@ def main() -> int:
         worker(args.worker[0], int(args.worker[1]), int(args.worker[2]))
         return 0
     results = json.loads(args.out.read_text()) if args.out.exists() else {"readers": {}}
-    for name in tqdm(args.readers, desc="readers"):
+    if args.kills:
+        results["kills"] = measure_kills(args.kills) | {"commit": commit()}
+        tg.write_atomically(args.out, (json.dumps(results, indent=1) + "\n").encode())
+    for name in tqdm(args.readers if args.count else [], desc="readers"):
         results["readers"][name] = fuzz(name, args.count, len(os.sched_getaffinity(0)))
         results["environment"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
         args.out.parent.mkdir(parents=True, exist_ok=True)
         tg.write_atomically(args.out, (json.dumps(results, indent=1) + "\n").encode())
+    if kills := results.get("kills"):
+        met = ", ".join(f"{phase} {n}" for phase, n in kills["met"].items())
+        print(
+            f"{kills['same']} of {kills['kills']} killed runs ended, resumed, with the undisturbed run's score {kills['undisturbed']['val_bpb']}; met in: {met}"
+        )
     print(f"{'reader':<24}{'mutations':>10}{'accepted':>10}{'refused':>10}{'faults':>8}")
     for name, row in results["readers"].items():
         print(f"{name:<24}{row['mutations']:>10,}{row['accepted']:>10,}{row['refused']:>10,}{len(row['faults']):>8,}")
-    return int(any(row["faults"] for row in results["readers"].values()))
+    lost = "kills" in results and results["kills"]["same"] < results["kills"]["kills"]
+    return int(lost or any(row["faults"] for row in results["readers"].values()))
 
 
 if __name__ == "__main__":

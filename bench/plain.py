@@ -62,7 +62,8 @@ class PlainOptimizers:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        lr, momentum = self.cfg.muon_lr * lr_scale, tg.muon_momentum(step, self.cfg)
+        lr, progress = self.cfg.muon_lr * lr_scale, min(1.0, step / max(1, self.cfg.muon_momentum_warmup_steps))
+        momentum = self.cfg.muon_momentum_start + progress * (self.cfg.muon_momentum - self.cfg.muon_momentum_start)
         for p, buffer in zip(self.matrices, self.momenta, strict=True):
             buffer.mul_(momentum).add_(p.grad)
             update = tg.newton_schulz(p.grad.add(buffer, alpha=momentum)[None], self.cfg.newton_schulz_steps)[0]

@@ -57,7 +57,7 @@ def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whol
     torch.manual_seed(cfg.seed)
     stream = tg.TokenStream([synthetic_stream(cfg.vocab_size, 4 * cfg.train_batch_tokens + cfg.train_seq_len)])
     loader, ours = tg.Loader(stream, cfg, rt), side == "ours"
-    model = rt.place((tg.GPT if ours else plain.PlainGPT)(cfg))
+    model = (tg.GPT if ours else plain.PlainGPT)(cfg).to(rt.device)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if ours and cfg.compile else model
     optimizers = tg.Optimizers(model, cfg, rt) if ours else plain.PlainOptimizers(model, cfg)
     average = (tg.Average if ours else plain.PlainAverage)(model, cfg)
@@ -93,7 +93,7 @@ def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whol
 def measure_scoring(side: str, cfg: tg.Config, rt: tg.Runtime, tokens: int) -> dict:
     """Seconds for every target of a stream, model alone, and the nats that came out; the second run counts."""
     torch.manual_seed(cfg.seed)
-    model = rt.place((tg.GPT if side == "ours" else plain.PlainGPT)(cfg)).requires_grad_(False)
+    model = (tg.GPT if side == "ours" else plain.PlainGPT)(cfg).to(rt.device).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for p in model.parameters():  # the zero-initialised projections would make all positions alike
         p.add_(torch.randn(p.shape, generator=generator).to(p.device) * 0.02)

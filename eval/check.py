@@ -690,6 +690,10 @@ def _check_clock(record: Record, name: str, budget: str, fact: str, stage: str, 
         total = spent + sum(p.seconds for p in outside)
         if spent > limit + slack(log):
             yield _fail(name, f"{file}: {spent:.3f} s, limit {limit:.0f} s" + (" + one step" if stage == "export" else ""), line)
+        elif stage == "export" and log.resumes:
+            steps = ", ".join(resume.value for resume in log.resumes)
+            detail = f"{file}: {spent:.1f} s of {limit:.0f} s, but interrupted and resumed at step {steps}: its clock leaves out the work that was lost"
+            yield _unknown(name, detail, line, *(_line(log, resume) for resume in log.resumes))
         elif total > limit + slack(log):
             detail = f"{file}: {spent:.1f} s of {limit:.0f} s on its clock, {total:.1f} s with the phases that it leaves out; what counts is a rule"
             yield _unknown(name, detail, line, *(Evidence(file=file, line=p.line, text=_short(p.text)) for p in outside))

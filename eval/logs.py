@@ -130,6 +130,7 @@ class Log:
     steps: list[Step] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
+    resumes: list[Fact] = field(default_factory=list)  # where an interrupted run went on from a checkpoint; the value is its step
     problems: list[str] = field(default_factory=list)
 
     def text(self, name: str) -> str | None:
@@ -340,6 +341,8 @@ def _parse_native(log: Log, lines: list[tuple[int, str]]) -> None:
             continue
         elif step := _parse_step(number, text):
             log.steps.append(step)
+        elif text.startswith("resume step:"):
+            log.resumes.append(Fact(_tokens(text)["step"], number, text))
         elif text.startswith("config:preset "):
             log._state("config.preset", text.split(" ", 1)[1].strip(), number, text)
         elif text.startswith("config:override "):
@@ -372,9 +375,9 @@ def _is(value: str | None, kind: type) -> bool:
 
 
 def override_settings(log: Log) -> list[str]:
-    """`name=value` of every override that makes a run another experiment, in log order; seed, data_dir and out do not."""
+    """`name=value` of every override that makes a run another experiment, in log order; seed, places and checkpoints do not."""
     settings = [re.split(r" \(default ", text, maxsplit=1)[0] for text in log.overrides]
-    return [text for text in settings if text.split("=", 1)[0] not in ("seed", "data_dir", "out")]
+    return [text for text in settings if text.split("=", 1)[0] not in ("seed", "data_dir", "out", "checkpoint_every", "resume")]
 
 
 def environment_of(log: Log) -> Environment:

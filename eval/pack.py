@@ -6,6 +6,7 @@ pictures are rendered from the finished `submission.json`. `--refresh` renders t
 """
 
 import argparse
+import ctypes
 import hashlib
 import html
 import io
@@ -16,6 +17,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -280,7 +282,9 @@ def write_folder(folder: Path, submission: Submission, runs: list[Run], changes:
     """Build everything under a temporary name, then rename: the folder is there whole or not at all."""
     check_target(folder, runs[0].log.source, replace)
     building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a packing that was killed
+        if (pid := left.name.split(".")[-2]).isdigit() and not _runs(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
     building.mkdir(parents=True)
     try:
         (building / CODE_FILE).write_bytes(runs[0].log.source)
@@ -294,13 +298,37 @@ def write_folder(folder: Path, submission: Submission, runs: list[Run], changes:
             shutil.copyfile(requirements, building / "requirements.txt")
         render(building, folder, changes)
         if folder.exists():
-            os.replace(folder, old)
-        os.replace(building, folder)
+            _exchange(building, folder)
+        else:
+            os.replace(building, folder)
     finally:
         shutil.rmtree(building, ignore_errors=True)
-        if old.exists() and not folder.exists():
-            os.replace(old, folder)
-        shutil.rmtree(old, ignore_errors=True)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def _exchange(a: Path, b: Path) -> None:
+    """Two folders swap names: in one step on Linux (renameat2 with RENAME_EXCHANGE), so that `b` is there at every moment; else in three."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here = -100  # AT_FDCWD
+    if rename is not None and rename(here, os.fsencode(a), here, os.fsencode(b), 2) == 0:
+        return
+    aside = b.with_name(f"{a.name}.old")
+    os.replace(b, aside)
+    try:
+        os.replace(a, b)
+    except OSError:
+        os.replace(aside, b)
+        raise
+    os.replace(aside, a)
 
 
 def check_target(folder: Path, code: bytes, replace: bool) -> None:

@@ -76,7 +76,7 @@ def test_a_reader_that_fails_is_counted(folder, monkeypatch):
 
 
 def test_the_benchmark_runs_and_writes_its_results(tmp_path):
-    command = [sys.executable, ROOT / "bench/faults.py", "--count", "30", "--readers", "submission.json", "--out", tmp_path / "faults.json"]
+    command = [sys.executable, ROOT / "bench/faults.py", "--kills", "0", "--count", "30", "--readers", "submission.json", "--out", tmp_path / "faults.json"]
     done = subprocess.run(command, capture_output=True, text=True, env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"}, timeout=200)
     assert done.returncode == 0 and "submission.json" in done.stdout, done.stderr[-2000:]
     row = json.loads((tmp_path / "faults.json").read_text())["readers"]["submission.json"]

@@ -111,13 +111,9 @@ def test_no_step_makes_the_host_wait(options):
         assert reads.found == []
         torch.ones(3)[torch.ones(3) > 0]
         assert reads.found.pop().startswith("index")
-        tg.log_step(1, torch.zeros(()), 1.0, 1.0, cfg, rt)  # which is why it does not run at every step
+        checkpoints = tg.Checkpoints("", optimizers.state, cfg, rt)
+        tg.log_step(1, torch.zeros(()), torch.ones(()), 1.0, 1.0, checkpoints, cfg, rt)  # which is why it does not run at every step
         assert reads.found
-
-
-def test_a_diverged_loss_ends_the_run():
-    with pytest.raises(tg.UserError, match=r"expected a finite loss, found nan at step 7"):
-        tg.log_step(7, torch.tensor(float("nan")), 1.0, 1.0, CFG, tg.Runtime())
 
 
 def test_flops_are_those_of_the_products():

@@ -23,7 +23,7 @@ def test_bfloat16_scores_are_close_to_float32_and_independent_of_batch_size():
     stream = np.random.default_rng(0).integers(1, 260, 500).astype(np.uint16)
     cpu = tg.score_streams(awake(BASE, dtype=torch.float32), [stream], BASE, tg.Runtime())[0].nll
     for batch_tokens in (32, 4096):
-        model = on_gpu().place(awake(BASE, dtype=torch.float32))
+        model = awake(BASE, dtype=torch.float32).cuda()
         gpu = tg.score_streams(model, [stream], dataclasses.replace(BASE, eval_batch_tokens=batch_tokens), on_gpu())[0].nll.cpu()
         assert (gpu - cpu).abs().mean() < 0.05 and abs((gpu - cpu).mean()) < 0.01
 
@@ -31,7 +31,7 @@ def test_bfloat16_scores_are_close_to_float32_and_independent_of_batch_size():
 def test_a_cut_moves_earlier_scores_by_rounding_alone():
     """The number of scored rows differs, and with it the kernels that a library picks for their products."""
     stream = np.random.default_rng(0).integers(1, 260, 500).astype(np.uint16)
-    model = on_gpu().place(awake(BASE, dtype=torch.float32))
+    model = awake(BASE, dtype=torch.float32).cuda()
     whole, cut = (tg.score_streams(model, [x], BASE, on_gpu())[0].nll.cpu() for x in (stream, stream[:311]))
     assert (cut - whole[:310]).abs().max() < 0.1 and (cut - whole[:310]).abs().mean() < 0.01
 
@@ -47,10 +47,10 @@ def test_mixer_gives_the_cpu_numbers_on_the_gpu():
 def test_a_compiled_step_is_one_graph_that_never_recompiles_or_waits_for_the_host():
     rt, cfg = on_gpu(), dataclasses.replace(BASE, compile=1, warmup_steps=2)
     torch._dynamo.reset()
-    model = rt.place(tg.GPT(cfg))
+    model = tg.GPT(cfg).cuda()
     compute = torch.compile(model, fullgraph=True, dynamic=False)
     optimizers, average = tg.Optimizers(model, cfg, rt), tg.Average(model, cfg)
-    tg.warm_up(model, compute, optimizers, cfg, rt)
+    tg.warm_up(model, compute, optimizers, 32, cfg, rt)
     tokens = torch.randint(260, (32, 33), device="cuda")
     compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     torch.cuda.set_sync_debug_mode("error")

@@ -6,6 +6,8 @@ import math
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 from records_support import TRICKY_SOURCE, FakeRun, cli, pack_three, three_seeds
@@ -334,3 +336,44 @@ def test_broken_submission_json_is_a_user_error(tmp_path, content):
     (tmp_path / "submission.json").write_text(content)
     with pytest.raises(UserError, match=r"submission\.json"):
         load_submission(tmp_path)
+
+
+def test_a_replaced_record_is_there_at_every_moment(tmp_path, monkeypatch):
+    """As far as the system can: Linux swaps two folders in one step. Without that step, the old record comes back where the new one cannot take its name."""
+    run = FakeRun().write(tmp_path / "a")
+    packed(tmp_path, run)
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    old, moved = load_submission(folder), []
+    other = FakeRun(nats=1300.0).write(tmp_path / "b")
+    replace = os.replace
+    monkeypatch.setattr(pack.os, "replace", lambda a, b: (moved.append(folder.exists()), replace(a, b)))
+    assert packed(tmp_path, other, extra=["--replace"]) == 0
+    assert load_submission(folder).val_bpb < old.val_bpb and (sys.platform != "linux" or all(moved))
+    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+    monkeypatch.setattr(pack.sys, "platform", "other")
+    calls = iter([False, True, False])  # aside, then no, then back
+
+    def fails_second(a, b):
+        if next(calls):
+            raise OSError("no")
+        replace(a, b)
+
+    new = load_submission(folder)
+    monkeypatch.setattr(pack.os, "replace", fails_second)
+    with pytest.raises(OSError, match="no"):
+        packed(tmp_path, run, extra=["--replace"])
+    assert load_submission(folder) == new and [p.name for p in folder.parent.iterdir()] == [folder.name]
+    monkeypatch.setattr(pack.os, "replace", replace)
+    assert packed(tmp_path, run, extra=["--replace"]) == 0
+    assert load_submission(folder).val_bpb == old.val_bpb and [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+
+def test_what_a_killed_packing_left_goes_with_the_next(tmp_path):
+    done = subprocess.Popen([sys.executable, "-c", ""])
+    done.wait()
+    track = tmp_path / "records" / "track_docs_cpu"
+    for pid in (done.pid, os.getppid()):
+        (track / f".2026-11-24_x.{pid}.tmp").mkdir(parents=True)
+    packed(tmp_path, FakeRun().write(tmp_path / "a"))
+    assert sorted(p.name for p in track.iterdir()) == [f".2026-11-24_x.{os.getppid()}.tmp", "2026-11-24_x"]

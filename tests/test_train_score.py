@@ -132,7 +132,7 @@ def test_cutting_a_stream_does_not_move_earlier_scores(scored, artifact):
 
 @pytest.mark.parametrize(
     ("probes", "expected"),
-    [("{", "expected JSON like"), ("[1]", "expected JSON like"), ('{"z": [0]}', "expected stems among"), ('{"a": [500]}', "positions 0..499")],
+    [("{", "expected JSON like"), ("[1]", "expected JSON like"), ('{"z": [0]}', "expected one of the streams ['a']"), ('{"a": [500]}', "positions 0..499")],
 )
 def test_bad_probes_are_refused(scored, artifact, tmp_path, probes, expected):
     folder, _ = scored
