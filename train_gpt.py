@@ -133,26 +133,25 @@ MODEL_FIELDS = [f.name for f in fields(Config)][3 : [f.name for f in fields(Conf
 SCORING_FIELDS = ["eval_seq_len", "eval_stride", "eval_batch_tokens", "ngram_order"]
 
 
-RULES = """
-2 <= vocab_size <= 65536; 1 <= model_dim <= 2**20; 1 <= num_layers <= 1024; 1 <= num_heads <= 2**20; 1 <= num_kv_heads <= 2**20; 1 <= mlp_hidden <= 2**20
-1 <= pre_enrich_hidden <= 2**20; 1 <= bigram_buckets <= 2**20; 1 <= bigram_dim <= 2**20; logit_softcap > 0; model_dim % num_heads == 0
-model_dim // num_heads % 2 == 0; num_heads % num_kv_heads == 0; 0 <= num_encoder_layers <= num_layers; 0 <= xsa_layers <= num_layers
-0 <= late_k_fp16_layers <= num_layers; train_seq_len > 0; micro_batch_tokens > 0; train_batch_tokens > 0; micro_batch_tokens % train_seq_len == 0
-train_batch_tokens % micro_batch_tokens == 0; 1 <= iterations <= 2**20; train_seconds >= 0; warmup_steps >= 0; warmdown_steps >= 0; grad_clip >= 0
-1 <= log_every <= 2**20; val_every >= 0; checkpoint_every >= 0; swa_every >= 0; 0 <= ema_decay < 1; 0 <= muon_momentum < 1; 0 <= muon_momentum_start < 1
-muon_momentum_warmup_steps >= 0; newton_schulz_steps >= 0; 0 <= adam_beta1 < 1; 0 <= adam_beta2 < 1; 0 <= seed < 2**63; control_format in ('fp16', 'fp32')
-matrix_format in ('int8', 'int6', 'int5', 'fp16', 'fp32'); embed_format in ('int8', 'int6', 'int5', 'fp16', 'fp32')
-1 <= eval_stride <= eval_seq_len; eval_seq_len <= eval_batch_tokens; 0 <= ngram_order <= 255
-"""  # over the fields of Config; gates are too few to pay for row scales, n-gram orders are stored as bytes
-
-
 def validate(cfg: Config) -> Config:
     """Returns cfg or raises UserError naming the first rule that does not hold and the values found."""
-    values, finite = vars(cfg), [f"abs({f.name}) < inf" for f in fields(Config) if isinstance(f.default, float)]
-    for rule in [*finite, *re.split("[;\\n]", RULES.strip())]:
-        if not eval(rule.strip(), {"inf": math.inf}, values):
-            found = ", ".join(f"{name}={values[name]}" for name in re.findall(r"\w+", rule) if name in values)
-            raise UserError(f"config: expected {rule.strip()}, found {found}; change these flags")
+    formats, large, values = ("fp16", "fp32", "int8", "int6", "int5"), 1 << 40, vars(cfg)
+    bounds = [(-1e300, 1e300, " ".join(f.name for f in fields(Config) if isinstance(f.default, float)))]  # what is not finite ends here
+    bounds += [(1, 1 << 20, "model_dim num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every")]
+    bounds += [(1, 1024, "num_layers"), (0, "num_layers", "num_encoder_layers xsa_layers late_k_fp16_layers"), (2, 65_536, "vocab_size")]  # uint16 shards
+    bounds += [(1, large, "train_seq_len micro_batch_tokens train_batch_tokens"), (1, "eval_seq_len", "eval_stride"), (0, (1 << 63) - 1, "seed")]
+    bounds += [(1, "eval_batch_tokens", "eval_seq_len"), (0, 255, "ngram_order"), (1e-9, 1e9, "logit_softcap")]  # orders are stored as bytes
+    bounds += [(0, large, "train_seconds warmup_steps warmdown_steps grad_clip val_every checkpoint_every swa_every muon_momentum_warmup_steps")]
+    bounds += [(0, large, "newton_schulz_steps"), (0, 1 - 1e-9, "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2")]
+    rules = [(f"{low} <= {n} <= {high}", [n, high], low <= values[n] <= values.get(high, high)) for low, high, names in bounds for n in names.split()]
+    divisors = {"num_heads": "model_dim", "num_kv_heads": "num_heads", "train_seq_len": "micro_batch_tokens", "micro_batch_tokens": "train_batch_tokens"}
+    rules += [(f"{n} to divide {whole}", [whole, n], values[whole] % max(1, values[n]) == 0) for n, whole in divisors.items()]
+    rules += [("an even head size", ["model_dim", "num_heads"], cfg.model_dim // max(1, cfg.num_heads) % 2 == 0)]  # rotary pairs
+    choices = {"matrix_format": formats, "embed_format": formats, "control_format": formats[:2]}  # gates are too few to pay for row scales
+    rules += [(f"one of {', '.join(known)}", [n], values[n] in known) for n, known in choices.items()]
+    for rule, names, holds in rules:
+        if not holds:
+            raise UserError(f"config: expected {rule}, found {', '.join(f'{n}={values[n]}' for n in names if n in values)}; change these flags")
     return cfg
 
 

@@ -121,21 +121,21 @@ def test_a_launcher_that_makes_no_sense_is_refused(tmp_path):
     ("argv", "expected"),
     [
         (["--eval-stride", "33"], r"expected 1 <= eval_stride <= eval_seq_len, found eval_stride=33, eval_seq_len=32"),
-        (["--num-heads", "5"], r"expected model_dim % num_heads == 0, found model_dim=\d+, num_heads=5"),
-        (["--num-kv-heads", "3"], r"num_heads % num_kv_heads == 0"),
-        (["--model-dim", "36", "--num-heads", "12"], r"model_dim // num_heads % 2 == 0"),
+        (["--num-heads", "5"], r"num_heads to divide model_dim, found model_dim=\d+, num_heads=5"),
+        (["--num-kv-heads", "3"], r"num_kv_heads to divide num_heads"),
+        (["--model-dim", "36", "--num-heads", "12"], r"an even head size"),
         (["--num-encoder-layers", "5"], r"0 <= num_encoder_layers <= num_layers"),
-        (["--micro-batch-tokens", "100"], r"micro_batch_tokens % train_seq_len == 0"),
-        (["--micro-batch-tokens", "96"], r"train_batch_tokens % micro_batch_tokens == 0"),
-        (["--matrix-format", "int4"], r"matrix_format in \('int8', 'int6', 'int5', 'fp16', 'fp32'\), found matrix_format=int4"),
-        (["--control-format", "int8"], r"control_format in \('fp16', 'fp32'\), found control_format=int8"),
-        (["--muon-lr", "nan"], r"abs\(muon_lr\) < inf, found muon_lr=nan"),
-        (["--ema-decay", "1.0"], r"0 <= ema_decay < 1"),
+        (["--micro-batch-tokens", "100"], r"train_seq_len to divide micro_batch_tokens"),
+        (["--micro-batch-tokens", "96"], r"micro_batch_tokens to divide train_batch_tokens"),
+        (["--matrix-format", "int4"], r"one of fp16, fp32, int8, int6, int5, found matrix_format=int4"),
+        (["--control-format", "int8"], r"one of fp16, fp32, found control_format=int8"),
+        (["--muon-lr", "nan"], r"-1e\+300 <= muon_lr <= 1e\+300, found muon_lr=nan"),
+        (["--ema-decay", "1.0"], r"0 <= ema_decay <= 0.99"),
         (["--num-heads", "0"], r"1 <= num_heads"),
         (["--vocab-size", "70000"], r"65536"),
-        (["--seed", "-1"], r"0 <= seed < 2\*\*63, found seed=-1"),
+        (["--seed", "-1"], r"0 <= seed <= 9223372036854775807, found seed=-1"),
         (["--ngram-order", "256"], r"0 <= ngram_order <= 255"),
-        (["--num-layers", "2000"], r"num_layers <= 1024"),
+        (["--num-layers", "2000"], r"1 <= num_layers <= 1024"),
     ],
 )
 def test_bad_settings_are_refused(argv, expected):
@@ -182,7 +182,7 @@ def test_the_file_is_one_readable_file():
 
 
 def test_every_config_field_is_read():
-    without_config = SOURCE[: SOURCE.index("class Config:")] + SOURCE[SOURCE.index("FORMATS = (") :]
+    without_config = SOURCE[: SOURCE.index("class Config:")] + SOURCE[SOURCE.index("MODEL_FIELDS = [") :]
     for f in dataclasses.fields(tg.Config):
         assert re.search(rf"(cfg|blocks)\.{f.name}\b", without_config), f.name
 
