@@ -72,14 +72,23 @@ def test_two_nodes_have_the_losses_of_one(nodes, dataset, tmp_path):
     assert step_lines(tmp_path / "two/train.log") == step_lines(tmp_path / "one/train.log")
 
 
-def test_a_node_that_dies_ends_the_other(nodes, dataset, tmp_path):
-    both = [start(node, 29_412, *flags(data_dir=dataset, out=tmp_path / "run", iterations=10**6, log_every=100)) for node in (0, 1)]
+def test_a_node_that_dies_ends_the_other_and_one_process_goes_on(nodes, dataset, tmp_path):
+    settings = flags(data_dir=dataset, out=tmp_path / "run", iterations=10**6, log_every=100, checkpoint_every=20)
+    both = [start(node, 29_412, *settings) for node in (0, 1)]
     until = time.monotonic() + 120
-    while not step_lines(tmp_path / "run/train.log") and time.monotonic() < until:
+    while not list(tmp_path.glob("run/checkpoint_*.npz")) and time.monotonic() < until:
         time.sleep(0.2)
-    assert step_lines(tmp_path / "run/train.log"), "training did not begin"
+    assert list(tmp_path.glob("run/checkpoint_*.npz")), "training did not begin"
     unplug(1)
     output, _ = both[0].communicate(timeout=60)
     assert both[0].returncode != 0
     said = [line for line in output.splitlines() if "error: " in line and ADDRESSES[1] in line]  # what the ranks say, and where the dead ones were
     assert said and 'train_gpt.py", line' not in output, output[-6000:]  # torchrun has a traceback of its own, the script has none
+    command = [sys.executable, str(ROOT / "train_gpt.py"), *settings, "--resume", "1"]
+    alone = subprocess.Popen(command, env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 60
+    while "resume step:" not in (tmp_path / "run/train.log").read_text().rpartition("===== end source")[2] and time.monotonic() < until:
+        time.sleep(0.1)
+    alone.terminate()
+    output, _ = alone.communicate(timeout=60)
+    assert alone.returncode == 0 and "resume step:" in output and "stopped step:" in output, output
