@@ -5,8 +5,7 @@
   python train_gpt.py score --artifact A --tokens S.bin --out DIR [--probes P.json]   the scoring contract
   python train_gpt.py params | generate --artifact A --prompt "..."
 
-Sections: 1 format constants, 2 config, 3 runtime, 4 data, 5 model, 6 optimizers, 7 averaging, 8 scoring, 9 n-gram mixer, 10 export,
-11 training loop, 12 commands. Each section uses earlier ones only; sections 8 and 9 know nothing of training.
+Twelve sections, each of which uses earlier ones only; 8 (scoring) and 9 (n-gram mixer) know nothing of training.
 """
 
 # --- 1. Imports and format constants ---
@@ -219,10 +218,6 @@ class Runtime:
             dist.all_reduce(tensor, op)
         return tensor
 
-    def agree(self, *values: float) -> list[float]:
-        """Rank 0's values on every rank, through host memory, so that clocks never make ranks diverge and the GPU queue never drains."""
-        return self.all_reduce(torch.tensor(values, dtype=torch.float64) * (self.rank == 0)).tolist()
-
     @contextlib.contextmanager
     def together(self) -> Iterable[None]:
         """If any rank finds bad input inside, every rank leaves, so that nobody waits in a collective for a peer that has gone; one of them says why."""
@@ -368,8 +363,7 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     if entry["kind"] == "bytes":
         return None
     places = [p for p in (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]) if p.is_file()]
-    found = {sha256_file(p): p for p in reversed(places)}
-    if entry["sha256"] in found:
+    if entry["sha256"] in (found := {sha256_file(p): p for p in reversed(places)}):
         return found[entry["sha256"]]
     what = f"expected the manifest's tokenizer, sha256 {entry['sha256']}, found {', '.join(found) or 'no file'}"
     raise UserError(f"{folder.parent.parent / 'tokenizers' / entry['file']}: {what}; rebuild the data set with `python -m data`")
@@ -714,9 +708,8 @@ class Optimizers:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        start, warmup = self.cfg.muon_momentum_start, self.cfg.muon_momentum_warmup_steps
-        momentum = start + (min(1.0, step / warmup) if warmup else 1.0) * (self.cfg.muon_momentum - start)
-        self.muon(self.cfg.muon_lr * lr_scale, momentum)
+        ramp = min(1.0, step / self.cfg.muon_momentum_warmup_steps) if self.cfg.muon_momentum_warmup_steps else 1.0
+        self.muon(self.cfg.muon_lr * lr_scale, self.cfg.muon_momentum_start + ramp * (self.cfg.muon_momentum - self.cfg.muon_momentum_start))
         self.zero_grad(set_to_none=True)
 
     @torch.no_grad()
@@ -735,9 +728,8 @@ class Optimizers:
                 update = mine.new_empty(share * self.rt.world_size, *mine.shape[1:])
                 dist.all_gather_into_tensor(update, mine.contiguous())
                 mine = update[: len(params)]
-            scale = max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5
             torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
-            torch._foreach_add_(params, list(mine.unbind(0)), alpha=-lr * scale)
+            torch._foreach_add_(params, list(mine.unbind(0)), alpha=-lr * max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5)
 
 
 def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
@@ -1067,9 +1059,8 @@ Stored = tuple[str, list[Tensor], int]  # format; integer symbols and a bfloat16
 
 
 def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, Stored]]:
-    """The artifact's bytes, and its tensors.
-    Layout: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
-    Payload: in header order, the byte planes of every tensor's values and then of its row scales, each plane by `encode`."""
+    """The artifact's bytes, and its tensors: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
+    The payload holds, in header order, the byte planes of every tensor's values and then of its row scales, each plane by `encode`."""
     stored, payload, parameters = {}, [], dict(model.named_parameters())
     for name, fmt in export_formats(model, cfg).items():
         w = parameters[name].detach().float()
@@ -1219,10 +1210,10 @@ class Checkpoints:
         self.run, self.state, self.folder, self.rt = hashlib.sha256(run.encode()).hexdigest()[:12], state, Path(cfg.out), rt
 
     def find(self) -> list[Path]:
-        return sorted(self.folder.glob(f"checkpoint_{self.run}_*_*.npz"))
+        return sorted(self.folder.glob(f"checkpoint_{self.run}_*_*.npz"), key=lambda path: path.stat().st_mtime_ns)
 
     def save(self, *progress: float) -> bool:
-        """Whether it could be written; a full disk is no reason to give up a run. progress: step, row, SWA snapshots, seconds."""
+        """Whether it could be written; if not, the run goes on without. progress: step, row, SWA snapshots, seconds."""
         with self.rt.together():
             if self.rt.rank == 0:
                 log, arrays = np.frombuffer(self.rt.log_path.read_bytes(), np.uint8), {name: t.detach().cpu().numpy() for name, t in self.state.items()}
@@ -1235,7 +1226,7 @@ class Checkpoints:
                     return False
                 self.rt.log(f"checkpoint step:{progress[0]} file:{path.name} bytes:{len(data)}")
                 for old in [*self.find()[:-2], *self.folder.glob(f".checkpoint_{self.run}_*.tmp")]:
-                    old.unlink()
+                    old.unlink(missing_ok=True)
         return True
 
     @torch.no_grad()
@@ -1249,11 +1240,11 @@ class Checkpoints:
                 try:
                     with np.load(path := whole[-1], allow_pickle=False) as arrays:
                         for name, t in {**self.state, "progress": progress}.items():
-                            t.copy_(torch.from_numpy(arrays[name]))
+                            t.copy_(torch.from_numpy(arrays[name]).view(t.shape))
                         write_atomically(self.rt.log_path, arrays["log"].tobytes())
                 except Exception as error:
                     raise UserError(f"{path}: expected a checkpoint, found {type(error).__name__} {error}; remove the file") from None
-                self.rt.log(f"resume step:{progress[0]:.0f} train_time:{1000 * progress[3]:.0f}ms world_size:{self.rt.world_size} file:{path.name}")
+                self.rt.log(f"resume step:{progress[0]:.0f} train_time:{1000 * progress[3]:.0f}ms file:{path.name} {describe_environment(self.rt)[0]}")
         for t in (progress, *self.state.values()):
             self.rt.all_reduce(t if self.rt.rank == 0 else t.zero_())
         return progress.tolist()
@@ -1271,27 +1262,32 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "")
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
     state = {f"{kind}.{i}": t for kind, held in (("weight", average.params), ("ema", average.ema), ("swa", average.swa)) for i, t in enumerate(held)}
     checkpoints = Checkpoints(run, state | optimizers.state, cfg, rt)
-    *counts, elapsed = checkpoints.load() if cfg.resume else [0.0] * 4
-    step, loader.row, average.swa_count = map(int, counts)
-    loss, good, resumed, saved, signals = torch.zeros((), device=rt.device), torch.full((), step, device=rt.device), step or -1, True, []
+    signals: list[int] = []
     handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
-    started = rt.clock() - elapsed
     try:
+        *counts, elapsed = checkpoints.load() if cfg.resume else [0.0] * 4
+        step, loader.row, average.swa_count = map(int, counts)
+        loss, good, resumed, saved = torch.zeros((), device=rt.device), torch.full((), step, device=rt.device), step or -1, True
+        started = rt.clock() - elapsed
         while True:
-            elapsed, stop = rt.agree(time.perf_counter() - started, len(signals))
+            mine = torch.tensor([(time.perf_counter() - started) * (rt.rank == 0), len(signals)], dtype=torch.float64)
+            elapsed, stop = rt.all_reduce(mine).tolist()  # rank 0's clock, anybody's signal: all ranks leave after the same step, and no GPU waits
             lr_scale = learning_rate_scale(step, elapsed, cfg)
             done = step == cfg.iterations or (cfg.train_seconds > 0 and elapsed >= cfg.train_seconds)
-            due = step != resumed and step and (stop or (cfg.checkpoint_every and (done or step % cfg.checkpoint_every == 0)))
-            if step != resumed and step and (done or due or step <= 10 or step % cfg.log_every == 0):
+            fresh = step != resumed  # the step of the checkpoint has been logged, validated and saved
+            due = fresh and step and (stop or (cfg.checkpoint_every and (done or step % cfg.checkpoint_every == 0)))
+            look = fresh and cfg.val_every and (done or step % cfg.val_every == 0)
+            if fresh and step and (done or due or step <= 10 or step % cfg.log_every == 0):
                 log_step(step, loss, good, lr_scale, elapsed, checkpoints, cfg, rt)
-            if step != resumed and cfg.val_every and (done or step % cfg.val_every == 0):
-                pause = rt.clock()  # non-overlapping windows: cheaper and a little worse than the final sliding score
-                nll = score_streams(model, [dataset.val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
-                loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
-                rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")
-                started += rt.clock() - pause  # validation is not training time
-            if due:
-                saved = checkpoints.save(step, loader.row, average.swa_count, rt.clock() - started)
+            if look or due:
+                pause = rt.clock()
+                if look:  # non-overlapping windows: cheaper and a little worse than the final sliding score
+                    nll = score_streams(model, [dataset.val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
+                    loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
+                    rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")
+                if due:
+                    saved = checkpoints.save(step, loader.row, average.swa_count, pause - started)
+                started += rt.clock() - pause  # neither is training time
             if stop:
                 rt.log(f"stopped step:{step} by a signal; --resume 1 goes on from the newest checkpoint")
                 raise SystemExit(0 if saved else 2)
@@ -1299,7 +1295,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "")
                 break
             quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
             loss = training_step(compute, loader.next(), rt)
-            good += loss.isfinite()
+            good += torch.stack([loss, *torch._foreach_norm([p.grad for p in average.params])]).isfinite().all()
             optimizers.step(step, lr_scale)
             step += 1
             average.update(snapshot=cfg.swa_every > 0 and lr_scale < cfg.swa_lr_scale and step % cfg.swa_every == 0)
@@ -1308,6 +1304,8 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "")
         loader.pool.shutdown(wait=True, cancel_futures=True)
         for number, handler in handlers.items():
             signal.signal(number, handler)
+    if signals and not stop:
+        signal.raise_signal(signals[0])  # it came too late for a checkpoint
     seconds = rt.clock() - started
     quantize_matrices(model, {})
     rt.log(f"averaging ema_decay:{cfg.ema_decay} swa_snapshots:{average.swa_count}")
@@ -1321,9 +1319,10 @@ def log_step(step: int, loss: Tensor, good: Tensor, lr_scale: float, elapsed: fl
     seen[:, rt.rank] = torch.stack([loss.double(), good.double()])
     losses, counts = rt.all_reduce(seen).tolist()
     if (first := int(min(counts))) < step or not all(t.isfinite().all() for t in checkpoints.state.values()):
-        found = f"NaN or infinity in step {min(first + 1, step)} on rank {counts.index(first)}"
+        found = f"others in step {first + 1} on rank {counts.index(first)}" if first < step else f"others after step {step}"
         last = next((p.name for p in reversed(checkpoints.find())), "none")
-        raise UserError(f"training: expected finite losses and weights, found {found}; lower the learning rates; last good checkpoint: {last}")
+        text = f"training: expected finite losses, gradients and weights, found {found}; start again with lower learning rates; last good checkpoint: {last}"
+        raise UserError(text) if rt.rank == 0 else SystemExit(2)
     mean_loss = sum(losses) / rt.world_size
     left = min((cfg.iterations - step) * elapsed / step, cfg.train_seconds - elapsed if cfg.train_seconds > 0 else math.inf)
     line = f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms"
@@ -1339,7 +1338,7 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     code_sha256, rt.log_path = hashlib.sha256(source).hexdigest(), out / "train.log"
     with rt.together():
         if rt.rank == 0:
-            if rt.log_path.is_file():
+            if rt.log_path.is_file() and b"\nstep:" in rt.log_path.read_bytes():
                 write_atomically(out / "train.log.previous", rt.log_path.read_bytes())
             write_atomically(rt.log_path, b"log_format:1\n")
     rt.log(f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} =====\n{source.decode()}\n===== end source =====", echo=False)
@@ -1352,21 +1351,24 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     steps, train_seconds = train(model, dataset, cfg, rt, f"{code_sha256} {config_lines[-1]} seed:{cfg.seed} {dataset.log_line}")
     if rt.device.type == "cuda":
         rt.log(f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}")
-    path, started = out / "artifact.bin", time.perf_counter()
+    path, started, artifact = out / "artifact.bin", time.perf_counter(), [b""]
     with rt.together():
         if rt.rank == 0:
             data = export(model, cfg, dataset.tokenizer_sha256, rt, len(source))
             write_atomically(path, data)
+            artifact = [path.read_bytes()]
             export_time = time.perf_counter() - started
             rt.log(f"artifact file:{path.name} bytes:{len(data)} sha256:{hashlib.sha256(data).hexdigest()} export_time:{export_time:.1f}s")
+    if rt.world_size > 1:
+        dist.broadcast_object_list(artifact, 0)  # another machine may not see the file, or an older one
     started = time.perf_counter()
-    scores = score_streams(load_artifact(path, rt)[0], [dataset.val], cfg, rt)[0]
+    scores = score_streams(unpack(artifact[0], str(path))[0].to(rt.device), [dataset.val], cfg, rt)[0]
     if rt.rank != 0:
         return
     targets, num_bytes, neural = len(scores.nll), dataset.val_bytes, scores.nll.sum().item()
     eval_time = time.perf_counter() - started
     rt.log(f"neural val_loss:{neural / targets:.8f} val_bpb:{neural / math.log(2) / num_bytes:.8f} eval_time:{eval_time:.1f}s")
-    nats, artifact_bytes = final_scores(scores, dataset.val, cfg)[0].sum().item(), path.stat().st_size
+    nats, artifact_bytes = final_scores(scores, dataset.val, cfg)[0].sum().item(), len(artifact[0])
     line = f"result val_loss:{nats / targets:.8f} val_bpb:{nats / math.log(2) / num_bytes:.8f} nats:{nats:.6f} scored_tokens:{targets} "
     line += f"scored_bytes:{num_bytes} steps:{steps} train_s:{train_seconds:.1f} eval_s:{time.perf_counter() - started:.1f} artifact_bytes:{artifact_bytes} "
     rt.log(line + f"code_bytes:{len(source)} bytes_total:{artifact_bytes + len(source)} code_sha256:{code_sha256} seed:{cfg.seed}")
@@ -1486,10 +1488,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         with runtime(dict(os.environ)) as rt:
             COMMANDS[command](rest, rt)
-    except (UserError, OSError, RuntimeError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
+    except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
         if isinstance(error, RuntimeError) and not re.search("by peer|Broken pipe|NCCL", str(error)):  # these: a rank died, gloo names its address
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
         return 2
     return 0
 

@@ -13,6 +13,7 @@ import contextlib
 import copy
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import platform
@@ -28,6 +29,7 @@ import tempfile
 import threading
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,6 +135,26 @@ def mutate_artifact(raw: bytes, rng: random.Random) -> bytes:
     return resealed(out) if len(out) > 32 and rng.random() < 0.7 else out
 
 
+def mutate_checkpoint(raw: bytes, rng: random.Random) -> bytes:
+    """Mostly one array, its header or data, in a zip file that is sound; else the file as a whole."""
+    if rng.random() < 0.2:
+        return mutate_bytes(raw, rng)
+    with zipfile.ZipFile(io.BytesIO(raw)) as file:
+        members = {name: file.read(name) for name in file.namelist()}
+    name = rng.choice(sorted(members))
+    match rng.randrange(4):
+        case 0:
+            del members[name]
+        case 1:
+            members[name] = members[rng.choice(sorted(members))]
+        case _:
+            members[name] = mutate_bytes(members[name], rng)
+    with zipfile.ZipFile(out := io.BytesIO(), "w") as file:
+        for name, content in members.items():
+            file.writestr(name, content)
+    return out.getvalue()
+
+
 def mutate_text_or_json(raw: bytes, rng: random.Random) -> bytes:
     return mutate_json(raw, rng) if rng.random() < 0.7 else mutate_bytes(raw, rng)
 
@@ -159,8 +181,10 @@ def sound_files(folder: Path) -> None:
     (folder / "artifact.bin").write_bytes(tg.pack(tg.GPT(cfg), cfg, "0" * 64)[0])
     record = sorted((ROOT / "records/track_docs_cpu").glob("*_ema-ngram"))[-1]
     shutil.copytree(record, folder / "record", ignore=shutil.ignore_patterns("*.png", "train_seed[!1]*", "artifact*"))
-    log = (record / "train_seed1337.log").read_bytes()
-    (folder / "train.log").write_bytes(log)
+    head, step, tail = (record / "train_seed1337.log").read_bytes().rpartition(b"\nstep:100/")
+    env = tg.describe_environment(tg.Runtime())[0]
+    resume = f"\nresume step:80 train_time:17000ms file:checkpoint_0.npz {env}".encode()  # as an interrupted run's log has it
+    (folder / "train.log").write_bytes(head + resume + step + tail)
     saved = checkpoints_in(folder / "run")
     saved.rt.log_path.write_text("log_format:1\n")
     with contextlib.redirect_stdout(None):
@@ -223,7 +247,7 @@ READERS: dict[str, tuple[str, Callable[[bytes, random.Random], bytes], Callable[
     "manifest, data": ("dataset/manifest.json", mutate_text_or_json, lambda f: data.manifest.load_manifest(f / "dataset")),
     "manifest, eval": ("dataset/manifest.json", mutate_text_or_json, lambda f: open_all(f / "dataset")),
     "artifact": ("artifact.bin", mutate_artifact, lambda f: tg.unpack((f / "artifact.bin").read_bytes(), "artifact.bin")),
-    "checkpoint": ("checkpoint.npz", mutate_bytes, read_checkpoint),
+    "checkpoint": ("checkpoint.npz", mutate_checkpoint, read_checkpoint),
     "log": ("train.log", mutate_bytes, lambda f: read_log(f / "train.log")),
     "submission.json": ("record/submission.json", mutate_text_or_json, lambda f: eval.schema.load_submission(f / "record")),
     "audit.json": ("record/audit.json", mutate_text_or_json, lambda f: eval.pack.read_audit(f / "record")),
@@ -322,7 +346,7 @@ def fuzz(name: str, count: int, workers: int) -> dict:
 # --- What a SIGKILL costs ---
 
 PHASES = ("training", "checkpoint write", "export", "scoring", "packaging")
-MARKS = {"training": "step:1/", "export": "averaging ", "scoring": "artifact ", "packaging": "result "}  # log lines that begin a phase
+MARKS = {"training": "step:1/", "export": "averaging ", "scoring": "artifact "}  # log lines that begin a phase
 SIZE = "--preset docs_cpu --iterations 30 --warmdown-steps 20 --log-every 5"
 
 
@@ -365,13 +389,21 @@ class Pipeline:
     def record(self, name: str) -> Path | None:
         return next(iter((self.root / "records" / "track_non_record_16mb").glob(f"*_{name}")), None)
 
+    def packing(self, name: str) -> bool:
+        """Whether the new record is being built beside the old one, which it is about to replace."""
+        return any((self.root / "records" / "track_non_record_16mb").glob(f".*_{name}.*.tmp"))
+
+    def plant(self, name: str, record: Path) -> None:
+        """An older record under the name that the pipeline will give its own."""
+        shutil.copytree(record, record.with_name(record.name.replace("undisturbed", name)))
+
     def outcome(self, name: str) -> dict:
         """What a user keeps: the score to the last printed digit, by log and by record, and the artifact."""
         result = next(line for line in self.lines(name) if line.startswith("result "))
         submission = json.loads((self.record(name) / "submission.json").read_text())
         artifact = hashlib.sha256((self.out(name) / "artifact.bin").read_bytes()).hexdigest()
         bpb = result.split("val_bpb:")[1].split()[0]
-        return {"val_bpb": bpb, "packed_val_bpb": submission["val_bpb"], "artifact_sha256": artifact}
+        return {"val_bpb": bpb, "packed_val_bpb": submission["val_bpb"], "artifact_sha256": artifact, "packed_anew": submission["name"] == name}
 
 
 def watch(pipeline: Pipeline, name: str, process: subprocess.Popen) -> dict[str, float]:
@@ -382,6 +414,8 @@ def watch(pipeline: Pipeline, name: str, process: subprocess.Popen) -> dict[str,
             for phase, mark in MARKS.items():
                 if line.startswith(mark):
                     began.setdefault(phase, time.perf_counter() - started)
+        if pipeline.packing(name):
+            began.setdefault("packaging", time.perf_counter() - started)
         time.sleep(0.005)
     return began | {"end": time.perf_counter() - started}
 
@@ -389,13 +423,15 @@ def watch(pipeline: Pipeline, name: str, process: subprocess.Popen) -> dict[str,
 def kill_in(phase: str, pipeline: Pipeline, name: str, began: dict[str, float], rng: random.Random) -> str:
     """Starts the pipeline and kills every process of it at a random moment of a phase; says what it was doing."""
     process, out = pipeline.start(name), pipeline.out(name)
-    order = [*MARKS, "end"]
+    order = [*MARKS, "packaging", "end"]
     if phase == "checkpoint write":
         already, moment = rng.randrange(4), rng.uniform(0, 0.03)
         ready = lambda: len(list(out.glob("checkpoint_*.npz"))) >= min(2, already) and any(out.glob(".checkpoint_*.tmp"))  # noqa: E731
     else:
-        moment = rng.uniform(0, began[order[order.index(phase) + 1]] - began[phase])
         ready = lambda: any(line.startswith(MARKS[phase]) for line in pipeline.lines(name))  # noqa: E731
+        if phase == "packaging":
+            ready = lambda: pipeline.packing(name)  # noqa: E731
+        moment = rng.uniform(0, began[order[order.index(phase) + 1]] - began[phase])
     while process.poll() is None and not ready():
         time.sleep(0.001)
     time.sleep(moment)
@@ -407,6 +443,8 @@ def kill_in(phase: str, pipeline: Pipeline, name: str, began: dict[str, float], 
         return "nothing"
     if any(out.glob(".checkpoint_*.tmp")):
         return "checkpoint write"
+    if pipeline.packing(name):
+        return "packaging"
     begun = [p for p, mark in MARKS.items() if any(line.startswith(mark) for line in pipeline.lines(name))]
     return begun[-1] if begun else "start"
 
@@ -418,8 +456,11 @@ def half_written(pipeline: Pipeline, name: str) -> list[str]:
     try:
         if (out / "artifact.bin").exists():
             tg.load_artifact(out / "artifact.bin", tg.Runtime())
-        if record is not None:
-            eval.schema.load_submission(record)
+        if record is None:
+            return [*bad, "the record has gone"]
+        eval.schema.load_submission(record)
+        if {p.name for p in record.iterdir()} != {p.name for p in pipeline.record("undisturbed").iterdir()}:
+            bad.append(f"{record.name}: files are missing")
     except REFUSALS as error:
         bad.append(str(error))
     return bad
@@ -431,15 +472,15 @@ def measure_kills(count: int) -> dict:
     with tempfile.TemporaryDirectory() as folder:
         pipeline = Pipeline(Path(folder), every=3)
         began = watch(pipeline, "undisturbed", pipeline.start("undisturbed"))
-        if set(began) != {*MARKS, "end"}:
+        if set(began) != {*MARKS, "packaging", "end"}:
             raise SystemExit(f"error: the undisturbed run failed: {(pipeline.root / 'undisturbed.err').read_text()[-2000:]}")
         expected = pipeline.outcome("undisturbed")
         for i in tqdm(range(count), desc="kills"):
             name = f"killed-{i}"
             phase = PHASES[i % len(PHASES)]
+            pipeline.plant(name, pipeline.record("undisturbed"))
             while (met := kill_in(phase, pipeline, name, began, rng)) == "nothing":  # it had ended: another moment
                 shutil.rmtree(pipeline.out(name))
-                shutil.rmtree(pipeline.record(name))
             trial = {"aimed_at": phase, "met": met, "half_written": half_written(pipeline, name)}
             again = pipeline.start(name).wait()
             resumed = [line.split()[1] for line in pipeline.lines(name) if line.startswith("resume ")]

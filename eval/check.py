@@ -23,7 +23,7 @@ from eval import pack, schema
 from eval.bytes import KNOWN_EXPORTS, check_fineweb_bytes
 from eval.compare import Side, compare_sides, comparison_rules
 from eval.errors import UserError
-from eval.logs import Fact, Log, Score, parse_log
+from eval.logs import Fact, Log, Score, other_machine, parse_log
 from eval.report import AuditReport, mismatch
 from eval.schema import CODE_FILE, SUBMISSION_FILE, TRACKS, Strict, Submission
 
@@ -691,7 +691,7 @@ def _check_clock(record: Record, name: str, budget: str, fact: str, stage: str, 
         if spent > limit + slack(log):
             yield _fail(name, f"{file}: {spent:.3f} s, limit {limit:.0f} s" + (" + one step" if stage == "export" else ""), line)
         elif stage == "export" and log.resumes:
-            steps = ", ".join(resume.value for resume in log.resumes)
+            steps = ", ".join(" ".join([resume.value, *(f"({change})" for change in other_machine(log, resume))]) for resume in log.resumes)
             detail = f"{file}: {spent:.1f} s of {limit:.0f} s, but interrupted and resumed at step {steps}: its clock leaves out the work that was lost"
             yield _unknown(name, detail, line, *(_line(log, resume) for resume in log.resumes))
         elif total > limit + slack(log):

@@ -341,8 +341,8 @@ def _parse_native(log: Log, lines: list[tuple[int, str]]) -> None:
             continue
         elif step := _parse_step(number, text):
             log.steps.append(step)
-        elif text.startswith("resume step:"):
-            log.resumes.append(Fact(_tokens(text)["step"], number, text))
+        elif resume := re.match(r"resume step:(\d{1,12}) ", text):
+            log.resumes.append(Fact(resume[1], number, text))
         elif text.startswith("config:preset "):
             log._state("config.preset", text.split(" ", 1)[1].strip(), number, text)
         elif text.startswith("config:override "):
@@ -378,6 +378,15 @@ def override_settings(log: Log) -> list[str]:
     """`name=value` of every override that makes a run another experiment, in log order; seed, places and checkpoints do not."""
     settings = [re.split(r" \(default ", text, maxsplit=1)[0] for text in log.overrides]
     return [text for text in settings if text.split("=", 1)[0] not in ("seed", "data_dir", "out", "checkpoint_every", "resume")]
+
+
+def other_machine(log: Log, resume: Fact) -> list[str]:
+    """What a resume line says of the machine that went on, where it differs from the one that began: `gpu NVIDIA H200 after NVIDIA H100`."""
+    told = _tokens(resume.text.partition(" env ")[2])
+    keys = ("gpu", "gpus", "world_size", "cpu", "cores", "torch", "cuda", "python")
+    return [
+        f"{k} {told[k]} after {log.facts[f'env.{k}'].value}" for k in keys if k in told and f"env.{k}" in log.facts and told[k] != log.facts[f"env.{k}"].value
+    ]
 
 
 def environment_of(log: Log) -> Environment:

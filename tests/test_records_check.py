@@ -152,11 +152,14 @@ def test_clocks_of_the_ten_minute_track(tmp_path):
 def test_a_resumed_run_is_said_to_be_one_where_there_is_a_clock(tmp_path):
     """Its clock leaves out the work that was lost: a person decides. Flags about checkpoints make no other experiment."""
     env = FakeRun().env.replace("world_size:1", "world_size:8")
-    extra = ["config:override resume=1 (default 0, from flag)", "resume step:300 train_time:46000ms world_size:8 file:checkpoint_x.npz"]
+    extra = [
+        "config:override resume=1 (default 0, from flag)",
+        "resume step:300 train_time:46000ms file:checkpoint_x.npz " + env.replace("torch:2.13.0", "torch:2.14.0"),
+    ]
     run = FakeRun(env=env, extra=extra).write(tmp_path / "run")
     cli(pack, run, "--name", "X", "--track", "track_10min_16mb", "--date", "2026-11-24", "--records-dir", tmp_path / "records")
     folder = next((tmp_path / "records").glob("*/*"))
-    assert verdicts(folder) == {} and "resumed at step 300" in verdicts(folder, Verdict.CANNOT_TELL)["train_time"]
+    assert verdicts(folder) == {} and "resumed at step 300 (torch 2.14.0 after 2.13.0): its clock" in verdicts(folder, Verdict.CANNOT_TELL)["train_time"]
     assert schema.load_submission(folder).config.overrides == []
 
 

@@ -303,3 +303,10 @@ def test_phases_are_read(tmp_path):
 def test_public_log_without_a_score_is_truncated(tmp_path):
     log = parse(tmp_path, b"seed:3\nstep:1/9 train_loss:2.5 train_time:10ms\nTraceback (most recent call last):\n")
     assert any("truncated" in p for p in log.problems) and any("exception" in p for p in log.problems)
+
+
+@pytest.mark.parametrize("line", ["resume step:", "resume step: ", "resume step:x train_time:1ms", "resume step:" + "9" * 400 + " x"])
+def test_a_cut_resume_line_says_nothing(tmp_path, line):
+    run = FakeRun(extra=[line]).write(tmp_path)
+    log = parse_log(run / "train.log")
+    assert log.resumes == [] and log.problems == []
