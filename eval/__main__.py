@@ -21,6 +21,9 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except OSError as error:  # a full disk, a file that vanished
+        print(f"error: {error.filename or 'input or output'}: {error.strerror or error}; what was there before is still there", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print("error: interrupted; nothing half-written is left behind", file=sys.stderr)
         return 130

@@ -79,3 +79,20 @@ def run_script(*argv: object, nproc: int = 1, env: dict[str, str] | None = None,
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
     command = [*launcher, str(script), *map(str, argv)]
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"} | (env or {}))
+
+
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A file system of 700 kB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
+        pytest.skip("needs root and the right to mount a tmpfs")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leaves 4 kB on the file system of a folder."""
+    room = os.statvfs(folder)
+    (folder / "filler").write_bytes(bytes(room.f_bavail * room.f_bsize - 4096))

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import CLEAN_ENV, ROOT, TINY, flags, run_script
+from conftest import CLEAN_ENV, ROOT, TINY, fill, flags, run_script
 
 import train_gpt as tg
 
@@ -280,17 +280,6 @@ def test_weights_that_are_not_finite_end_the_run(tmp_path):
         tg.log_step(9, torch.tensor(2.0), torch.tensor(9), 1.0, 1.0, saved, BASE, tg.Runtime())
 
 
-@pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 700 kB."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-    if os.geteuid() != 0 or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)], capture_output=True, check=False).returncode:
-        pytest.skip("needs root and the right to mount a tmpfs")
-    yield folder
-    subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
 def test_a_full_disk_costs_checkpoints_but_no_run(tiny_disk, dataset, undisturbed):
     """Log and artifact fit, one checkpoint of 0.6 MB does, a second does not."""
     done = run_script(*flags(data_dir=dataset, out=tiny_disk / "o", **RUN))
@@ -303,8 +292,7 @@ def test_a_full_disk_costs_checkpoints_but_no_run(tiny_disk, dataset, undisturbe
 def test_a_disk_too_full_for_the_artifact_leaves_what_was_there(tiny_disk, dataset):
     assert run_script(*flags(data_dir=dataset, out=tiny_disk / "o")).returncode == 0
     log, artifact = (tiny_disk / "o/train.log").read_bytes(), (tiny_disk / "o/artifact.bin").read_bytes()
-    room = os.statvfs(tiny_disk)
-    (tiny_disk / "filler").write_bytes(bytes(room.f_bavail * room.f_bsize - 4096))
+    fill(tiny_disk)
     done = run_script(*flags(data_dir=dataset, out=tiny_disk / "o"))
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "No space left on device" in done.stderr
     assert (tiny_disk / "o/artifact.bin").read_bytes() == artifact
