@@ -443,7 +443,7 @@ def kill_in(phase: str, pipeline: Pipeline, name: str, began: dict[str, float], 
         return "nothing"
     if any(out.glob(".checkpoint_*.tmp")):
         return "checkpoint write"
-    if pipeline.packing(name):
+    if pipeline.packing(name) or any(line.startswith("result ") for line in pipeline.lines(name)):
         return "packaging"
     begun = [p for p, mark in MARKS.items() if any(line.startswith(mark) for line in pipeline.lines(name))]
     return begun[-1] if begun else "start"
