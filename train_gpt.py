@@ -1318,7 +1318,7 @@ def log_step(step: int, loss: Tensor, good: Tensor, lr_scale: float, elapsed: fl
     seen = torch.zeros(2, rt.world_size, dtype=torch.float64, device=rt.device)
     seen[:, rt.rank] = torch.stack([loss.double(), good.double()])
     losses, counts = rt.all_reduce(seen).tolist()
-    if (first := int(min(counts))) < step or not all(t.isfinite().all() for t in checkpoints.state.values()):
+    if (first := int(min(counts))) < step or not torch.stack(torch._foreach_norm([*checkpoints.state.values()])).isfinite().all():
         found = f"others in step {first + 1} on rank {counts.index(first)}" if first < step else f"others after step {step}"
         last = next((p.name for p in reversed(checkpoints.find())), "none")
         text = f"training: expected finite losses, gradients and weights, found {found}; start again with lower learning rates; last good checkpoint: {last}"
