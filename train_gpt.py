@@ -30,7 +30,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -857,7 +857,7 @@ RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)  # mean ln((1 + p_K/p_0)/2)
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 CONFIDENCE_EDGES = (1.0, 2.0)  # pe_delta
 CONTINUATION_EDGES = (1.5, 3.5, 8.5, 32.5)  # distinct continuations of the longest match
-COUNT_CHUNK, GATE_CHUNK = 1 << 18, 1 << 15  # positions per block: memory and cache only, never the result
+COUNT_CHUNK, GATE_CHUNK = 1 << 17, 1 << 15  # positions per block: memory and cache only, never the result
 NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
 
 
@@ -869,37 +869,37 @@ def runs(sorted_keys: Tensor) -> tuple[Tensor, Tensor]:
     return new, torch.cummax(index * new, 0).values
 
 
-def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Exact counts before each target, order by order (2, 3 ... context + target tokens): yields (n, at, c, c_w, D) in blocks of whole contexts.
-    at int64: indices of the last context token, their target is x[at + 1]; c int32 earlier visits of the n - 1 context tokens, c_w int32
-    those followed by the target, D int32 distinct continuations. A context never visited twice does not appear (c would be 0)."""
-    next_N = torch.roll(tokens_N, -1).to(torch.int32)  # the last token has no target: whatever stands there is the latest event, and unseen
-    group, ends = torch.sort(tokens_N.to(torch.int32), stable=True)
-    ends = ends.to(torch.int32)
-    for n in range(2, n_max + 1):
-        if not len(ends):
-            return
-        cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()
-        groups, longer = [group[:0]], [ends[:0]]  # no count crosses the edge of a block of whole groups; its sort stays in cache
-        for lo, hi in itertools.pairwise([*cuts, len(ends)]):
-            at, ids = ends[lo:hi].long(), group[lo:hi] - group[lo]
-            target = next_N.index_select(0, at)
-            wide = int(ids[-1]) >= (1 << 31) // vocab_size  # narrow keys take fewer radix passes
-            pairs, by_pair = torch.sort(ids.to(torch.int64 if wide else torch.int32) * vocab_size + target, stable=True)
-            (new_pair, pair_start), start = runs(pairs), runs(ids)[1]
-            index = torch.arange(hi - lo, dtype=torch.int32, device=at.device)
-            pair_count = torch.empty_like(index).scatter_(0, by_pair, index - pair_start)
-            novel = (pair_count == 0).to(torch.int32)
-            distinct = torch.cumsum(novel, 0, dtype=torch.int32) - novel
-            yield n, at, index - start, pair_count, distinct - distinct.index_select(0, start)
-            # the pair is a context of order n + 1, unless it is unique, holds a BOS beyond its first token, or ends the stream
-            keep = ~new_pair
-            keep[:-1] |= ~new_pair[1:]
-            at, target = at.index_select(0, by_pair), target.index_select(0, by_pair)
-            keep = (keep & (target != BOS_ID) & (at < len(tokens_N) - 1)).nonzero().squeeze(1)
-            groups.append(pair_start.index_select(0, keep) + lo)
-            longer.append((at.index_select(0, keep) + 1).to(torch.int32))
-        group, ends = torch.cat(groups), torch.cat(longer)
+def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int, visit: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]) -> None:
+    """Exact counts before each target, order by order: visit(n, at, c, c_w, D) for every block of whole contexts, n = 2, 3 ... context + target tokens;
+    blocks of one order run in parallel on a CPU. at int64: index of the last context token, the target is x[at + 1]; c int32 earlier visits of the n - 1
+    context tokens, c_w int32 those followed by the target, D int32 distinct continuations. A context never visited twice does not appear (c would be 0)."""
+    next_N, n = torch.roll(tokens_N, -1).to(torch.int32), 1  # the last token has no target: whatever stands there is the latest event, and unseen
+    group, ends = (t.to(torch.int32) for t in torch.sort(tokens_N.to(torch.int32), stable=True))
+
+    def count(lo: int, hi: int) -> tuple[Tensor, Tensor]:
+        at, ids = ends[lo:hi].long(), group[lo:hi] - group[lo]
+        target = next_N.index_select(0, at)
+        wide = int(ids[-1]) >= (1 << 31) // vocab_size  # narrow keys take fewer radix passes
+        pairs, by_pair = torch.sort(ids.to(torch.int64 if wide else torch.int32) * vocab_size + target, stable=True)
+        (new_pair, pair_start), start = runs(pairs), runs(ids)[1]
+        index = torch.arange(hi - lo, dtype=torch.int32, device=at.device)
+        pair_count = torch.empty_like(index).scatter_(0, by_pair, index - pair_start)
+        novel = (pair_count == 0).to(torch.int32)
+        distinct = torch.cumsum(novel, 0, dtype=torch.int32) - novel
+        visit(n, at, index - start, pair_count, distinct - distinct.index_select(0, start))
+        # the pair is a context of order n + 1, unless it is unique, holds a BOS beyond its first token, or ends the stream
+        keep = ~new_pair
+        keep[:-1] |= ~new_pair[1:]
+        at, target = at.index_select(0, by_pair), target.index_select(0, by_pair)
+        keep = (keep & (target != BOS_ID) & (at < len(tokens_N) - 1)).nonzero().squeeze(1)
+        return pair_start.index_select(0, keep) + lo, (at.index_select(0, keep) + 1).to(torch.int32)
+
+    with ThreadPoolExecutor(threads := torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        while (n := n + 1) <= n_max and len(ends):
+            cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()  # no count crosses a block's edge
+            blocks = (map if ends.is_cuda else pool.map)(count, cuts, [*cuts[1:], len(ends)])
+            group, ends = map(torch.cat, zip(*blocks, strict=True))
+    torch.set_num_threads(threads)  # the workers' 1 holds for MKL everywhere
 
 
 def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -907,10 +907,13 @@ def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> t
     float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the highest order whose context was visited
     before (0 = none). The last position has no target: its probability is meaningless, its match is that of the prediction after the stream."""
     p_N, match_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
-    for n, at, visits, pair_visits, distinct in context_counts(tokens_N, n_max, vocab_size):
+
+    def back_off(n: int, at: Tensor, visits: Tensor, pair_visits: Tensor, distinct: Tensor) -> None:
         escape, p, first = distinct.double() * NGRAM_ESCAPE, p_N.index_select(0, at), visits == 0
         p_N.scatter_(0, at, torch.where(first, p, (pair_visits + escape * p) / (visits + escape)))
         match_N.scatter_(0, at, torch.where(first, match_N.index_select(0, at), distinct.clamp_(max=65_535).add_(n << 16)))
+
+    context_counts(tokens_N, n_max, vocab_size, back_off)
     return p_N, match_N
 
 
@@ -951,10 +954,8 @@ def bayes_gate(gain_N: Tensor, bucket_N: Tensor, num_buckets: int) -> Tensor:
 
 def probe_chain(tokens_N: Tensor, i: int, p_V: Tensor, n_max: int) -> Tensor:
     """The chain's whole distribution [V] after position i, from the model's p_V, by scanning x[0..i] once: no shared data structure."""
-    visits = (tokens_N[:i] == tokens_N[i]).nonzero().squeeze(1)
-    for n in range(2, n_max + 1):
-        if not len(visits):
-            break
+    visits, n = (tokens_N[:i] == tokens_N[i]).nonzero().squeeze(1), 1
+    while (n := n + 1) <= n_max and len(visits):
         counts = torch.bincount(tokens_N[visits + 1], minlength=len(p_V))
         escape = NGRAM_ESCAPE * int((counts > 0).sum())
         p_V = (counts + escape * p_V) / (len(visits) + escape)
@@ -968,8 +969,7 @@ def probe_chain(tokens_N: Tensor, i: int, p_V: Tensor, n_max: int) -> Tensor:
 def final_scores(scores: StreamScores, stream: np.ndarray, cfg: Config) -> tuple[Tensor, dict[int, Tensor]]:
     """The stream's reported nll, float64 [M], nats, and the whole ln p [V] at each probed position: the model's, mixed with the n-gram chain.
     Entry i depends on x[0..i] and the model's outputs at 0..i alone, whatever the chunks, batches and ranks."""
-    n_max = cfg.ngram_order
-    if n_max < 2:
+    if (n_max := cfg.ngram_order) < 2:
         return scores.nll, scores.probes
     tokens_N, nll_N = torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device), torch.cat([scores.nll, scores.nll.new_zeros(1)])
     p_N, match_N = ngram_chain(tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size)

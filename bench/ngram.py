@@ -58,8 +58,11 @@ def with_visits(scores: tg.StreamScores, stream: np.ndarray, cfg: tg.Config) -> 
     """nll [M] of the Bayesian gate whose buckets also tell apart how often the longest matching context was visited."""
     tokens = torch.from_numpy(stream.astype(np.int64))
     count = torch.zeros(len(tokens), dtype=torch.int32)
-    for _, at, visits, _, _ in tg.context_counts(tokens, cfg.ngram_order, cfg.vocab_size):
+
+    def keep(n: int, at: torch.Tensor, visits: torch.Tensor, *_: torch.Tensor) -> None:
         count[at[visits > 0]] = visits[visits > 0]
+
+    tg.context_counts(tokens, cfg.ngram_order, cfg.vocab_size, keep)
     finer, plain = torch.bucketize(count.double(), torch.tensor(COUNT_EDGES, dtype=torch.float64), out_int32=True), tg.gate_buckets
 
     def buckets(*args) -> tuple[torch.Tensor, int]:

@@ -61,9 +61,10 @@ def counts_by_dictionary(stream: np.ndarray, n_max: int) -> dict[tuple[int, int]
 def test_counts_equal_those_of_a_dictionary(stream, chunk):
     old, tg.COUNT_CHUNK = tg.COUNT_CHUNK, chunk
     try:
-        found = {}
-        for n, at, visits, pair_visits, distinct in tg.context_counts(torch.from_numpy(stream.astype(np.int64)), 6, V):
-            for i, c, cw, d in zip(at.tolist(), visits.tolist(), pair_visits.tolist(), distinct.tolist(), strict=True):
+        blocks, found = [], {}
+        tg.context_counts(torch.from_numpy(stream.astype(np.int64)), 6, V, lambda *block: blocks.append(block))
+        for n, *columns in blocks:
+            for i, c, cw, d in zip(*(column.tolist() for column in columns), strict=True):
                 if c and i < len(stream) - 1:
                     assert (n, i) not in found
                     found[n, i] = c, cw, d
