@@ -686,7 +686,7 @@ class Optimizers:
 
     def __init__(self, model: nn.Module, cfg: Config, rt: Runtime):
         groups, by_shape = partition(model, PARAM_GROUPS, "optimizer groups"), {}
-        self.cfg, self.rt, self.params, self.zero_grad = cfg, rt, list(model.parameters()), model.zero_grad
+        self.cfg, self.rt, self.params, self.zero_grad = cfg, rt, [p for p in model.parameters() if p.numel()], model.zero_grad
         for p in groups["matrix"].values():
             by_shape.setdefault(p.shape, []).append(p)
         self.matrices = [(same, torch.zeros(len(same), *shape, device=same[0].device)) for shape, same in by_shape.items()]  # and their momenta
@@ -1203,14 +1203,14 @@ def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
 
 
 class Checkpoints:
-    """The last two states of a run in --out: checkpoint_RUN_STEP_SHA256.npz, RUN naming code, config, seed and data, SHA256 the file's bytes. All ranks
-    hold the same state, so any number of them may go on from it; it needs no random generator, as a batch follows from seed and row."""
+    """The last two states of a run in --out, checkpoint_RUN_NUMBER_STEP_SHA256.npz: RUN names code, config, seed and data, NUMBER grows, SHA256 is the
+    file's. All ranks hold the same state, so any number may go on from it; it needs no random generator, as a batch follows from seed and row."""
 
     def __init__(self, run: str, state: dict[str, Tensor], cfg: Config, rt: Runtime):
         self.run, self.state, self.folder, self.rt = hashlib.sha256(run.encode()).hexdigest()[:12], state, Path(cfg.out), rt
 
     def find(self) -> list[Path]:
-        return sorted(self.folder.glob(f"checkpoint_{self.run}_*_*.npz"), key=lambda path: path.stat().st_mtime_ns)
+        return sorted(self.folder.glob(f"checkpoint_{self.run}_??????_*_*.npz"))
 
     def save(self, *progress: float) -> bool:
         """Whether it could be written; if not, the run goes on without. progress: step, row, SWA snapshots, seconds."""
@@ -1218,19 +1218,20 @@ class Checkpoints:
             if self.rt.rank == 0:
                 log, arrays = np.frombuffer(self.rt.log_path.read_bytes(), np.uint8), {name: t.detach().cpu().numpy() for name, t in self.state.items()}
                 np.savez(buffer := io.BytesIO(), progress=np.array(progress), log=log, **arrays)
-                path = self.folder / f"checkpoint_{self.run}_{progress[0]:07d}_{hashlib.sha256(data := buffer.getbuffer()).hexdigest()}.npz"
+                number = 1 + max((int(path.name.split("_")[2]) for path in self.find()), default=0)
+                name = f"checkpoint_{self.run}_{number:06d}_{progress[0]:07d}_{hashlib.sha256(data := buffer.getbuffer()).hexdigest()}.npz"
                 try:
-                    write_atomically(path, data)
+                    write_atomically(self.folder / name, data)
                 except UserError as error:
                     self.rt.log(f"checkpoint not written: {error}")
                     return False
-                self.rt.log(f"checkpoint step:{progress[0]} file:{path.name} bytes:{len(data)}")
+                self.rt.log(f"checkpoint step:{progress[0]} file:{name} bytes:{len(data)}")
                 for old in [*self.find()[:-2], *self.folder.glob(f".checkpoint_{self.run}_*.tmp")]:
                     old.unlink(missing_ok=True)
         return True
 
     @torch.no_grad()
-    def load(self) -> list[float]:
+    def load(self) -> tuple[int, int, int, float]:
         """What `save` was told last, zeros where it never was, after restoring state and log. Raises UserError for another run's checkpoints."""
         progress = torch.zeros(4, dtype=torch.float64)
         with self.rt.together():
@@ -1241,13 +1242,14 @@ class Checkpoints:
                     with np.load(path := whole[-1], allow_pickle=False) as arrays:
                         for name, t in {**self.state, "progress": progress}.items():
                             t.copy_(torch.from_numpy(arrays[name]).view(t.shape))
+                        step, *_ = map(int, progress.tolist())
                         write_atomically(self.rt.log_path, arrays["log"].tobytes())
-                except Exception as error:
-                    raise UserError(f"{path}: expected a checkpoint, found {type(error).__name__} {error}; remove the file") from None
-                self.rt.log(f"resume step:{progress[0]:.0f} train_time:{1000 * progress[3]:.0f}ms file:{path.name} {describe_environment(self.rt)[0]}")
+                except Exception as e:
+                    raise e if isinstance(e, UserError) else UserError(f"{path}: expected a checkpoint, found {type(e).__name__} {e}; remove it") from None
+                self.rt.log(f"resume step:{step} train_time:{1000 * progress[3]:.0f}ms file:{path.name} {describe_environment(self.rt)[0]}")
         for t in (progress, *self.state.values()):
             self.rt.all_reduce(t if self.rt.rank == 0 else t.zero_())
-        return progress.tolist()
+        return *map(int, progress[:3]), progress[3].item()
 
 
 def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "") -> tuple[int, float]:
@@ -1261,12 +1263,10 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "")
     warm_up(model, compute, optimizers, loader.micro_rows, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
     state = {f"{kind}.{i}": t for kind, held in (("weight", average.params), ("ema", average.ema), ("swa", average.swa)) for i, t in enumerate(held)}
-    checkpoints = Checkpoints(run, state | optimizers.state, cfg, rt)
-    signals: list[int] = []
+    checkpoints, signals = Checkpoints(run, state | optimizers.state, cfg, rt), []
     handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        *counts, elapsed = checkpoints.load() if cfg.resume else [0.0] * 4
-        step, loader.row, average.swa_count = map(int, counts)
+        step, loader.row, average.swa_count, elapsed = checkpoints.load() if cfg.resume else (0, 0, 0, 0.0)
         loss, good, resumed, saved = torch.zeros((), device=rt.device), torch.full((), step, device=rt.device), step or -1, True
         started = rt.clock() - elapsed
         while True:
@@ -1295,7 +1295,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "")
                 break
             quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
             loss = training_step(compute, loader.next(), rt)
-            good += torch.stack([loss, *torch._foreach_norm([p.grad for p in average.params])]).isfinite().all()
+            good += torch.stack([loss, *torch._foreach_norm([p.grad for p in optimizers.params])]).isfinite().all()
             optimizers.step(step, lr_scale)
             step += 1
             average.update(snapshot=cfg.swa_every > 0 and lr_scale < cfg.swa_lr_scale and step % cfg.swa_every == 0)
@@ -1488,7 +1488,7 @@ def main(argv: Sequence[str]) -> int:
     try:
         with runtime(dict(os.environ)) as rt:
             COMMANDS[command](rest, rt)
-    except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
+    except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:  # an OSError here is a full disk or a file that vanished
         if isinstance(error, RuntimeError) and not re.search("by peer|Broken pipe|NCCL", str(error)):  # these: a rank died, gloo names its address
             raise
         print(f"error: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)

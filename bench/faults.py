@@ -207,7 +207,7 @@ def checkpoints_in(run: Path) -> tg.Checkpoints:
 def read_checkpoint(folder: Path) -> None:
     """Under the name that its bytes give it: damage without that is passed over."""
     raw, saved = (folder / "checkpoint.npz").read_bytes(), checkpoints_in(folder / "run")
-    path = folder / "run" / f"checkpoint_{saved.run}_0000001_{hashlib.sha256(raw).hexdigest()}.npz"
+    path = folder / "run" / f"checkpoint_{saved.run}_000001_0000001_{hashlib.sha256(raw).hexdigest()}.npz"
     path.write_bytes(raw)
     try:
         with contextlib.redirect_stdout(None):

@@ -280,10 +280,14 @@ def _base_record(args: argparse.Namespace) -> str | None:
 
 def write_folder(folder: Path, submission: Submission, runs: list[Run], changes: str, requirements: Path | None, replace: bool) -> None:
     """Build everything under a temporary name, then rename: the folder is there whole or not at all."""
+    for aside in folder.parent.glob(f".{folder.name}.*.tmp.old"):  # a swap in three steps was killed in the middle
+        if not folder.exists():
+            os.replace(aside, folder)
+        shutil.rmtree(aside, ignore_errors=True)
     check_target(folder, runs[0].log.source, replace)
     building = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a packing that was killed
-        if (pid := left.name.split(".")[-2]).isdigit() and not _runs(int(pid)):
+        if (pid := left.name.split(".")[-2]).isdigit() and (int(pid) == os.getpid() or not _runs(int(pid))):
             shutil.rmtree(left, ignore_errors=True)
     building.mkdir(parents=True)
     try:

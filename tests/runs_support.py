@@ -19,7 +19,7 @@ def result_of(out: Path) -> str:
 
 
 def checkpoints(out: Path) -> dict[int, Path]:
-    return {int(p.name.split("_")[2]): p for p in sorted(out.glob("checkpoint_*.npz"))}
+    return {int(p.name.split("_")[3]): p for p in sorted(out.glob("checkpoint_*.npz"))}
 
 
 def wait_for(text: str, out: Path) -> None:

@@ -178,7 +178,10 @@ def test_a_small_look_ahead_in_jitter_shows_in_the_mean(tmp_path, tiny):
 
 
 def test_jitter_beyond_bfloat16_is_a_warning(tmp_path, tiny):
-    jitter = "nll += 0.07 * (np.random.default_rng().random(len(nll)) < 0.01)"
+    # As many places each time, so that between two runs more than 1 % and less than 5 % of the losses differ, and none in short streams: a sweep over
+    # the vocabulary would add up what it costs.
+    count = "int(0.012 * len(nll)) * (len(nll) > 1000)"
+    jitter = f"nll[np.random.default_rng().choice(len(nll), {count}, replace=False)] += 0.07"
     report = judge(record(tmp_path / "r", jitter), tiny, "future", "normalisation")
     assert (report["future"].verdict, report["normalisation"].verdict) == ("WARN", "PASS"), report
     assert "more than bfloat16 kernels explain" in report["future"].reason

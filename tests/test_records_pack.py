@@ -373,7 +373,7 @@ def test_what_a_killed_packing_left_goes_with_the_next(tmp_path):
     done = subprocess.Popen([sys.executable, "-c", ""])
     done.wait()
     track = tmp_path / "records" / "track_docs_cpu"
-    for pid in (done.pid, os.getppid()):
+    for pid in (done.pid, os.getppid(), os.getpid()):
         (track / f".2026-11-24_x.{pid}.tmp").mkdir(parents=True)
     packed(tmp_path, FakeRun().write(tmp_path / "a"))
     assert sorted(p.name for p in track.iterdir()) == [f".2026-11-24_x.{os.getppid()}.tmp", "2026-11-24_x"]

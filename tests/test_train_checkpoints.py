@@ -1,6 +1,7 @@
 """Checkpoints: an interrupted run ends as an undisturbed one, and nothing damaged or foreign is gone on from."""
 
 import dataclasses
+import os
 import re
 import shutil
 import subprocess
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import CLEAN_ENV, ROOT, TINY, fill, flags, run_script
 from runs_support import checkpoints, log_of, result_of, steps_of, wait_for
 
@@ -109,6 +111,26 @@ def test_writing_takes_no_training_time(dataset, tmp_path, monkeypatch):
     seconds = tg.train(tg.GPT(cfg), tg.open_dataset(dataset, cfg, rt), cfg, rt)[1]
     with np.load(checkpoints(tmp_path)[3]) as arrays:
         assert seconds < 3 and arrays["progress"][3] == pytest.approx(seconds, abs=0.5)
+
+
+@pytest.mark.parametrize("layers", [(0, 4), (4, 4), (0, 1)])
+def test_a_model_without_skips_trains(layers, dataset, tmp_path):
+    """Its skip weights are a parameter without elements or gradient."""
+    encoder, count = layers
+    done = run_script(*flags(data_dir=dataset, out=tmp_path / "o", num_encoder_layers=encoder, num_layers=count, xsa_layers=1, iterations=2), nproc=2)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_the_newest_checkpoint_is_the_last_one_written_whatever_the_clock_says(tmp_path):
+    state = {"weight.0": torch.zeros(3)}
+    saved = tg.Checkpoints("run", state, dataclasses.replace(BASE, out=str(tmp_path)), tg.Runtime(log_path=tmp_path / "train.log"))
+    (tmp_path / "train.log").write_text("begun\n")
+    for step in (7, 8, 2, 3):  # a run, and another one in the same folder
+        state["weight.0"].fill_(step)
+        assert saved.save(step, 32 * step, 0, 0.5)
+        for path in saved.find():
+            os.utime(path, (time.time() + 600 - step, time.time() + 600 - step))
+    assert list(checkpoints(tmp_path)) == [2, 3] and saved.load() == (3, 96, 0, 0.5) and state["weight.0"].tolist() == [3, 3, 3]
 
 
 def test_a_damaged_checkpoint_is_passed_over(undisturbed, dataset, tmp_path):
