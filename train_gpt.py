@@ -1338,8 +1338,8 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     code_sha256, rt.log_path = hashlib.sha256(source).hexdigest(), out / "train.log"
     with rt.together():
         if rt.rank == 0:
-            if rt.log_path.is_file() and b"\nstep:" in rt.log_path.read_bytes():
-                write_atomically(out / "train.log.previous", rt.log_path.read_bytes())
+            if rt.log_path.is_file() and b"\nstep:" in (log := rt.log_path.read_bytes()):
+                write_atomically(out / "train.log.previous", log)
             write_atomically(rt.log_path, b"log_format:1\n")
     rt.log(f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} =====\n{source.decode()}\n===== end source =====", echo=False)
     rt.log("\n".join(describe_environment(rt) + config_lines))

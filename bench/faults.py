@@ -386,6 +386,9 @@ class Pipeline:
         text = log.read_text(errors="replace") if log.is_file() else ""
         return text.rpartition("===== end source =====")[2].splitlines()
 
+    def said(self, name: str, start: str) -> bool:
+        return any(line.startswith(start) for line in self.lines(name))
+
     def record(self, name: str) -> Path | None:
         return next(iter((self.root / "records" / "track_non_record_16mb").glob(f"*_{name}")), None)
 
@@ -401,7 +404,7 @@ class Pipeline:
         """What a user keeps: the score to the last printed digit, by log and by record, and the artifact."""
         result = next(line for line in self.lines(name) if line.startswith("result "))
         submission = json.loads((self.record(name) / "submission.json").read_text())
-        artifact = hashlib.sha256((self.out(name) / "artifact.bin").read_bytes()).hexdigest()
+        artifact = tg.sha256_file(self.out(name) / "artifact.bin")
         bpb = result.split("val_bpb:")[1].split()[0]
         return {"val_bpb": bpb, "packed_val_bpb": submission["val_bpb"], "artifact_sha256": artifact, "packed_anew": submission["name"] == name}
 
@@ -428,9 +431,7 @@ def kill_in(phase: str, pipeline: Pipeline, name: str, began: dict[str, float], 
         already, moment = rng.randrange(4), rng.uniform(0, 0.03)
         ready = lambda: len(list(out.glob("checkpoint_*.npz"))) >= min(2, already) and any(out.glob(".checkpoint_*.tmp"))  # noqa: E731
     else:
-        ready = lambda: any(line.startswith(MARKS[phase]) for line in pipeline.lines(name))  # noqa: E731
-        if phase == "packaging":
-            ready = lambda: pipeline.packing(name)  # noqa: E731
+        ready = lambda: pipeline.packing(name) if phase == "packaging" else pipeline.said(name, MARKS[phase])  # noqa: E731
         moment = rng.uniform(0, began[order[order.index(phase) + 1]] - began[phase])
     while process.poll() is None and not ready():
         time.sleep(0.001)
@@ -443,9 +444,9 @@ def kill_in(phase: str, pipeline: Pipeline, name: str, began: dict[str, float], 
         return "nothing"
     if any(out.glob(".checkpoint_*.tmp")):
         return "checkpoint write"
-    if pipeline.packing(name) or any(line.startswith("result ") for line in pipeline.lines(name)):
+    if pipeline.packing(name) or pipeline.said(name, "result "):
         return "packaging"
-    begun = [p for p, mark in MARKS.items() if any(line.startswith(mark) for line in pipeline.lines(name))]
+    begun = [p for p, mark in MARKS.items() if pipeline.said(name, mark)]
     return begun[-1] if begun else "start"
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import CLEAN_ENV, ROOT, flags
+from runs_support import wait_for
 
 NAMES = tuple(f"golf{os.getpid() % 100_000}{end}" for end in "ab")  # of namespaces and of their ends of the cable: at most 15 letters
 ADDRESSES = "10.77.0.1", "10.77.0.2"
@@ -87,9 +88,7 @@ def test_a_node_that_dies_ends_the_other_and_one_process_goes_on(nodes, dataset,
     assert said and 'train_gpt.py", line' not in output, output[-6000:]  # torchrun has a traceback of its own, the script has none
     command = [sys.executable, str(ROOT / "train_gpt.py"), *settings, "--resume", "1"]
     alone = subprocess.Popen(command, env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    until = time.monotonic() + 60
-    while "resume step:" not in (tmp_path / "run/train.log").read_text().rpartition("===== end source")[2] and time.monotonic() < until:
-        time.sleep(0.1)
+    wait_for("resume step:", tmp_path / "run")
     alone.terminate()
     output, _ = alone.communicate(timeout=60)
     assert alone.returncode == 0 and "resume step:" in output and "stopped step:" in output, output
