@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -46,6 +47,7 @@ SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
 ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 2
 SIZE_CAP_BYTES = 16_000_000  # decimal; code + artifact
 PAD_ID, BOS_ID = 0, 1
+WORKERS = functools.cache(ThreadPoolExecutor)  # by number of threads; they live as long as the process
 
 
 class UserError(Exception):
@@ -124,7 +126,7 @@ class Config:
 PRESETS = {  # docs_cpu is sized by step count, not by the clock, so that its score is reproducible
     "reference": "",
     "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 --mlp-hidden 384 "
-    "--pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 --micro-batch-tokens 4096 "
+    "--pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 --micro-batch-tokens 2048 "
     "--iterations 480 --train-seconds 0 --warmup-steps 0 --warmdown-steps 320 --compile 0 --log-every 20 --val-every 0 --muon-momentum-warmup-steps 100 "
     "--muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 --swa-every 0 --eval-seq-len 128 --eval-stride 32 --eval-batch-tokens 8192",
 }
@@ -139,7 +141,7 @@ def validate(cfg: Config) -> Config:
     bounds += [(1, 1 << 20, "model_dim num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every")]
     bounds += [(1, 1024, "num_layers"), (0, "num_layers", "num_encoder_layers xsa_layers late_k_fp16_layers"), (2, 65_536, "vocab_size")]  # uint16 shards
     bounds += [(1, large, "train_seq_len micro_batch_tokens train_batch_tokens"), (1, "eval_seq_len", "eval_stride"), (0, (1 << 63) - 1, "seed")]
-    bounds += [(1, "eval_batch_tokens", "eval_seq_len"), (0, 255, "ngram_order"), (1e-9, 1e9, "logit_softcap")]  # orders are stored as bytes
+    bounds += [(1, "eval_batch_tokens", "eval_seq_len"), (0, 255, "ngram_order"), (1e-9, 1000, "logit_softcap")]  # orders are stored as bytes
     bounds += [(0, large, "train_seconds warmup_steps warmdown_steps grad_clip val_every checkpoint_every swa_every muon_momentum_warmup_steps")]
     bounds += [(0, large, "newton_schulz_steps"), (0, 1 - 1e-9, "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2")]
     rules = [(f"{low} <= {n} <= {high}", [n, high], low <= values[n] <= values.get(high, high)) for low, high, names in bounds for n in names.split()]
@@ -231,12 +233,23 @@ class Runtime:
             raise error if error is not None and first == self.rank else SystemExit(2)
 
 
+def parallel(job: Callable, items: Sequence, device: torch.device) -> Iterable:
+    """map(job, items). On a CPU up to 8 items (all in memory) run side by side in threads that share its cores: no layer then waits for another core."""
+    threads, side_by_side = torch.get_num_threads(), min(torch.get_num_threads(), len(items), 8)
+    if device.type != "cpu" or side_by_side < 2:
+        return (yield from map(job, items))
+    try:
+        yield from WORKERS(side_by_side).map(lambda item: (torch.set_num_threads(threads // side_by_side), job(item))[1], items)
+    finally:
+        torch.set_num_threads(threads)  # MKL has one number for the whole process
+
+
 def reuse_memory() -> None:
     """Under glibc, freed blocks stay with the process (up to 2 GiB) and large ones lie on huge pages: a steady step on a CPU meets no page fault."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0), mallopt(-1, (1 << 31) - 1)  # M_MMAP_MAX: all from the heap; M_TRIM_THRESHOLD
+        for option in ((-4, 0), (-8, 1), (-1, (1 << 31) - 1)):  # M_MMAP_MAX and M_ARENA_MAX: all from one heap; M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(*option)
 
 
 @contextlib.contextmanager
@@ -320,9 +333,8 @@ def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
         raise UserError(f"{path}: expected shard magic {SHARD_MAGIC}, version {SHARD_VERSION}, found {found}; rebuild it with `python -m data`")
     num_tokens = int(header[2])
     if num_tokens < 1 or size != header_bytes + 2 * num_tokens:
-        raise UserError(
-            f"{path}: header promises {num_tokens:,} tokens, file holds {(size - header_bytes) // 2:,}; delete it and rebuild with `python -m data`"
-        )
+        held = (size - header_bytes) // 2
+        raise UserError(f"{path}: header promises {num_tokens:,} tokens, file holds {held:,}; delete it and rebuild with `python -m data`")
     tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes, shape=(num_tokens,))
     if vocab_size is not None and vocab_size < 65_536 and (largest := int(tokens.max())) >= vocab_size:
         raise UserError(f"{path}: expected token ids < {vocab_size}, found {largest}; the shards belong to another tokenizer")
@@ -473,6 +485,7 @@ class Loader:
 
 
 # --- 5. Model ---
+HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 # Shapes: B batch, T time, D model, H query heads, G key/value heads, K head size, V vocabulary, N tokens of a stream, M = N - 1 targets.
 
 
@@ -492,6 +505,32 @@ def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
     a, b = x_BTHK.chunk(2, dim=-1)
     cos, sin = cos_TK[:, None].to(x_BTHK.dtype), sin_TK[:, None].to(x_BTHK.dtype)
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class HeadLoss(torch.autograd.Function):
+    """Mean cross-entropy, nats, of the logits cap tanh(x E^T / cap) for x [n, D], E [V, D], int64 targets [n]. The gradients are made with the loss, some
+    rows at a time, so that logits never leave the cache and nothing of size n V is kept. tanh u = 2 s(2u) - 1 with the logistic s, for its speed on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
+        weight, wide, rows = embed.to(x.dtype), torch.promote_types(x.dtype, torch.float32), max(1, HEAD_ELEMENTS[x.device.type] // len(embed))
+        dx, d_embed, total = [], torch.zeros_like(embed), torch.zeros((), dtype=wide, device=x.device)
+        for part, target in zip(x.split(rows), targets[:, None].split(rows), strict=True):
+            s = F.linear(part, weight).to(wide).mul_(2 / cap).sigmoid_()
+            z = s * (2 * cap)  # the logit + cap
+            p = torch.softmax(z, -1)
+            total += (z.amax(-1) - p.amax(-1).log() - z.gather(1, target).squeeze(1)).sum()
+            dz = p.scatter_add_(1, target, p.new_full((), -1.0).expand_as(target)).mul_(s.addcmul_(s, s, value=-1)).to(x.dtype)
+            dx.append(dz @ weight)
+            d_embed += dz.mT @ part
+        ctx.save_for_backward(torch.cat(dx), d_embed)
+        return total / len(x)
+
+    @staticmethod
+    def backward(ctx, d_loss: Tensor) -> tuple:
+        dx, d_embed = ctx.saved_tensors
+        scale = d_loss * (4 / len(dx))  # d logit / d(x E^T) = 1 - tanh^2 = 4 s (1 - s)
+        return dx * scale.to(dx.dtype), d_embed * scale, None, None
 
 
 class Linear(nn.Linear):
@@ -516,23 +555,6 @@ class Linear(nn.Linear):
         return F.linear(x, self.cast(x.dtype))
 
 
-@dataclass
-class Cache:
-    """Generation state: keys and values per block visit, and the last token with its embedding for the bigram table and SmearGate."""
-
-    length: int = 0
-    last: tuple[Tensor, Tensor] | None = None  # ids [B, 1], embedding before the smear [B, 1, D]
-    kv: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    visit: int = 0
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends [B, T, G, K] to the current block visit's keys and values and returns all of them."""
-        past, i = self.kv[self.visit : self.visit + 1], self.visit
-        self.kv[i : i + 1] = [tuple(torch.cat(pair, dim=1) for pair in zip(*past, (k, v), strict=True))]
-        self.visit += 1
-        return self.kv[i]
-
-
 class Attention(nn.Module):
     """Causal grouped-query attention with QK-norm, a gain per query head, rotary positions and, optionally, exclusion of the own value (XSA)."""
 
@@ -545,7 +567,7 @@ class Attention(nn.Module):
         self.out = Linear(self.heads * self.head_size, cfg.model_dim, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((self.heads,), cfg.q_gain_init))
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], keep: Tensor | None) -> Tensor:
         """[B, T, D], or [len(keep), D] for the positions `keep` of the flattened batch."""
         B, T, _ = x_BTD.shape
         H, G = self.heads, self.kv_heads
@@ -553,14 +575,11 @@ class Attention(nn.Module):
         qk, v = qkv.split((H + G, G), dim=2)
         q, k = rotate(rms_norm(qk), *rotary).split((H, G), dim=2)
         q, own_v = q * self.q_gain[:, None].to(q.dtype), v
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        assert T == 1 or k.size(1) == T, "several new tokens need an empty cache: the causal mask below starts at its first key"
         groups = H // G
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
-        if q.device.type == "cpu" and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
+        if q.is_cpu and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=k.size(1) != H).transpose(1, 2)
+        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.size(1) != H).transpose(1, 2)
         if self.xsa:  # y <- y - (y.v)v with v the token's own unit value: attention may not copy what the residual stream already holds
             unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, T, G, 1, K]
             y = y_BTHK.reshape(B, T, G, groups, self.head_size)
@@ -581,10 +600,10 @@ class Block(nn.Module):
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], keep: Tensor | None = None) -> Tensor:
         mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
         x = torch.addcmul(mix[0] * x, mix[1], stem)
-        y = self.attention(rms_norm(x), rotary, cache, keep)
+        y = self.attention(rms_norm(x), rotary, keep)
         x = torch.addcmul(x if keep is None else x.flatten(0, 1)[keep], a, y)
         return torch.addcmul(x, b, self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square()))
 
@@ -606,59 +625,46 @@ class GPT(nn.Module):
         num_skips = min(cfg.num_encoder_layers, cfg.num_layers - cfg.num_encoder_layers)
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def hidden(self, ids_BT: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
         With `keep`, int64 [n] into the flattened batch, states [n, D] of these positions alone: the last block does no more than they need."""
-        cfg, offset = self.cfg, 0 if cache is None else cache.length
+        cfg, positions = self.cfg, torch.arange(ids_BT.size(1), device=ids_BT.device)
         dtype = torch.bfloat16 if self.embed.is_cuda and self.embed.dtype == torch.float32 else self.embed.dtype  # of activations; weights stay float32
-        fresh = cache is None or cache.last is None
-        last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
-        previous = torch.cat((last_id, ids_BT[:, :-1]), dim=1)
-        inside = ids_BT != BOS_ID  # nothing is carried over a document's start, nor over the start of the window
-        if fresh:
-            inside = inside & (torch.arange(ids_BT.size(1), device=ids_BT.device) > 0)
-        bucket = (92821 * torch.where(inside, previous, 0) + ids_BT) % cfg.bigram_buckets
+        inside = (ids_BT != BOS_ID) & (positions > 0)  # nothing is carried over a document's start, nor over the start of the window
+        bucket = (92821 * torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0) + ids_BT) % cfg.bigram_buckets
         e = F.embedding(ids_BT, self.embed).to(dtype) + self.bigram_proj(F.embedding(bucket, self.bigram).to(dtype))
-        last_e = e.new_zeros(len(e), 1, cfg.model_dim) if fresh else last_e
         carry = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
-        before = e + carry * (torch.cat((last_e, e[:, :-1]), dim=1) - e)
+        before = e + carry * (F.pad(e[:, :-1], (0, 0, 1, 0)) - e)
         after = self.enrich_out(F.gelu(self.enrich_in(before)))
         delta = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
         x = stem = rms_norm(after)
-        if cache is not None:
-            cache.last, cache.visit, cache.length = (ids_BT[:, -1:], e[:, -1:]), 0, offset + ids_BT.size(1)
-        positions = torch.arange(offset, offset + ids_BT.size(1), device=ids_BT.device)
         rotary = rotary_tables(positions, cfg.model_dim // cfg.num_heads, cfg.rope_base)
         skips: list[Tensor] = []
         for repeat in range(cfg.encoder_recurrence + 1):
             skips.clear()
             x = rms_norm(x) if repeat else x
             for block in self.blocks[: cfg.num_encoder_layers]:
-                x = block(x, stem, rotary, cache)
+                x = block(x, stem, rotary)
                 skips.append(x)
         for i, block in enumerate(self.blocks[cfg.num_encoder_layers :]):
             if i < len(self.skips):
                 x = x + self.skips[i].to(dtype) * skips.pop()
-            x = block(x, stem, rotary, cache, keep if block is self.blocks[-1] else None)
+            x = block(x, stem, rotary, keep if block is self.blocks[-1] else None)
         return rms_norm(x if keep is None or x.ndim == 2 else x.flatten(0, 1)[keep]), delta
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 (float64 for a float64 model) [..., V]: tied head and tanh softcap, so |logit| <= logit_softcap."""
-        z = F.linear(x, self.embed.to(x.dtype))
-        z = z if z.dtype == torch.float64 else z.float()
+        z = F.linear(x, self.embed.to(x.dtype)).to(torch.promote_types(x.dtype, torch.float32))
         return self.cfg.logit_softcap * torch.tanh(z / self.cfg.logit_softcap)
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy, nats."""
-        return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
+        return HeadLoss.apply(self.hidden(ids_BT)[0].flatten(0, 1), self.embed, targets_BT.flatten(), self.cfg.logit_softcap)
 
 
 # --- 6. Optimizers ---
-PARAM_GROUPS: dict[str, Callable[[str, Tensor], bool]] = {
-    "embed": lambda name, p: name in ("embed", "bigram"),
-    "matrix": lambda name, p: p.ndim == 2 and name.endswith(".weight"),
-    "scalar": lambda name, p: p.ndim == 1 or name == "skips" or name.endswith(".mix"),
-}
+PARAM_GROUPS = {"embed": lambda name, p: name in ("embed", "bigram"), "matrix": lambda name, p: p.ndim == 2 and name.endswith(".weight")}
+PARAM_GROUPS["scalar"] = lambda name, p: p.ndim == 1 or name == "skips" or name.endswith(".mix")
 
 
 def partition(model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]], what: str) -> dict[str, dict[str, nn.Parameter]]:
@@ -677,7 +683,7 @@ def newton_schulz(g: Tensor, steps: int) -> Tensor:
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
     return (x.mT if tall else x).to(g.dtype)
 
 
@@ -716,6 +722,7 @@ class Optimizers:
     def muon(self, lr: float, momentum: float) -> None:
         """Nesterov momentum, then Newton-Schulz, on all matrices [n, R, C] of one shape at a time; ranks share the matrices and gather the updates.
         Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g."""
+
         for params, buffer in self.matrices:
             grads = torch.stack([p.grad for p in params])
             buffer.mul_(momentum).add_(grads)
@@ -767,7 +774,6 @@ class Average:
 
 
 # --- 8. Scoring ---
-HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 
 
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
@@ -813,7 +819,9 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
     table = torch.zeros(3, int(offsets[-1]), dtype=torch.float64, device=rt.device)  # nll, entropy, confidence
     probe_table = torch.zeros(len(wanted), model.cfg.vocab_size, dtype=torch.float64, device=rt.device)
     rows = max(1, HEAD_ELEMENTS[rt.device.type] // model.cfg.vocab_size)
-    for padded, windows in plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size]:
+
+    @torch.inference_mode()
+    def score(padded: int, windows: list[tuple[int, int, int, int]]) -> None:
         ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
         for row, (s, start, _, end) in enumerate(windows):
             ids[row, : end - start] = streams[s][start:end]
@@ -833,6 +841,8 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
             table[1, where_t[at]] = log_total - p.mul_(z).sum(-1) / total
             if len(hits := np.flatnonzero(np.isin(where[at], wanted))):
                 probe_table[np.searchsorted(wanted, where[at][hits])] = z[hits] - log_total[hits, None]
+
+    list(parallel(lambda batch: score(*batch), plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size], rt.device))
     rt.all_reduce(table)  # disjoint slots, zeros elsewhere: the sum is exact
     rt.all_reduce(probe_table)
     probed = [{int(i - a): probe_table[k] for k, i in enumerate(wanted) if a <= i < b} for a, b in itertools.pairwise(offsets)]
@@ -840,10 +850,9 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
 
 
 # --- 9. N-gram mixer ---
-# Counts of everything before position t need no table: all tokens are known, so a count is a rank. Positions are kept sorted by (context of
-# k tokens, time); a stable sort by (context, next token) refines them to k + 1 tokens. Ranks inside runs give, exactly and without hashing,
-# c = earlier visits of the context, c_w = earlier visits followed by the target, D = distinct continuations seen. A context that occurs once
-# leaves the active set, so the cost falls with the order. A context never spans a BOS, but counts outlive documents.
+# All tokens are known, so a count of what came before t is a rank. Positions are kept sorted by (context of k tokens, time); a stable sort by (context,
+# next token) refines them to k + 1. Ranks inside runs give, without hashing, c = earlier visits of the context, c_w = those followed by the target, D =
+# distinct continuations seen. A context that occurs once leaves the active set. A context never spans a BOS, but counts outlive documents.
 #   back-off    p_k(w) = (c_w + θ·D·p_{k-1}(w)) / (c + θ·D), p_0 = the neural model (Witten-Bell's escape, θ times stronger); it sums to 1
 #               over w because Σ_w c_w = c, so the target's own counts suffice.
 #   gate        p = (1 - α)·p_0 + α·p_K, α mixed over a grid by Bayes' rule with the losses of earlier positions in the same bucket (at most
@@ -894,12 +903,10 @@ def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int, visit: Callabl
         keep = (keep & (target != BOS_ID) & (at < len(tokens_N) - 1)).nonzero().squeeze(1)
         return pair_start.index_select(0, keep) + lo, (at.index_select(0, keep) + 1).to(torch.int32)
 
-    with ThreadPoolExecutor(threads := torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        while (n := n + 1) <= n_max and len(ends):
-            cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()  # no count crosses a block's edge
-            blocks = (map if ends.is_cuda else pool.map)(count, cuts, [*cuts[1:], len(ends)])
-            group, ends = map(torch.cat, zip(*blocks, strict=True))
-    torch.set_num_threads(threads)  # the workers' 1 holds for MKL everywhere
+    while (n := n + 1) <= n_max and len(ends):
+        cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()  # no count crosses a block's edge
+        blocks = parallel(lambda block: count(*block), [*itertools.pairwise([*cuts, len(ends)])], ends.device)
+        group, ends = map(torch.cat, zip(*blocks, strict=True))
 
 
 def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
@@ -1039,8 +1046,8 @@ def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
     coded_bytes, at = struct.unpack_from("<I", data, at)[0], at + 4
     end = at + (coded_bytes or size)
     if not coded_bytes:
-        return np.frombuffer(data[at:end], np.uint8), end
-    values = np.flatnonzero(np.unpackbits(np.frombuffer(data[at:end][:32], np.uint8))).astype(np.uint8)
+        return np.frombuffer(data, np.uint8, size, at), end  # ValueError where the data end before
+    values = np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8, coded_bytes, at)[:32])).astype(np.uint8)
     coded = np.frombuffer(data[at + 32 : end], "<u2")
     frequencies, words = coded[: len(values)], coded[len(values) :].tobytes()
     if not len(values) or len(frequencies) != len(values) or not frequencies.all() or (len(values) == 1 and words):
@@ -1169,25 +1176,29 @@ def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
 
 
 # --- 11. Training loop ---
-def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple[Tensor, Tensor]], rt: Runtime) -> Tensor:
-    """Accumulates gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
-    total = torch.zeros((), device=rt.device)
-    for inputs, targets in batch:
-        loss = compute(inputs, targets) / len(batch)
-        loss.backward()
-        total += loss.detach()
-    return total
+def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple[Tensor, Tensor]], params: list[nn.Parameter], rt: Runtime) -> Tensor:
+    """Sets the gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
+
+    def micro_step(micro: tuple[Tensor, Tensor]) -> list[Tensor]:
+        loss = compute(*micro) / len(batch)
+        return [loss.detach(), *torch.autograd.grad(loss, params)]
+
+    total = next(gradients := parallel(micro_step, batch, rt.device))
+    for other in gradients:
+        torch._foreach_add_(total, other)  # in the order of the batch, whoever was first
+    for p, g in zip(params, total[1:], strict=True):
+        p.grad = g
+    return total[0]
 
 
 def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, rows: int, cfg: Config, rt: Runtime) -> None:
     """Compiles everything the loop will run on synthetic tokens (never on data), then restores weights and optimizer state bit for bit."""
-    saved = [p.detach().clone() for p in model.parameters()]
+    saved, formats = [p.detach().clone() for p in model.parameters()], export_formats(model, cfg)
     generator = torch.Generator().manual_seed(0)
-    formats = export_formats(model, cfg)
     for step in range(cfg.warmup_steps):
         quantize_matrices(model, formats if cfg.qat_lr_scale > 0 and step % 2 == 1 else {})
         tokens = torch.randint(cfg.vocab_size, (rows, cfg.train_seq_len + 1), generator=generator).to(rt.device)
-        training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], rt)
+        training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, rt)
         optimizers.step(step, 1.0)
     quantize_matrices(model, {})
     with torch.no_grad():
@@ -1294,7 +1305,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "")
             if done:
                 break
             quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
-            loss = training_step(compute, loader.next(), rt)
+            loss = training_step(compute, loader.next(), optimizers.params, rt)
             good += torch.stack([loss, *torch._foreach_norm([p.grad for p in optimizers.params])]).isfinite().all()
             optimizers.step(step, lr_scale)
             step += 1
@@ -1325,9 +1336,8 @@ def log_step(step: int, loss: Tensor, good: Tensor, lr_scale: float, elapsed: fl
         raise UserError(text) if rt.rank == 0 else SystemExit(2)
     mean_loss = sum(losses) / rt.world_size
     left = min((cfg.iterations - step) * elapsed / step, cfg.train_seconds - elapsed if cfg.train_seconds > 0 else math.inf)
-    line = f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms"
-    rate = f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f}"
-    rt.log(f"{line} {rate} left:{max(0.0, left):.0f}s")
+    line = f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms "
+    rt.log(line + f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f} left:{max(0.0, left):.0f}s")
 
 
 # --- 12. Commands ---
@@ -1405,12 +1415,6 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
         print(f"scored {stem}: {len(nll):,} targets, {nll.sum().item():.6f} nats", flush=True)
 
 
-TABLE_GROUPS = {  # first match wins
-    "^embed": "embedding (tied head)", "^bigram": "bigram table, projection", "^smear": "SmearGate", "^enrich": "pre-enrichment", "^skips": "skip weights",
-    "attention.*weight": "attention", "(fc|proj).weight": "MLP", "": "block gains and mixes",
-}  # fmt: skip
-
-
 def command_params(argv: Sequence[str], rt: Runtime) -> None:
     """Parameters by group and their bytes after export, for an artifact or for a config's initial weights."""
     parser = argparse.ArgumentParser(prog="train_gpt.py params", description=command_params.__doc__, epilog="other flags: as for training", allow_abbrev=False)
@@ -1422,10 +1426,9 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     model, cfg, _ = load_artifact(args.artifact, rt) if args.artifact else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
     raw, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
     stored = read_tensors(json.loads(raw)["tensors"], payload)
-    parameters = dict(model.named_parameters())
-    groups: dict[str, list[str]] = {}
+    parameters, groups = dict(model.named_parameters()), {}
     for name in parameters:
-        groups.setdefault(next(group for key, group in TABLE_GROUPS.items() if re.search(key, name)), []).append(name)
+        groups.setdefault(re.sub(r"\.\d+|\.weight", "", name), []).append(name)
     total = sum(p.numel() for p in parameters.values())
     print(f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}")
     for group, names in [*groups.items(), ("total", list(parameters))]:
@@ -1445,15 +1448,12 @@ def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, gener
 
 @torch.inference_mode()
 def generate(model: GPT, prompt: list[int], max_new: int, context: int, pick: Callable[[Tensor], int]) -> Iterable[int]:
-    """Yields max_new token ids. Keys and values are cached; when the context is full, its later half is read again as a fresh window."""
-    tokens, cache, fresh = list(prompt), Cache(), prompt[-context:]
+    """Yields max_new token ids, each after reading the last `context` tokens: windows like those of scoring, whatever the length."""
+    tokens = list(prompt)
     for _ in range(max_new):
-        if cache.length + len(fresh) > context:
-            cache, fresh = Cache(), tokens[-max(1, context // 2) :]
-        hidden, _ = model.hidden(torch.tensor([fresh], device=model.embed.device), cache)
-        fresh = [pick(model.logits(hidden[0, -1]).float())]
-        tokens += fresh
-        yield fresh[0]
+        hidden, _ = model.hidden(torch.tensor([tokens[-context:]], device=model.embed.device))
+        tokens.append(pick(model.logits(hidden[0, -1]).float()))
+        yield tokens[-1]
 
 
 def command_generate(argv: Sequence[str], rt: Runtime) -> None:

@@ -16,7 +16,7 @@ import train_gpt as tg
 
 
 class PlainAttention(tg.Attention):
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: None, keep: None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], keep: None) -> Tensor:
         B, T, _ = x_BTD.shape
         q = self.q(x_BTD).view(B, T, self.heads, self.head_size)
         k = self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)
@@ -34,10 +34,10 @@ class PlainAttention(tg.Attention):
 
 
 class PlainBlock(tg.Block):
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], cache: None, keep: None = None) -> Tensor:
+    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], keep: None = None) -> Tensor:
         mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
         x = mix[0] * x + mix[1] * stem
-        x = x + a * self.attention(tg.rms_norm(x), rotary, None, None)
+        x = x + a * self.attention(tg.rms_norm(x), rotary, None)
         return x + b * self.proj(F.leaky_relu(self.fc(tg.rms_norm(x)), self.slope).square())
 
 
@@ -46,6 +46,19 @@ class PlainGPT(tg.GPT):
         super().__init__(cfg)
         for block in self.blocks:
             block.__class__, block.attention.__class__ = PlainBlock, PlainAttention
+
+    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
+        return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
+
+
+def plain_step(model: PlainGPT, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """One micro-batch after another; the mean loss of the batch, nats."""
+    losses = []
+    for inputs, targets in batch:
+        loss = model(inputs, targets) / len(batch)
+        loss.backward()
+        losses.append(loss.detach())
+    return torch.stack(losses).sum()
 
 
 class PlainOptimizers:

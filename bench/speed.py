@@ -56,18 +56,20 @@ def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whol
     """Seconds by piece (each waited for), then of whole steps without waiting; losses of all of them."""
     torch.manual_seed(cfg.seed)
     stream = tg.TokenStream([synthetic_stream(cfg.vocab_size, 4 * cfg.train_batch_tokens + cfg.train_seq_len)])
-    loader, ours = tg.Loader(stream, cfg, rt), side == "ours"
+    ours = side == "ours"
+    loader = tg.Loader(stream, cfg if ours else dataclasses.replace(cfg, micro_batch_tokens=cfg.train_batch_tokens), rt)
     model = (tg.GPT if ours else plain.PlainGPT)(cfg).to(rt.device)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if ours and cfg.compile else model
     optimizers = tg.Optimizers(model, cfg, rt) if ours else plain.PlainOptimizers(model, cfg)
     average = (tg.Average if ours else plain.PlainAverage)(model, cfg)
+    train = (lambda batch: tg.training_step(compute, batch, optimizers.params, rt)) if ours else (lambda batch: plain.plain_step(model, batch))
     if rt.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
     pieces: dict[str, list[float]] = {"forward and backward": [], "optimizer": [], "averaging": []}
     first, losses = 0.0, []
     for step in range(steps):
         batch = loader.next()
-        a, loss = timed(rt, lambda batch=batch: tg.training_step(compute, batch, rt))
+        a, loss = timed(rt, lambda batch=batch: train(batch))
         b, _ = timed(rt, lambda step=step: optimizers.step(step, 1.0))
         c, _ = timed(rt, lambda: average.update(snapshot=False))
         losses.append(loss.item())
@@ -78,7 +80,7 @@ def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whol
                 piece.append(seconds)
     started = rt.clock()
     for step in range(steps, steps + whole_steps):
-        loss = tg.training_step(compute, loader.next(), rt)
+        loss = train(loader.next())
         optimizers.step(step, 1.0)
         average.update(snapshot=False)
         if ours:

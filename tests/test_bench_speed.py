@@ -30,7 +30,9 @@ def train(cfg: tg.Config, side: str, steps: int) -> tuple[list[float], torch.Ten
     loader = tg.Loader(tg.TokenStream([speed.synthetic_stream(cfg.vocab_size, 20_000)]), cfg, rt)
     losses = []
     for step in range(steps):
-        losses.append(tg.training_step(model, loader.next(), rt).item())
+        losses.append(
+            plain.plain_step(model, loader.next()).item() if side == "plain" else tg.training_step(model, loader.next(), optimizers.params, rt).item()
+        )
         optimizers.step(step, 1.0)
         average.update(snapshot=False)
     ema = average.ema.values() if side == "plain" else average.ema
@@ -67,11 +69,11 @@ def test_a_step_is_one_graph_that_is_never_compiled_again():
     compute = torch.compile(model, fullgraph=True, dynamic=False, backend="aot_eager")  # fullgraph: a graph break is an error
     optimizers, average = optimizers_of(model, CFG, rt), tg.Average(model, CFG)
     tokens = torch.randint(CFG.vocab_size, (32, 33))
-    eager = tg.training_step(model, [(tokens[:, :-1], tokens[:, 1:])], rt)
+    eager = tg.training_step(model, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, rt)
     model.zero_grad()
     with torch._dynamo.config.patch(error_on_recompile=True):
         for step in range(4):
-            loss = tg.training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], rt)
+            loss = tg.training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, rt)
             assert step or loss.item() == pytest.approx(eager.item(), rel=1e-6)
             optimizers.step(step, 1.0)
             average.update(snapshot=False)
@@ -105,7 +107,7 @@ def test_no_step_makes_the_host_wait(options):
     loader = tg.Loader(tg.TokenStream([speed.synthetic_stream(cfg.vocab_size, 20_000)]), cfg, rt)
     with HostReads() as reads:
         for step in range(3):
-            tg.training_step(model, loader.next(), rt)
+            tg.training_step(model, loader.next(), optimizers.params, rt)
             optimizers.step(step, 1.0)
             average.update(snapshot=step == 2 and bool(average.swa))
         assert reads.found == []

@@ -56,7 +56,7 @@ def test_a_compiled_step_is_one_graph_that_never_recompiles_or_waits_for_the_hos
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3):
-            tg.training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], rt)
+            tg.training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, rt)
             optimizers.step(step, 1.0)
             average.update(snapshot=False)
     finally:

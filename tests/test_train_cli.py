@@ -192,7 +192,7 @@ def test_params_prints_the_table_of_the_reference():
     assert done.returncode == 0, done.stderr
     total = done.stdout.strip().splitlines()[-1].split()
     assert total[0] == "total" and total[2] == "25,254,992"
-    assert re.search(r"^MLP +20 +15,728,640 .*int6", done.stdout, flags=re.M)
+    assert re.search(r"^blocks.fc +10 +7,864,320 .*int6", done.stdout, flags=re.M)
 
 
 def test_lint_and_format():

@@ -234,7 +234,7 @@ def test_params_shows_what_the_artifact_stores(tmp_path, capsys):
     (tmp_path / "a.bin").write_bytes(data)
     assert tg.main(["params", "--artifact", str(tmp_path / "a.bin")]) == 0
     rows = {line.split("  ")[0].strip(): line.split() for line in capsys.readouterr().out.splitlines()}
-    assert rows["MLP"][-3] == "int8" and rows["total"][2] == f"{sum(p.numel() for p in random_model(BASE).parameters()):,}"
+    assert rows["blocks.fc"][-3] == "int8" and rows["total"][2] == f"{sum(p.numel() for p in random_model(BASE).parameters()):,}"
     assert int(rows["total"][-1].replace(",", "")) == round(sum(tg.entropy_bytes(t) for _, t, _ in stored.values()))
     assert int(rows["total"][-2].replace(",", "")) == len(tg.read_header(data, "x")[1])  # the rows are all there is
     assert tg.main(["params", "--num-layers", "2", "--num-encoder-layers", "1", "--model-dim", "64", "--xsa-layers", "1"]) == 0

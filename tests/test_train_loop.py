@@ -49,6 +49,47 @@ def test_micro_batches_do_not_change_the_losses(runs, dataset, tmp_path):
     np.testing.assert_allclose(step_losses(tmp_path / "o" / "train.log"), step_losses(runs / "1" / "train.log"), rtol=1e-4)
 
 
+def test_threads_change_neither_the_order_nor_the_number_of_threads_left():
+    cpu, threads, seen = torch.device("cpu"), torch.get_num_threads(), []
+
+    def job(item: int) -> int:
+        seen.append(torch.get_num_threads())
+        if item == 99:
+            raise tg.UserError("bad item")
+        return -item
+
+    try:
+        for available, items, inside in ((4, range(3), {1}), (4, range(2), {2}), (16, range(9), {2}), (4, range(1), {4}), (1, range(3), {1}), (4, [], set())):
+            torch.set_num_threads(available)
+            seen.clear()
+            assert list(tg.parallel(job, items, cpu)) == [-i for i in items] and set(seen) == inside
+            assert torch.get_num_threads() == available
+        with pytest.raises(tg.UserError, match="bad item"):
+            list(tg.parallel(job, [1, 99, 2], cpu))
+        assert torch.get_num_threads() == 4
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_gradients_do_not_depend_on_which_micro_batch_is_first_done():
+    """Micro-batches in threads against the same one after another, bit by bit; one core each, as a product's bits may depend on its threads."""
+    cfg, threads = dataclasses.replace(BASE, micro_batch_tokens=128), torch.get_num_threads()
+    torch.manual_seed(0)
+    model, results = tg.GPT(cfg), []
+    params, ids = [p for p in model.parameters() if p.numel()], torch.randint(2, 260, (8, 4, 33))
+    batch = [(micro[:, :-1], micro[:, 1:]) for micro in ids]
+    try:
+        for available in (1, 4, 2, 8):
+            torch.set_num_threads(available)
+            loss = tg.training_step(model, batch, params, tg.Runtime())
+            results.append(torch.cat([loss[None], *(p.grad.flatten() for p in params)]))
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(r, results[0]) for r in results) and results[0].abs().max() > 0
+    whole = torch.autograd.grad(model(ids[..., :-1].flatten(0, 1), ids[..., 1:].flatten(0, 1)), params)
+    assert torch.allclose(torch.cat([g.flatten() for g in whole]), results[0][1:], atol=1e-6)
+
+
 def test_the_same_seed_gives_the_same_score_and_another_seed_another(dataset, tmp_path):
     lines = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
@@ -104,7 +145,7 @@ def test_state_after_warm_up_is_the_state_before(dataset):
     def two_steps(m: tg.GPT, o: tg.Optimizers) -> list[torch.Tensor]:
         ids = torch.arange(4 * 33).view(4, 33) % 260
         for step in range(2):
-            tg.training_step(m, [(ids[:, :-1], ids[:, 1:])], rt)
+            tg.training_step(m, [(ids[:, :-1], ids[:, 1:])], o.params, rt)
             o.step(step, 1.0)
         return [p.detach().clone() for p in m.parameters()]
 
