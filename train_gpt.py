@@ -495,16 +495,17 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rotary_tables(positions: Tensor, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos, sin, float32 [T, K/2], for half-split rotation (Su et al. 2021). Angles in float64: position x frequency exceeds float32's precision."""
+    """cos, sin, float32 [T, K], for half-split rotation (Su et al. 2021). Angles in float64: position x frequency exceeds float32's precision."""
     inverse = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device=positions.device) / head_size)
     angles = positions.double()[:, None] * inverse
-    return angles.cos().float(), angles.sin().float()
+    return torch.cat([angles.cos()] * 2, dim=1).float(), torch.cat((-angles.sin(), angles.sin()), dim=1).float()
 
 
 def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    a, b = x_BTHK.chunk(2, dim=-1)
-    cos, sin = cos_TK[:, None].to(x_BTHK.dtype), sin_TK[:, None].to(x_BTHK.dtype)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head, positions from the last rows of the tables."""
+    T, H, K = x_BTHK.shape[1:]
+    cos, sin = (t[-T:, None].to(x_BTHK.dtype).repeat(1, H, 1) for t in (cos_TK, sin_TK))  # a product broadcast over heads is slow on a CPU
+    return torch.addcmul(x_BTHK * cos, x_BTHK.roll(K // 2, dims=-1), sin)
 
 
 class HeadLoss(torch.autograd.Function):
@@ -567,25 +568,24 @@ class Attention(nn.Module):
         self.out = Linear(self.heads * self.head_size, cfg.model_dim, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((self.heads,), cfg.q_gain_init))
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], keep: Tensor | None) -> Tensor:
-        """[B, T, D], or [len(keep), D] for the positions `keep` of the flattened batch."""
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
+        """[B, tail, D], for the last `tail` positions."""
         B, T, _ = x_BTD.shape
-        H, G = self.heads, self.kv_heads
-        qkv = F.linear(x_BTD, torch.cat([m.cast(x_BTD.dtype) for m in (self.q, self.k, self.v)])).view(B, T, H + 2 * G, self.head_size)
-        qk, v = qkv.split((H + G, G), dim=2)
-        q, k = rotate(rms_norm(qk), *rotary).split((H, G), dim=2)
-        q, own_v = q * self.q_gain[:, None].to(q.dtype), v
-        groups = H // G
+        H, G, groups = self.heads, self.kv_heads, self.heads // self.kv_heads
+        kv = F.linear(x_BTD, torch.cat([m.cast(x_BTD.dtype) for m in (self.k, self.v)])).view(B, T, 2 * G, self.head_size)
+        q = rotate(rms_norm(self.q(x_BTD[:, T - tail :]).view(B, tail, H, self.head_size)), *rotary)
+        k, v = rotate(rms_norm(kv[:, :, :G]), *rotary), kv[:, :, G:]
+        own_v, q = v[:, T - tail :], q * self.q_gain[:, None].to(q.dtype)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
         if q.is_cpu and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
             k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=k.size(1) != H).transpose(1, 2)
+        mask = None if tail == T else torch.ones(tail, T, dtype=torch.bool, device=q.device).tril(T - tail)
+        y_BTHK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=k.size(1) != H).transpose(1, 2)
         if self.xsa:  # y <- y - (y.v)v with v the token's own unit value: attention may not copy what the residual stream already holds
-            unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, T, G, 1, K]
-            y = y_BTHK.reshape(B, T, G, groups, self.head_size)
+            unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, tail, G, 1, K]
+            y = y_BTHK.reshape(B, tail, G, groups, self.head_size)
             y_BTHK = y - (y * unit).sum(-1, keepdim=True) * unit
-        y = y_BTHK.reshape(B, T, -1)
-        return self.out(y if keep is None else y.flatten(0, 1)[keep])
+        return self.out(y_BTHK.reshape(B, tail, -1))
 
 
 class Block(nn.Module):
@@ -600,11 +600,11 @@ class Block(nn.Module):
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
         mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
         x = torch.addcmul(mix[0] * x, mix[1], stem)
-        y = self.attention(rms_norm(x), rotary, keep)
-        x = torch.addcmul(x if keep is None else x.flatten(0, 1)[keep], a, y)
+        y = self.attention(rms_norm(x), rotary, tail)
+        x = torch.addcmul(x[:, -tail:], a, y)
         return torch.addcmul(x, b, self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square()))
 
 
@@ -625,10 +625,10 @@ class GPT(nn.Module):
         num_skips = min(cfg.num_encoder_layers, cfg.num_layers - cfg.num_encoder_layers)
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
-    def hidden(self, ids_BT: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def hidden(self, ids_BT: Tensor, tail: int = 0) -> tuple[Tensor, Tensor]:
         """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
-        With `keep`, int64 [n] into the flattened batch, states [n, D] of these positions alone: the last block does no more than they need."""
-        cfg, positions = self.cfg, torch.arange(ids_BT.size(1), device=ids_BT.device)
+        With `tail`, both of the last positions alone, [B, tail, D] and [B, tail]: the last block does no more than they need."""
+        cfg, T, positions = self.cfg, ids_BT.size(1), torch.arange(ids_BT.size(1), device=ids_BT.device)
         dtype = torch.bfloat16 if self.embed.is_cuda and self.embed.dtype == torch.float32 else self.embed.dtype  # of activations; weights stay float32
         inside = (ids_BT != BOS_ID) & (positions > 0)  # nothing is carried over a document's start, nor over the start of the window
         bucket = (92821 * torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0) + ids_BT) % cfg.bigram_buckets
@@ -644,13 +644,13 @@ class GPT(nn.Module):
             skips.clear()
             x = rms_norm(x) if repeat else x
             for block in self.blocks[: cfg.num_encoder_layers]:
-                x = block(x, stem, rotary)
+                x = block(x, stem, rotary, T)
                 skips.append(x)
         for i, block in enumerate(self.blocks[cfg.num_encoder_layers :]):
             if i < len(self.skips):
                 x = x + self.skips[i].to(dtype) * skips.pop()
-            x = block(x, stem, rotary, keep if block is self.blocks[-1] else None)
-        return rms_norm(x if keep is None or x.ndim == 2 else x.flatten(0, 1)[keep]), delta
+            x = block(x, stem, rotary, tail or T if block is self.blocks[-1] else T)
+        return rms_norm(x[:, -tail:]), delta[:, -tail:]
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 (float64 for a float64 model) [..., V]: tied head and tanh softcap, so |logit| <= logit_softcap."""
@@ -825,20 +825,20 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
         ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
         for row, (s, start, _, end) in enumerate(windows):
             ids[row, : end - start] = streams[s][start:end]
-        inside = np.concatenate([row * padded + np.arange(first - start, end - start) for row, (_, start, first, end) in enumerate(windows)])
+        tail = padded - min(first - start for _, start, first, _ in windows)
+        inside = np.concatenate([(row + 1) * tail - padded + np.arange(first - start, end - start) for row, (_, start, first, end) in enumerate(windows)])
         where = np.concatenate([offsets[s] + np.arange(first, end) for s, _, first, end in windows])
         target = np.concatenate([np.append(streams[s][first + 1 : end + 1], [PAD_ID] * (end == len(streams[s]))) for s, _, first, end in windows])
         ids, inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (ids, inside, where, target))
-        scored, delta = model.hidden(ids, keep=inside)
-        table[2, where_t] = delta.flatten()[inside].double()
+        scored, delta = (t.flatten(0, 1)[inside] for t in model.hidden(ids, tail))
+        table[2, where_t] = delta.double()
         for i in range(0, len(scored), rows):
             at = slice(i, i + rows)
-            z = model.logits(scored[at]).double()
-            z -= z.amax(-1, keepdim=True)
-            total = (p := z.exp()).sum(-1)
-            log_total = total.log()
+            z = model.logits(scored[at])
+            p = torch.softmax(z, -1, dtype=torch.float64)
+            log_total = z.amax(-1) - p.amax(-1).log()  # ln of the sum of e^z
             table[0, where_t[at]] = log_total - z.gather(1, target[at, None]).squeeze(1)
-            table[1, where_t[at]] = log_total - p.mul_(z).sum(-1) / total
+            table[1, where_t[at]] = log_total - p.mul_(z).sum(-1)
             if len(hits := np.flatnonzero(np.isin(where[at], wanted))):
                 probe_table[np.searchsorted(wanted, where[at][hits])] = z[hits] - log_total[hits, None]
 

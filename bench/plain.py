@@ -15,14 +15,20 @@ from torch import Tensor
 import train_gpt as tg
 
 
+def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
+    a, b = x_BTHK.chunk(2, dim=-1)
+    cos, sin = (t[:, None, x_BTHK.size(-1) // 2 :].to(x_BTHK.dtype) for t in (cos_TK, sin_TK))
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
 class PlainAttention(tg.Attention):
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], keep: None) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
         B, T, _ = x_BTD.shape
         q = self.q(x_BTD).view(B, T, self.heads, self.head_size)
         k = self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)
         v = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
-        q = tg.rotate(tg.rms_norm(q), *rotary) * self.q_gain[:, None].to(x_BTD.dtype)
-        k = tg.rotate(tg.rms_norm(k), *rotary)
+        q = rotate(tg.rms_norm(q), *rotary) * self.q_gain[:, None].to(x_BTD.dtype)
+        k = rotate(tg.rms_norm(k), *rotary)
         groups = self.heads // self.kv_heads
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2), k.repeat_interleave(groups, dim=2).transpose(1, 2), v.repeat_interleave(groups, dim=2).transpose(1, 2), is_causal=True
@@ -34,10 +40,10 @@ class PlainAttention(tg.Attention):
 
 
 class PlainBlock(tg.Block):
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], keep: None = None) -> Tensor:
+    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
         mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
         x = mix[0] * x + mix[1] * stem
-        x = x + a * self.attention(tg.rms_norm(x), rotary, None)
+        x = x + a * self.attention(tg.rms_norm(x), rotary, tail)
         return x + b * self.proj(F.leaky_relu(self.fc(tg.rms_norm(x)), self.slope).square())
 
 
