@@ -91,6 +91,7 @@ class Config:
     warmdown_steps: int = 3500
     grad_clip: float = 0.0
     qat_lr_scale: float = 0.0  # straight-through fake quantisation once the learning-rate scale is below this
+    bf16: int = 1  # activations and Newton-Schulz in bfloat16 where its products are fast: any GPU, CPUs with AVX-512 BF16
     compile: int = 1  # torch.compile; needs a C++ compiler on CPU
     log_every: int = 50
     val_every: int = 1000  # 0 = only the final evaluation
@@ -469,8 +470,7 @@ class Loader:
 
     def read(self, row: int) -> Tensor:
         """This rank's share of the global batch that starts at `row`: uint16 tokens as int32 [micro-steps, rows, seq_len + 1]."""
-        share = self.rows_per_batch // self.rt.world_size
-        first = row + self.rt.rank * share
+        first = row + self.rt.rank * (share := self.rows_per_batch // self.rt.world_size)
         rows = [self.stream.read(self.row_start(r), self.seq_len + 1) for r in range(first, first + share)]
         batch = torch.from_numpy(np.stack(rows).astype(np.int32)).view(-1, self.micro_rows, self.seq_len + 1)
         return batch.pin_memory() if self.rt.device.type == "cuda" else batch
@@ -485,6 +485,7 @@ class Loader:
 
 
 # --- 5. Model ---
+BF16_PAYS = {"cuda": True, "cpu": bool(torch.cpu.get_capabilities().get("avx512_bf16"))}  # where its products take half of float32's time, or less
 HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 # Shapes: B batch, T time, D model, H query heads, G key/value heads, K head size, V vocabulary, N tokens of a stream, M = N - 1 targets.
 
@@ -577,10 +578,10 @@ class Attention(nn.Module):
         k, v = rotate(rms_norm(kv[:, :, :G]), *rotary), kv[:, :, G:]
         own_v, q = v[:, T - tail :], q * self.q_gain[:, None].to(q.dtype)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
-        if q.is_cpu and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
-            k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
+        if q.is_cpu:  # its flash kernel is slow in bfloat16, and without a grouped-query mode it would fall back to the unfused one
+            q, k, v = (t.to(torch.promote_types(t.dtype, torch.float32)).repeat_interleave(H // t.size(1), dim=1) for t in (q, k, v))
         mask = None if tail == T else torch.ones(tail, T, dtype=torch.bool, device=q.device).tril(T - tail)
-        y_BTHK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=k.size(1) != H).transpose(1, 2)
+        y_BTHK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=k.size(1) != H).to(x_BTD.dtype).transpose(1, 2)
         if self.xsa:  # y <- y - (y.v)v with v the token's own unit value: attention may not copy what the residual stream already holds
             unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, tail, G, 1, K]
             y = y_BTHK.reshape(B, tail, G, groups, self.head_size)
@@ -625,11 +626,12 @@ class GPT(nn.Module):
         num_skips = min(cfg.num_encoder_layers, cfg.num_layers - cfg.num_encoder_layers)
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
-    def hidden(self, ids_BT: Tensor, tail: int = 0) -> tuple[Tensor, Tensor]:
+    def hidden(self, ids_BT: Tensor, tail: int = 0, bf16: bool | None = None) -> tuple[Tensor, Tensor]:
         """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
-        With `tail`, both of the last positions alone, [B, tail, D] and [B, tail]: the last block does no more than they need."""
+        With `tail`, both of the last positions alone, [B, tail, D] and [B, tail]: the last block does no more than they need.
+        Activations are bfloat16 on request, by default on a GPU, float32 else: a score must not depend on the CPU that it was made on."""
         cfg, T, positions = self.cfg, ids_BT.size(1), torch.arange(ids_BT.size(1), device=ids_BT.device)
-        dtype = torch.bfloat16 if self.embed.is_cuda and self.embed.dtype == torch.float32 else self.embed.dtype  # of activations; weights stay float32
+        dtype = torch.bfloat16 if (self.embed.is_cuda if bf16 is None else bf16) and self.embed.dtype == torch.float32 else self.embed.dtype
         inside = (ids_BT != BOS_ID) & (positions > 0)  # nothing is carried over a document's start, nor over the start of the window
         bucket = (92821 * torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0) + ids_BT) % cfg.bigram_buckets
         e = F.embedding(ids_BT, self.embed).to(dtype) + self.bigram_proj(F.embedding(bucket, self.bigram).to(dtype))
@@ -659,7 +661,8 @@ class GPT(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy, nats."""
-        return HeadLoss.apply(self.hidden(ids_BT)[0].flatten(0, 1), self.embed, targets_BT.flatten(), self.cfg.logit_softcap)
+        bf16 = bool(self.cfg.bf16) and BF16_PAYS[self.embed.device.type]
+        return HeadLoss.apply(self.hidden(ids_BT, bf16=bf16)[0].flatten(0, 1), self.embed, targets_BT.flatten(), self.cfg.logit_softcap)
 
 
 # --- 6. Optimizers ---
@@ -676,15 +679,14 @@ def partition(model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]],
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
-    """Approximate orthogonalisation U V^T of each matrix in [n, R, C], by the quintic iteration of Muon (Jordan et al. 2024)."""
-    x = g.bfloat16() if g.device.type == "cuda" else g
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
+    """Approximate orthogonalisation U V^T of each matrix in [n, R, C], by the quintic iteration of Muon (Jordan et al. 2024), in g's dtype."""
+    tall = g.size(-2) > g.size(-1)
+    x = g.mT if tall else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return (x.mT if tall else x).to(g.dtype)
+    return x.mT if tall else x
 
 
 class Optimizers:
@@ -722,13 +724,13 @@ class Optimizers:
     def muon(self, lr: float, momentum: float) -> None:
         """Nesterov momentum, then Newton-Schulz, on all matrices [n, R, C] of one shape at a time; ranks share the matrices and gather the updates.
         Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g."""
-
         for params, buffer in self.matrices:
             grads = torch.stack([p.grad for p in params])
             buffer.mul_(momentum).add_(grads)
             update = grads.add_(buffer, alpha=momentum)
             share = -(-len(params) // self.rt.world_size)
             mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
+            mine = mine.bfloat16() if self.cfg.bf16 and BF16_PAYS[mine.device.type] else mine  # and so half the bytes to gather
             mine = newton_schulz(mine, self.cfg.newton_schulz_steps) if len(mine) else mine
             if self.rt.world_size > 1:
                 mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
@@ -736,7 +738,7 @@ class Optimizers:
                 dist.all_gather_into_tensor(update, mine.contiguous())
                 mine = update[: len(params)]
             torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
-            torch._foreach_add_(params, list(mine.unbind(0)), alpha=-lr * max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5)
+            torch._foreach_add_(params, list(mine.float().unbind(0)), alpha=-lr * max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5)
 
 
 def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
@@ -774,8 +776,6 @@ class Average:
 
 
 # --- 8. Scoring ---
-
-
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
     The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut. Raises ValueError."""
@@ -1357,7 +1357,7 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     rt.log(dataset.log_line)
     torch.manual_seed(cfg.seed)
     model = GPT(cfg).to(rt.device)
-    rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
+    rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())} activations:{'bf16' if cfg.bf16 and BF16_PAYS[rt.device.type] else 'fp32'}")
     steps, train_seconds = train(model, dataset, cfg, rt, f"{code_sha256} {config_lines[-1]} seed:{cfg.seed} {dataset.log_line}")
     if rt.device.type == "cuda":
         rt.log(f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}")

@@ -85,7 +85,8 @@ class PlainOptimizers:
         momentum = self.cfg.muon_momentum_start + progress * (self.cfg.muon_momentum - self.cfg.muon_momentum_start)
         for p, buffer in zip(self.matrices, self.momenta, strict=True):
             buffer.mul_(momentum).add_(p.grad)
-            update = tg.newton_schulz(p.grad.add(buffer, alpha=momentum)[None], self.cfg.newton_schulz_steps)[0]
+            update = p.grad.add(buffer, alpha=momentum)
+            update = tg.newton_schulz((update.bfloat16() if update.is_cuda else update)[None], self.cfg.newton_schulz_steps)[0]
             p.mul_(1 - lr * self.cfg.weight_decay).add_(update, alpha=-lr * max(1.0, p.size(0) / p.size(1)) ** 0.5)
         self.model.zero_grad(set_to_none=True)
 

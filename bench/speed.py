@@ -26,7 +26,7 @@ import plain  # noqa: E402
 
 import train_gpt as tg  # noqa: E402
 
-SIDES = ("plain", "ours")
+SIDES = {"training": ("plain", "ours in float32", "ours"), "scoring": ("plain", "ours")}
 PEAK_BF16_FLOPS = {"NVIDIA H100 80GB HBM3": 989.4e12, "NVIDIA H200": 989.4e12, "NVIDIA A100-SXM4-80GB": 312e12}  # dense, data sheets
 
 
@@ -55,10 +55,11 @@ def peak_flops(rt: tg.Runtime) -> float:
 
 
 def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whole_steps: int) -> dict:
-    """Medians: seconds by piece (each waited for), then of whole steps by the host's clock, which a GPU's queue paces; losses of the former."""
+    """Medians: seconds by piece (each waited for), then of whole steps by the host's clock, which a GPU's queue paces; losses of the former.
+    The plain side computes in float32 on a CPU and in bfloat16 on a GPU."""
     torch.manual_seed(cfg.seed)
     stream = tg.TokenStream([synthetic_stream(cfg.vocab_size, 4 * cfg.train_batch_tokens + cfg.train_seq_len)])
-    ours = side == "ours"
+    ours, cfg = side != "plain", dataclasses.replace(cfg, bf16=cfg.bf16 if side == "ours" else 0)
     loader = tg.Loader(stream, cfg if ours else dataclasses.replace(cfg, micro_batch_tokens=cfg.train_batch_tokens), rt)
     model = (tg.GPT if ours else plain.PlainGPT)(cfg).to(rt.device)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if ours and cfg.compile else model
@@ -160,8 +161,7 @@ def child(part: str, side: str) -> dict:
 def summary(training: dict[str, list[dict]], scoring: dict[str, list[dict]], cfg: tg.Config, peak: float) -> dict:
     out: dict = {"training": {}, "scoring": {}}
     train_flops = plain.flops_per_token(cfg)
-    for side in SIDES:
-        runs = training[side]
+    for side, runs in training.items():
         step = statistics.median(run["step_s"] for run in runs)
         warm = statistics.median(run["first_two_steps_s"] for run in runs)
         steps = min(cfg.iterations, int(cfg.train_seconds / step)) if cfg.train_seconds else cfg.iterations
@@ -176,17 +176,19 @@ def summary(training: dict[str, list[dict]], scoring: dict[str, list[dict]], cfg
             "utilisation": train_flops * cfg.train_batch_tokens / step / peak,
             "peak_mib": max(run["peak_bytes"] for run in runs) / 2**20,
         }
-        runs = scoring[side]
+    for side, runs in scoring.items():
         out["scoring"][side] = {
             key: statistics.median(run[key] for run in runs) for key in ("first_s", "seconds", "tokens_per_s", "window_tokens_per_s", "nats")
         }
-    for part, runs, key in (("training", training, "mean_step_s"), ("scoring", scoring, "seconds")):
-        ratios = [a[key] / b[key] for a, b in zip(runs["plain"], runs["ours"], strict=True)]  # neighbours in time: a machine's mood cancels
-        out[part] |= {"speedup": statistics.median(ratios), "speedup_by_round": ratios}
-    a, b = (training[side][0]["losses"] for side in SIDES)
-    out["training"]["largest_relative_loss_difference"] = max(abs(x - y) / y for x, y in zip(a, b, strict=True))
-    nats = [out["scoring"][side]["nats"] for side in SIDES]
-    out["scoring"]["relative_difference"] = abs(nats[0] - nats[1]) / nats[0]
+    for part, sides, key in (("training", training, "mean_step_s"), ("scoring", scoring, "seconds")):
+        for side in SIDES[part][1:]:
+            ratios = [a[key] / b[key] for a, b in zip(sides["plain"], sides[side], strict=True)]  # neighbours in time: a machine's mood cancels
+            out[part][side] |= {"speedup": statistics.median(ratios), "speedup_by_round": ratios}
+    plain_losses, plain_nats = training["plain"][0]["losses"], out["scoring"]["plain"]["nats"]
+    for side in SIDES["training"][1:]:
+        losses = zip(training[side][0]["losses"], plain_losses, strict=True)
+        out["training"][side]["largest_relative_loss_difference"] = max(abs(x - y) / y for x, y in losses)
+    out["scoring"]["ours"]["relative_difference"] = abs(out["scoring"]["ours"]["nats"] - plain_nats) / plain_nats
     return out
 
 
@@ -197,19 +199,20 @@ def draw(result: dict, path: Path) -> None:
     from matplotlib import pyplot as plt
     from matplotlib import ticker
 
-    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 2.8), layout="constrained", width_ratios=(3, 2))
+    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.2), layout="constrained", width_ratios=(3, 2))
     colours = ("#2980b9", "#e67e22", "#7f8c8d")
-    for row, side in enumerate(SIDES):
+    for row, side in enumerate(SIDES["training"]):
         at = 0.0
         for (piece, ms), colour in zip(result["training"][side]["pieces_ms"].items(), colours, strict=True):
             left.barh(row, ms, left=at, color=colour, label=piece if row == 0 else None)
             at += ms
         left.text(at, row, f" {result['training'][side]['step_ms']:.0f} ms a step", va="center", fontsize=9)
+    for row, side in enumerate(SIDES["scoring"]):
         rate = result["scoring"][side]["window_tokens_per_s"]
         right.barh(row, rate, color="#27ae60")
         right.text(rate, row, f" {rate:,.0f}", va="center", fontsize=9)
-    left.set(yticks=(0, 1), yticklabels=SIDES, xlabel="training step, ms by piece")
-    right.set(yticks=(0, 1), yticklabels=SIDES, xlabel="scoring, window tokens per second")
+    left.set(yticks=range(3), yticklabels=SIDES["training"], xlabel="training step, ms by piece")
+    right.set(yticks=range(2), yticklabels=SIDES["scoring"], xlabel="scoring, window tokens per second")
     right.xaxis.set_major_locator(ticker.MaxNLocator(3))
     for axis in (left, right):
         axis.margins(x=0.25)
@@ -229,7 +232,7 @@ def main(kind: str, doc: str, cfg_flags: list[str], steps: int, whole_steps: int
     parser.add_argument("--out", type=Path, default=ROOT / "bench/results")
     parser.add_argument("--flags", default="", help="more of train_gpt.py's flags, in one string")
     parser.add_argument("--part", choices=("training", "scoring"), help=argparse.SUPPRESS)
-    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
+    parser.add_argument("--side", choices=SIDES["training"], help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.steps < 3 or min(args.whole_steps, args.rounds) < 1:
         parser.error("expected at least 3 steps, 1 whole step and 1 round")
@@ -248,8 +251,8 @@ def main(kind: str, doc: str, cfg_flags: list[str], steps: int, whole_steps: int
             return
         peak = peak_flops(rt)
         artifact = measure_artifact(cfg, rt, args.artifact)
-    runs: dict[str, dict[str, list[dict]]] = {part: {side: [] for side in SIDES} for part in ("training", "scoring")}
-    jobs = [(part, side) for part in runs for _ in range(args.rounds) for side in SIDES]
+    runs: dict[str, dict[str, list[dict]]] = {part: {side: [] for side in sides} for part, sides in SIDES.items()}
+    jobs = [(part, side) for part, sides in SIDES.items() for _ in range(args.rounds) for side in sides]
     for part, side in tqdm(jobs, desc="measurements"):
         runs[part][side].append(child(part, side))
     result = summary(runs["training"], runs["scoring"], cfg, peak) | {"artifact": artifact}

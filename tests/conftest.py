@@ -21,6 +21,7 @@ TINY = {
     "pre_enrich_hidden": 24, "bigram_buckets": 64, "bigram_dim": 8, "xsa_layers": 2, "train_batch_tokens": 1024, "train_seq_len": 32,
     "micro_batch_tokens": 1024, "iterations": 5, "train_seconds": 0.0, "warmup_steps": 0, "warmdown_steps": 3, "compile": 0, "log_every": 1,
     "val_every": 0, "eval_seq_len": 32, "eval_stride": 8, "eval_batch_tokens": 256, "swa_every": 0, "ema_decay": 0.5,
+    "bf16": 0,  # equal to rounding on every CPU; what bfloat16 changes has tests of its own
 }  # fmt: skip
 
 

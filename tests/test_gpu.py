@@ -12,7 +12,7 @@ from test_train_ngram import markov_stream
 import train_gpt as tg
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests cover the same code")]
-BASE = dataclasses.replace(tg.Config(), **(TINY | {"model_dim": 256, "mlp_hidden": 512}))
+BASE = dataclasses.replace(tg.Config(), **(TINY | {"model_dim": 256, "mlp_hidden": 512, "bf16": 1}))
 
 
 def on_gpu() -> tg.Runtime:

@@ -71,9 +71,11 @@ def test_threads_change_neither_the_order_nor_the_number_of_threads_left():
         torch.set_num_threads(threads)
 
 
-def test_gradients_do_not_depend_on_which_micro_batch_is_first_done():
+@pytest.mark.parametrize("bf16", [0, 1])
+def test_gradients_do_not_depend_on_which_micro_batch_is_first_done(bf16, monkeypatch):
     """Micro-batches in threads against the same one after another, bit by bit; one core each, as a product's bits may depend on its threads."""
-    cfg, threads = dataclasses.replace(BASE, micro_batch_tokens=128), torch.get_num_threads()
+    monkeypatch.setitem(tg.BF16_PAYS, "cpu", True)
+    cfg, threads = dataclasses.replace(BASE, micro_batch_tokens=128, bf16=bf16), torch.get_num_threads()
     torch.manual_seed(0)
     model, results = tg.GPT(cfg), []
     params, ids = [p for p in model.parameters() if p.numel()], torch.randint(2, 260, (8, 4, 33))
@@ -87,7 +89,8 @@ def test_gradients_do_not_depend_on_which_micro_batch_is_first_done():
         torch.set_num_threads(threads)
     assert all(torch.equal(r, results[0]) for r in results) and results[0].abs().max() > 0
     whole = torch.autograd.grad(model(ids[..., :-1].flatten(0, 1), ids[..., 1:].flatten(0, 1)), params)
-    assert torch.allclose(torch.cat([g.flatten() for g in whole]), results[0][1:], atol=1e-6)
+    difference = torch.cat([g.flatten() for g in whole]) - results[0][1:]
+    assert difference.norm() < (3e-2 if bf16 else 1e-5) * results[0].norm()
 
 
 def test_the_same_seed_gives_the_same_score_and_another_seed_another(dataset, tmp_path):
