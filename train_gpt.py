@@ -861,7 +861,7 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
 NGRAM_ESCAPE = 5.0  # θ
 GATE_GRID = 8  # values of α, logistic from 0.02 to 0.98
 GATE_WINDOW = 16  # targets behind the recency feature
-GATE_UNIT = 2.0**-32  # nats; losses are summed as int64 multiples of it, so a sum is exact in any order and chunking
+GATE_UNIT = 2.0**-26  # nats; losses are summed in multiples of it, so float64 sums are exact (to 1e8 nats) in any order and chunking
 RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)  # mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 CONFIDENCE_EDGES = (1.0, 2.0)  # pe_delta
@@ -870,92 +870,92 @@ COUNT_CHUNK, GATE_CHUNK = 1 << 17, 1 << 15  # positions per block: memory and ca
 NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
 
 
-def runs(sorted_keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a sorted 1-D tensor: mask of the elements that start a run, and the index (int32) of the start of each one's run."""
+def run_starts(sorted_keys: Tensor) -> Tensor:
+    """Of a sorted 1-D tensor: mask of the elements that start a run of equal ones."""
     new = torch.ones(len(sorted_keys), dtype=torch.bool, device=sorted_keys.device)
     torch.ne(sorted_keys[1:], sorted_keys[:-1], out=new[1:])
-    index = torch.arange(len(sorted_keys), dtype=torch.int32, device=sorted_keys.device)
-    return new, torch.cummax(index * new, 0).values
+    return new
 
 
 def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int, visit: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]) -> None:
     """Exact counts before each target, order by order: visit(n, at, c, c_w, D) for every block of whole contexts, n = 2, 3 ... context + target tokens;
     blocks of one order run in parallel on a CPU. at int64: index of the last context token, the target is x[at + 1]; c int32 earlier visits of the n - 1
     context tokens, c_w int32 those followed by the target, D int32 distinct continuations. A context never visited twice does not appear (c would be 0)."""
-    next_N, n = torch.roll(tokens_N, -1).to(torch.int32), 1  # the last token has no target: whatever stands there is the latest event, and unseen
+    V, n, index_N = vocab_size + 1, 1, torch.arange(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
+    next_N = F.pad(tokens_N[1:].to(torch.int32), (0, 1), value=vocab_size)  # the last token has no target: what stands there is unique
     group, ends = (t.to(torch.int32) for t in torch.sort(tokens_N.to(torch.int32), stable=True))
+    visits = index_N - torch.cummax(index_N * run_starts(group), 0).values
 
-    def count(lo: int, hi: int) -> tuple[Tensor, Tensor]:
-        at, ids = ends[lo:hi].long(), group[lo:hi] - group[lo]
+    def count(lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor]:
+        at, ids, index, c = ends[lo:hi].long(), group[lo:hi] - group[lo], index_N[: hi - lo], visits[lo:hi]
         target = next_N.index_select(0, at)
-        wide = int(ids[-1]) >= (1 << 31) // vocab_size  # narrow keys take fewer radix passes
-        pairs, by_pair = torch.sort(ids.to(torch.int64 if wide else torch.int32) * vocab_size + target, stable=True)
-        (new_pair, pair_start), start = runs(pairs), runs(ids)[1]
-        index = torch.arange(hi - lo, dtype=torch.int32, device=at.device)
-        pair_count = torch.empty_like(index).scatter_(0, by_pair, index - pair_start)
+        wide = int(ids[-1]) >= (1 << 31) // V - 1  # narrow keys take fewer radix passes
+        pairs, by_pair = torch.sort((ids.long() if wide else ids).mul_(V).add_(target), stable=True)
+        pair_start = torch.cummax(index * (new_pair := run_starts(pairs)), 0).values
+        rank = index - pair_start
+        pair_count = torch.empty_like(rank).scatter_(0, by_pair, rank)
         novel = (pair_count == 0).to(torch.int32)
-        distinct = torch.cumsum(novel, 0, dtype=torch.int32) - novel
-        visit(n, at, index - start, pair_count, distinct - distinct.index_select(0, start))
-        # the pair is a context of order n + 1, unless it is unique, holds a BOS beyond its first token, or ends the stream
-        keep = ~new_pair
-        keep[:-1] |= ~new_pair[1:]
-        at, target = at.index_select(0, by_pair), target.index_select(0, by_pair)
-        keep = (keep & (target != BOS_ID) & (at < len(tokens_N) - 1)).nonzero().squeeze(1)
-        return pair_start.index_select(0, keep) + lo, (at.index_select(0, keep) + 1).to(torch.int32)
+        distinct = torch.cumsum(novel, 0, dtype=torch.int32).sub_(novel)
+        visit(n, at, c, pair_count, distinct.sub_(distinct.index_select(0, index - c)))
+        # the pair is a context of order n + 1, unless it is unique or holds a BOS beyond its first token
+        keep = target.index_select(0, by_pair) != BOS_ID
+        keep &= ~(new_pair & F.pad(new_pair[1:], (0, 1), value=True))
+        kept = keep.nonzero().squeeze(1)
+        ends_of_pairs = at.index_select(0, by_pair.index_select(0, kept)) + 1
+        return pair_start.index_select(0, kept).add_(lo), ends_of_pairs.to(torch.int32), rank.index_select(0, kept)
 
     while (n := n + 1) <= n_max and len(ends):
         cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()  # no count crosses a block's edge
         blocks = parallel(lambda block: count(*block), [*itertools.pairwise([*cuts, len(ends)])], ends.device)
-        group, ends = map(torch.cat, zip(*blocks, strict=True))
+        group, ends, visits = map(torch.cat, zip(*blocks, strict=True))
 
 
 def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
     """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders. Returns the chain's probability
     float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the highest order whose context was visited
     before (0 = none). The last position has no target: its probability is meaningless, its match is that of the prediction after the stream."""
-    p_N, match_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
+    p_N, match_N = F.pad(p_N, (0, 1)), torch.zeros(len(tokens_N) + 1, dtype=torch.int32, device=tokens_N.device)  # first visits write to the last slot
 
     def back_off(n: int, at: Tensor, visits: Tensor, pair_visits: Tensor, distinct: Tensor) -> None:
-        escape, p, first = distinct.double() * NGRAM_ESCAPE, p_N.index_select(0, at), visits == 0
-        p_N.scatter_(0, at, torch.where(first, p, (pair_visits + escape * p) / (visits + escape)))
-        match_N.scatter_(0, at, torch.where(first, match_N.index_select(0, at), distinct.clamp_(max=65_535).add_(n << 16)))
+        escape, p, at = distinct.double().mul_(NGRAM_ESCAPE), p_N.index_select(0, at), at.masked_fill(visits == 0, len(tokens_N))
+        p_N.scatter_(0, at, p.mul_(escape).add_(pair_visits).div_(escape.add_(visits)))
+        match_N.scatter_(0, at, distinct.clamp_(max=65_535).add_(n << 16))
 
     context_counts(tokens_N, n_max, vocab_size, back_off)
-    return p_N, match_N
+    return p_N[:-1], match_N[:-1]
 
 
 def gate_buckets(gain_N: Tensor, match_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int) -> tuple[Tensor, int]:
     """Bucket of each position's gate int32 [N] and the number of buckets; gain_N = ln(p_K / p_0) of the targets, used strictly before each."""
-    lead = (torch.log1p(gain_N.exp()) - math.log(2)).clamp(-3, 6)
-    total = torch.cumsum((lead / GATE_UNIT).round_().long(), 0)
-    recent = torch.zeros_like(total)
-    recent[1:] = total[:-1]
+    total = torch.cumsum((torch.log1p(gain_N.exp()) - math.log(2)).clamp_(-3, 6).div_(GATE_UNIT).round_(), 0)
+    recent = F.pad(total[:-1], (1, 0))
     recent[GATE_WINDOW + 1 :] -= total[: -GATE_WINDOW - 1]
     bucket, size = match_N >> 16, n_max + 1
-    features = [(recent.double() * (GATE_UNIT / GATE_WINDOW), RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)]
-    for feature, edges in [*features, ((match_N & 65_535).float(), CONTINUATION_EDGES)]:
-        bucket = bucket * (len(edges) + 1) + torch.bucketize(feature, feature.new_tensor(edges), out_int32=True)
-        size *= len(edges) + 1
+    features = [(recent.mul_(GATE_UNIT / GATE_WINDOW), RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)]
+    for feature, edges in [*features, (match_N & 65_535, CONTINUATION_EDGES)]:
+        bucket, size = bucket * (len(edges) + 1), size * (len(edges) + 1)
+        for edge in edges:  # faster than a search
+            bucket += feature > edge
     return bucket, size
 
 
 def bayes_gate(gain_N: Tensor, bucket_N: Tensor, num_buckets: int) -> Tensor:
     """α float64 [N] of p = (1 - α)·p_0 + α·p_K: posterior mean over the grid, given the gains at earlier positions of the same bucket."""
     grid = torch.sigmoid(torch.linspace(-4, 4, GATE_GRID, dtype=torch.float64, device=gain_N.device))
-    carry = torch.zeros(GATE_GRID, num_buckets, dtype=torch.int64, device=gain_N.device)
+    carry = torch.zeros(GATE_GRID, num_buckets, dtype=torch.float64, device=gain_N.device)
     alpha_N = torch.empty_like(gain_N)
     for lo in range(0, len(gain_N), GATE_CHUNK):
         bucket, by_bucket = torch.sort(bucket_N[lo : lo + GATE_CHUNK], stable=True)
         odds = torch.expm1(gain_N[lo : lo + GATE_CHUNK].index_select(0, by_bucket))
-        earned = torch.log1p(grid[:, None] * odds).div_(GATE_UNIT).round_().long()
-        total, first = torch.cumsum(earned, 1), runs(bucket)[0]
-        starts = first.nonzero().squeeze(1)
-        ends = torch.cat([starts[1:], starts.new_tensor([len(bucket)])]) - 1
+        earned = torch.log1p(grid[:, None] * odds).div_(GATE_UNIT).round_()
+        total, starts = torch.cumsum(earned, 1), run_starts(bucket).nonzero().squeeze(1)
+        ends = F.pad(starts[1:], (0, 1), value=len(bucket)) - 1
         seen = bucket.index_select(0, starts).long()
-        base = carry.index_select(1, seen) - total.index_select(1, starts) + earned.index_select(1, starts)
+        evidence = total - earned
+        base = carry.index_select(1, seen) - evidence.index_select(1, starts)
         carry.index_copy_(1, seen, base + total.index_select(1, ends))
-        evidence = total - earned + base.index_select(1, torch.cumsum(first, 0, dtype=torch.int32) - 1)
-        alpha_N[lo : lo + GATE_CHUNK].scatter_(0, by_bucket, grid @ torch.softmax(evidence.double() * GATE_UNIT, 0))
+        evidence += torch.cumsum(torch.zeros_like(total).index_copy_(1, starts, torch.diff(base, dim=1, prepend=base.new_zeros(GATE_GRID, 1))), 1)
+        alpha_N[lo : lo + GATE_CHUNK].scatter_(0, by_bucket, grid @ torch.softmax(evidence.mul_(GATE_UNIT), 0))
     return alpha_N
 
 
