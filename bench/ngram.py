@@ -10,7 +10,6 @@ import json
 import math
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -26,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "bench")]
 
 from hashed_ngram import HashedConfig, hashed_mix, vocabulary_sums  # noqa: E402
+from speed import peak_memory  # noqa: E402
 
 import train_gpt as tg  # noqa: E402
 
@@ -106,11 +106,11 @@ def time_exact(tokens: np.ndarray, vocab: int, order: int) -> dict:
     scores, cfg = tg.StreamScores(nll[:-1], entropy, confidence, {}), dataclasses.replace(tg.Config(), vocab_size=vocab, ngram_order=order)
     few = min(5000, len(tokens))  # first calls load kernels
     tg.final_scores(tg.StreamScores(nll[: few - 1], entropy[:few], confidence[:few], {}), tokens[:few], cfg)
-    before, started = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, started = peak_memory(), time.perf_counter()
     tg.final_scores(scores, tokens, cfg)
     seconds = time.perf_counter() - started
-    peak = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
-    return {"tokens": len(tokens), "seconds": seconds, "us_per_token": 1e6 * seconds / len(tokens), "peak_bytes_per_token": peak / len(tokens) or None}
+    peak = (peak_memory() - before) / len(tokens)
+    return {"tokens": len(tokens), "seconds": seconds, "us_per_token": 1e6 * seconds / len(tokens), "peak_bytes_per_token": peak or None}
 
 
 def time_hashed(tokens: np.ndarray, order: int) -> dict:

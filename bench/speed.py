@@ -45,6 +45,15 @@ def timed(rt: tg.Runtime, action: Callable[[], object]) -> tuple[float, object]:
     return rt.clock() - started, result
 
 
+def peak_memory() -> int:
+    """Most bytes that this program has held so far. getrusage's figure may be that of the process which started it."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return 1024 * int(next(line.split()[1] for line in status.splitlines() if line.startswith("VmHWM")))
+    except (OSError, StopIteration):
+        return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def peak_flops(rt: tg.Runtime) -> float:
     """Of the data sheet on a known GPU, else what a large product reaches here (float32 on a CPU)."""
     if rt.device.type == "cuda" and (known := PEAK_BF16_FLOPS.get(torch.cuda.get_device_name(rt.device))):
@@ -90,7 +99,7 @@ def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whol
         ends.append(time.perf_counter())
     whole = statistics.median(b - a for a, b in itertools.pairwise(ends))
     loader.pool.shutdown()
-    peak = torch.cuda.max_memory_allocated() if rt.device.type == "cuda" else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = torch.cuda.max_memory_allocated() if rt.device.type == "cuda" else peak_memory()
     medians = {name: statistics.median(seconds) for name, seconds in pieces.items()}
     return {"pieces_s": medians, "step_s": whole, "first_two_steps_s": first, "losses": losses, "peak_bytes": peak}
 
