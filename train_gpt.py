@@ -48,6 +48,7 @@ ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 2
 SIZE_CAP_BYTES = 16_000_000  # decimal; code + artifact
 PAD_ID, BOS_ID = 0, 1
 WORKERS = functools.cache(ThreadPoolExecutor)  # by number of threads; they live as long as the process
+BF16_PAYS = {"cuda": True, "cpu": bool(torch.cpu.get_capabilities().get("avx512_bf16"))}  # on such CPUs products in bfloat16 are twice as fast
 
 
 class UserError(Exception):
@@ -91,7 +92,7 @@ class Config:
     warmdown_steps: int = 3500
     grad_clip: float = 0.0
     qat_lr_scale: float = 0.0  # straight-through fake quantisation once the learning-rate scale is below this
-    bf16: int = 1  # activations and Newton-Schulz in bfloat16 where its products are fast: any GPU, CPUs with AVX-512 BF16
+    bf16: int = 1  # train with activations and Newton-Schulz in bfloat16 where that is fast: GPUs, CPUs with AVX-512 BF16; else in float32
     compile: int = 1  # torch.compile; needs a C++ compiler on CPU
     log_every: int = 50
     val_every: int = 1000  # 0 = only the final evaluation
@@ -278,13 +279,15 @@ def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
 
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size)
     try:
-        yield Runtime(rank=rank, world_size=world_size, device=device)
+        rt = Runtime(rank=rank, world_size=world_size, device=device)
+        BF16_PAYS["cpu"] = bool(rt.all_reduce(torch.tensor(int(BF16_PAYS["cpu"])), dist.ReduceOp.MIN).item())  # one precision, whatever CPUs the ranks have
+        yield rt
     finally:
         if world_size > 1:
             dist.destroy_process_group()
 
 
-def describe_environment(rt: Runtime) -> list[str]:
+def describe_environment(rt: Runtime, cfg: Config) -> list[str]:
     """Log lines that let a reader reproduce or distrust the run: versions, hardware, commit, and nvidia-smi where there is one."""
 
     def run(*command: str) -> str:
@@ -299,6 +302,7 @@ def describe_environment(rt: Runtime) -> list[str]:
     known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver, "cpu": cpu}
     known |= {"gpus": torch.cuda.device_count() if cuda else 0, "gpu": torch.cuda.get_device_name(rt.device) if cuda else "", "cores": os.cpu_count()}
     known |= {"platform": platform.platform(), "git_commit": run("git", "rev-parse", "HEAD"), "world_size": rt.world_size}
+    known |= {"train_dtype": "bfloat16" if cfg.bf16 and BF16_PAYS[rt.device.type] else "float32"}
     smi = ["===== nvidia-smi =====", run("nvidia-smi"), "===== end nvidia-smi ====="] if cuda else []
     quoted = {k: "none" if v in ("", None) else json.dumps(v) if " " in str(v) else v for k, v in known.items()}
     return ["env " + " ".join(f"{k}:{v}" for k, v in quoted.items()), *smi]
@@ -480,12 +484,10 @@ class Loader:
         batch = self.pending.result() if self.pending is not None else self.read(self.row)
         self.row += self.rows_per_batch
         self.pending = self.pool.submit(self.read, self.row)
-        batch = batch.to(self.rt.device, non_blocking=True).long()
-        return [(micro[:, :-1], micro[:, 1:]) for micro in batch]
+        return [(micro[:, :-1], micro[:, 1:]) for micro in batch.to(self.rt.device, non_blocking=True).long()]
 
 
 # --- 5. Model ---
-BF16_PAYS = {"cuda": True, "cpu": bool(torch.cpu.get_capabilities().get("avx512_bf16"))}  # where its products take half of float32's time, or less
 HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 # Shapes: B batch, T time, D model, H query heads, G key/value heads, K head size, V vocabulary, N tokens of a stream, M = N - 1 targets.
 
@@ -680,8 +682,7 @@ def partition(model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]],
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
     """Approximate orthogonalisation U V^T of each matrix in [n, R, C], by the quintic iteration of Muon (Jordan et al. 2024), in g's dtype."""
-    tall = g.size(-2) > g.size(-1)
-    x = g.mT if tall else g
+    x = g.mT if (tall := g.size(-2) > g.size(-1)) else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
@@ -730,7 +731,7 @@ class Optimizers:
             update = grads.add_(buffer, alpha=momentum)
             share = -(-len(params) // self.rt.world_size)
             mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
-            mine = mine.bfloat16() if self.cfg.bf16 and BF16_PAYS[mine.device.type] else mine  # and so half the bytes to gather
+            mine = mine.bfloat16() if self.cfg.bf16 and BF16_PAYS[mine.device.type] and mine.dtype == torch.float32 else mine  # half the bytes to gather
             mine = newton_schulz(mine, self.cfg.newton_schulz_steps) if len(mine) else mine
             if self.rt.world_size > 1:
                 mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
@@ -738,7 +739,7 @@ class Optimizers:
                 dist.all_gather_into_tensor(update, mine.contiguous())
                 mine = update[: len(params)]
             torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
-            torch._foreach_add_(params, list(mine.float().unbind(0)), alpha=-lr * max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5)
+            torch._foreach_add_(params, list(mine.to(params[0].dtype).unbind(0)), alpha=-lr * max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5)
 
 
 def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
@@ -1193,8 +1194,7 @@ def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple
 
 def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, rows: int, cfg: Config, rt: Runtime) -> None:
     """Compiles everything the loop will run on synthetic tokens (never on data), then restores weights and optimizer state bit for bit."""
-    saved, formats = [p.detach().clone() for p in model.parameters()], export_formats(model, cfg)
-    generator = torch.Generator().manual_seed(0)
+    saved, formats, generator = [p.detach().clone() for p in model.parameters()], export_formats(model, cfg), torch.Generator().manual_seed(0)
     for step in range(cfg.warmup_steps):
         quantize_matrices(model, formats if cfg.qat_lr_scale > 0 and step % 2 == 1 else {})
         tokens = torch.randint(cfg.vocab_size, (rows, cfg.train_seq_len + 1), generator=generator).to(rt.device)
@@ -1218,7 +1218,7 @@ class Checkpoints:
     file's. All ranks hold the same state, so any number may go on from it; it needs no random generator, as a batch follows from seed and row."""
 
     def __init__(self, run: str, state: dict[str, Tensor], cfg: Config, rt: Runtime):
-        self.run, self.state, self.folder, self.rt = hashlib.sha256(run.encode()).hexdigest()[:12], state, Path(cfg.out), rt
+        self.run, self.state, self.cfg, self.folder, self.rt = hashlib.sha256(run.encode()).hexdigest()[:12], state, cfg, Path(cfg.out), rt
 
     def find(self) -> list[Path]:
         return sorted(self.folder.glob(f"checkpoint_{self.run}_??????_*_*.npz"))
@@ -1257,7 +1257,7 @@ class Checkpoints:
                         write_atomically(self.rt.log_path, arrays["log"].tobytes())
                 except Exception as e:
                     raise e if isinstance(e, UserError) else UserError(f"{path}: expected a checkpoint, found {type(e).__name__} {e}; remove it") from None
-                self.rt.log(f"resume step:{step} train_time:{1000 * progress[3]:.0f}ms file:{path.name} {describe_environment(self.rt)[0]}")
+                self.rt.log(f"resume step:{step} train_time:{1000 * progress[3]:.0f}ms file:{path.name} {describe_environment(self.rt, self.cfg)[0]}")
         for t in (progress, *self.state.values()):
             self.rt.all_reduce(t if self.rt.rank == 0 else t.zero_())
         return *map(int, progress[:3]), progress[3].item()
@@ -1352,12 +1352,12 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
                 write_atomically(out / "train.log.previous", log)
             write_atomically(rt.log_path, b"log_format:1\n")
     rt.log(f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} =====\n{source.decode()}\n===== end source =====", echo=False)
-    rt.log("\n".join(describe_environment(rt) + config_lines))
+    rt.log("\n".join(describe_environment(rt, cfg) + config_lines))
     dataset = open_dataset(Path(cfg.data_dir), cfg, rt)
     rt.log(dataset.log_line)
     torch.manual_seed(cfg.seed)
     model = GPT(cfg).to(rt.device)
-    rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())} activations:{'bf16' if cfg.bf16 and BF16_PAYS[rt.device.type] else 'fp32'}")
+    rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
     steps, train_seconds = train(model, dataset, cfg, rt, f"{code_sha256} {config_lines[-1]} seed:{cfg.seed} {dataset.log_line}")
     if rt.device.type == "cuda":
         rt.log(f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}")

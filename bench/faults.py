@@ -182,7 +182,7 @@ def sound_files(folder: Path) -> None:
     record = sorted((ROOT / "records/track_docs_cpu").glob("*_ema-ngram"))[-1]
     shutil.copytree(record, folder / "record", ignore=shutil.ignore_patterns("*.png", "train_seed[!1]*", "artifact*"))
     head, step, tail = (record / "train_seed1337.log").read_bytes().rpartition(b"\nstep:100/")
-    env = tg.describe_environment(tg.Runtime())[0]
+    env = tg.describe_environment(tg.Runtime(), tg.Config())[0]
     resume = f"\nresume step:80 train_time:17000ms file:checkpoint_0.npz {env}".encode()  # as an interrupted run's log has it
     (folder / "train.log").write_bytes(head + resume + step + tail)
     saved = checkpoints_in(folder / "run")

@@ -383,7 +383,7 @@ def override_settings(log: Log) -> list[str]:
 def other_machine(log: Log, resume: Fact) -> list[str]:
     """What a resume line says of the machine that went on, where it differs from the one that began: `gpu NVIDIA H200 after NVIDIA H100`."""
     told = _tokens(resume.text.partition(" env ")[2])
-    keys = ("gpu", "gpus", "world_size", "cpu", "cores", "torch", "cuda", "python")
+    keys = ("gpu", "gpus", "world_size", "cpu", "cores", "torch", "cuda", "python", "train_dtype")
     return [
         f"{k} {told[k]} after {log.facts[f'env.{k}'].value}" for k in keys if k in told and f"env.{k}" in log.facts and told[k] != log.facts[f"env.{k}"].value
     ]

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import CLEAN_ENV, ROOT, TINY, flags
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -56,12 +57,33 @@ def test_bfloat16_training_stays_near_float32_and_leaves_weights_and_scores_in_f
     (a, ema_a), (b, ema_b) = train(dataclasses.replace(cfg, bf16=1), "ours", 20), train(cfg, "ours", 20)
     np.testing.assert_allclose(a, b, rtol=1e-2)
     assert a != b and 0 < (ema_a - ema_b).norm() < 0.2 * ema_b.norm()
-    model = tg.GPT(dataclasses.replace(cfg, bf16=1))
     ids = torch.randint(cfg.vocab_size, (2, 32))
-    grads = torch.autograd.grad(model(ids, ids), [p for p in model.parameters() if p.numel()])
-    states = [model.hidden(ids)[0], model.hidden(ids, bf16=True)[0], tg.GPT(cfg).double().hidden(ids, bf16=True)[0]]
+    model = tg.GPT(cfg)
+    states = [model.hidden(ids)[0], model.hidden(ids, bf16=True)[0], model.double().hidden(ids, bf16=True)[0]]
     assert [t.dtype for t in states] == [torch.float32, torch.bfloat16, torch.float64]
-    assert {t.dtype for t in [*model.parameters(), *grads]} == {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("bf16", "weights", "expected"),
+    [(1, torch.float32, {"linear": torch.bfloat16, "newton_schulz": torch.bfloat16, "attention": torch.float32}),
+     (0, torch.float32, dict.fromkeys(("linear", "newton_schulz", "attention"), torch.float32)),
+     (1, torch.float64, dict.fromkeys(("linear", "newton_schulz", "attention"), torch.float64))],
+)  # fmt: skip
+def test_a_step_computes_in_the_precision_that_was_asked_for(bf16, weights, expected, monkeypatch):
+    """What products, Newton-Schulz and, on a CPU, attention receive; and the weights keep every bit that they had."""
+    monkeypatch.setitem(tg.BF16_PAYS, "cpu", True)
+    seen: dict[str, set[torch.dtype]] = {name: set() for name in expected}
+    for module, attribute, name in ((F, "linear", "linear"), (tg, "newton_schulz", "newton_schulz"), (F, "scaled_dot_product_attention", "attention")):
+        whole = getattr(module, attribute)
+        monkeypatch.setattr(module, attribute, lambda x, *rest, name=name, whole=whole, **options: (seen[name].add(x.dtype), whole(x, *rest, **options))[1])
+    cfg, rt = dataclasses.replace(CFG, bf16=bf16, micro_batch_tokens=CFG.train_batch_tokens), tg.Runtime()
+    model = tg.GPT(cfg).to(weights)
+    optimizers = tg.Optimizers(model, cfg, rt)
+    optimizers.matrices = [(params, momenta.to(weights)) for params, momenta in optimizers.matrices]
+    tg.training_step(model, tg.Loader(tg.TokenStream([speed.synthetic_stream(cfg.vocab_size, 2000)]), cfg, rt).next(), optimizers.params, rt)
+    optimizers.muon(0.02, 0.9)
+    assert {name: dtypes for name, dtypes in seen.items()} == {name: {dtype} for name, dtype in expected.items()}
+    assert {p.dtype for p in model.parameters()} == {weights}
 
 
 @pytest.mark.parametrize("options", OPTIONS)
@@ -153,11 +175,7 @@ def test_the_benchmark_runs_and_writes_its_results(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "cpu.json").read_text())
     assert result["training"]["ours in float32"]["largest_relative_loss_difference"] < 1e-3 and result["scoring"]["ours"]["relative_difference"] < 1e-6
-    assert (
-        result["training"]["ours"]["speedup"] > 0
-        and 1 <= result["artifact"]["over_bound_without_header"] < 1.3
-        and (tmp_path / "cpu.png").stat().st_size > 10_000
-    )
+    assert 1 <= result["artifact"]["over_bound_without_header"] < 1.3 and (tmp_path / "cpu.png").stat().st_size > 10_000
     refused = subprocess.run(
         [sys.executable, ROOT / "bench/gpu.py", "--flags", tiny], capture_output=True, text=True, env=CLEAN_ENV | {"CUDA_VISIBLE_DEVICES": ""}
     )

@@ -18,7 +18,7 @@ from runs_support import checkpoints, log_of, result_of, steps_of, wait_for
 import train_gpt as tg
 
 BASE = dataclasses.replace(tg.Config(), **TINY)
-RUN = {"iterations": 12, "swa_every": 2, "swa_lr_scale": 2.0, "qat_lr_scale": 0.9, "checkpoint_every": 3, "grad_clip": 1.0, "warmup_steps": 1}
+RUN = {"bf16": 1, "iterations": 12, "swa_every": 2, "swa_lr_scale": 2.0, "qat_lr_scale": 0.9, "checkpoint_every": 3, "grad_clip": 1.0, "warmup_steps": 1}
 
 
 @pytest.fixture(scope="module")

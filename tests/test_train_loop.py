@@ -43,6 +43,23 @@ def test_losses_and_score_do_not_depend_on_the_number_of_ranks(runs, ranks):
     assert float(results[0]) == pytest.approx(float(results[1]), rel=1e-3)  # quantisation turns 1e-7 into an occasional step
 
 
+def test_ranks_train_in_one_precision_and_agree_in_it(runs, dataset, tmp_path):
+    """Also where one rank's CPU multiplies bfloat16 fast and another's does not."""
+    can, losses = 'bool(torch.cpu.get_capabilities().get("avx512_bf16"))', {}
+    for name, instead, nproc in (("one", "True", 1), ("both", "True", 2), ("mixed", 'os.environ["RANK"] == "0"', 2)):
+        script = tmp_path / f"{name}.py"
+        script.write_text((text := (runs / "precise.py").read_text()).replace(can, instead))
+        assert text.count(can) == 1
+        done = run_script(*flags(data_dir=dataset, out=tmp_path / name, bf16=1, micro_batch_tokens=128), nproc=nproc, script=script)
+        assert done.returncode == 0, done.stderr[-3000:]
+        dtype = re.search(r"^env .*train_dtype:(\S+)", log := (tmp_path / name / "train.log").read_text(), flags=re.M)[1]
+        assert dtype == ("float32" if name == "mixed" else "bfloat16") and "config:override bf16" not in log
+        losses[name] = step_losses(tmp_path / name / "train.log")
+    np.testing.assert_allclose(losses["both"], losses["one"], rtol=1e-4)
+    np.testing.assert_allclose(losses["mixed"], step_losses(runs / "2" / "train.log"), rtol=1e-6)
+    assert max(abs(a - b) for a, b in zip(losses["both"], losses["mixed"], strict=True)) > 1e-6
+
+
 def test_micro_batches_do_not_change_the_losses(runs, dataset, tmp_path):
     done = run_script(*flags(data_dir=dataset, out=tmp_path / "o", micro_batch_tokens=1024), script=runs / "precise.py")
     assert done.returncode == 0, done.stderr
