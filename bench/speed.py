@@ -54,21 +54,26 @@ def peak_memory() -> int:
         return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def peak_flops(rt: tg.Runtime) -> float:
-    """Of the data sheet on a known GPU, else what a large product reaches here (float32 on a CPU)."""
-    if rt.device.type == "cuda" and (known := PEAK_BF16_FLOPS.get(torch.cuda.get_device_name(rt.device))):
+def dtype_of(side: str, cfg: tg.Config, device: torch.device) -> torch.dtype:
+    """Of a side's products in training. The plain side computes in float32 on a CPU and in bfloat16 on a GPU, as scoring does."""
+    fast = {"plain": device.type == "cuda", "ours in float32": False, "ours": bool(cfg.bf16) and tg.BF16_PAYS[device.type]}[side]
+    return torch.bfloat16 if fast else torch.float32
+
+
+def peak_flops(rt: tg.Runtime, dtype: torch.dtype) -> float:
+    """Of the data sheet for bfloat16 on a known GPU, else what a large product reaches here."""
+    if dtype == torch.bfloat16 and rt.device.type == "cuda" and (known := PEAK_BF16_FLOPS.get(torch.cuda.get_device_name(rt.device))):
         return known
-    n, dtype = (8192, torch.bfloat16) if rt.device.type == "cuda" else (1536, torch.float32)
+    n = 8192 if rt.device.type == "cuda" else 1536
     a = torch.randn(n, n, device=rt.device, dtype=dtype)
     return 2 * n**3 / min(timed(rt, lambda: a @ a)[0] for _ in range(5))
 
 
 def measure_training(side: str, cfg: tg.Config, rt: tg.Runtime, steps: int, whole_steps: int) -> dict:
-    """Medians: seconds by piece (each waited for), then of whole steps by the host's clock, which a GPU's queue paces; losses of the former.
-    The plain side computes in float32 on a CPU and in bfloat16 on a GPU."""
+    """Medians: seconds by piece (each waited for), then of whole steps by the host's clock, which a GPU's queue paces; losses of the former."""
     torch.manual_seed(cfg.seed)
     stream = tg.TokenStream([synthetic_stream(cfg.vocab_size, 4 * cfg.train_batch_tokens + cfg.train_seq_len)])
-    ours, cfg = side != "plain", dataclasses.replace(cfg, bf16=cfg.bf16 if side == "ours" else 0)
+    ours, cfg = side != "plain", dataclasses.replace(cfg, bf16=int(dtype_of(side, cfg, rt.device) == torch.bfloat16))
     loader = tg.Loader(stream, cfg if ours else dataclasses.replace(cfg, micro_batch_tokens=cfg.train_batch_tokens), rt)
     model = (tg.GPT if ours else plain.PlainGPT)(cfg).to(rt.device)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if ours and cfg.compile else model
@@ -167,7 +172,7 @@ def child(part: str, side: str) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def summary(training: dict[str, list[dict]], scoring: dict[str, list[dict]], cfg: tg.Config, peak: float) -> dict:
+def summary(training: dict[str, list[dict]], scoring: dict[str, list[dict]], cfg: tg.Config, peaks: dict[str, tuple[torch.dtype, float]]) -> dict:
     out: dict = {"training": {}, "scoring": {}}
     train_flops = plain.flops_per_token(cfg)
     for side, runs in training.items():
@@ -177,12 +182,13 @@ def summary(training: dict[str, list[dict]], scoring: dict[str, list[dict]], cfg
         for run in runs:
             run["mean_step_s"] = (run["first_two_steps_s"] + run["step_s"] * (steps - 2)) / steps  # over a whole run, compilation included
         out["training"][side] = {
+            "dtype": str(peaks[side][0]).removeprefix("torch."),
             "pieces_ms": {name: 1e3 * statistics.median(run["pieces_s"][name] for run in runs) for name in runs[0]["pieces_s"]},
             "step_ms": 1e3 * step,
             "tokens_per_s": cfg.train_batch_tokens / step,
             "tokens_per_s_of_the_run": cfg.train_batch_tokens / statistics.median(run["mean_step_s"] for run in runs),
             "first_two_steps_s": warm,
-            "utilisation": train_flops * cfg.train_batch_tokens / step / peak,
+            "utilisation": train_flops * cfg.train_batch_tokens / step / peaks[side][1],
             "peak_mib": max(run["peak_bytes"] for run in runs) / 2**20,
         }
     for side, runs in scoring.items():
@@ -191,7 +197,7 @@ def summary(training: dict[str, list[dict]], scoring: dict[str, list[dict]], cfg
         }
     for part, sides, key in (("training", training, "mean_step_s"), ("scoring", scoring, "seconds")):
         for side in SIDES[part][1:]:
-            ratios = [a[key] / b[key] for a, b in zip(sides["plain"], sides[side], strict=True)]  # neighbours in time: a machine's mood cancels
+            ratios = [a[key] / b[key] for a, b in zip(sides["plain"], sides[side], strict=True)]  # of one round: a machine's mood cancels
             out[part][side] |= {"speedup": statistics.median(ratios), "speedup_by_round": ratios}
     plain_losses, plain_nats = training["plain"][0]["losses"], out["scoring"]["plain"]["nats"]
     for side in SIDES["training"][1:]:
@@ -258,13 +264,15 @@ def main(kind: str, doc: str, cfg_flags: list[str], steps: int, whole_steps: int
         if args.part == "scoring":
             print(json.dumps(measure_scoring(args.side, cfg, rt, args.score_tokens)))
             return
-        peak = peak_flops(rt)
+        dtypes = {side: dtype_of(side, cfg, rt.device) for side in SIDES["training"]}
+        of_dtype = {dtype: peak_flops(rt, dtype) for dtype in set(dtypes.values())}
+        peaks = {side: (dtype, of_dtype[dtype]) for side, dtype in dtypes.items()}
         artifact = measure_artifact(cfg, rt, args.artifact)
     runs: dict[str, dict[str, list[dict]]] = {part: {side: [] for side in sides} for part, sides in SIDES.items()}
     jobs = [(part, side) for part, sides in SIDES.items() for _ in range(args.rounds) for side in sides]
     for part, side in tqdm(jobs, desc="measurements"):
         runs[part][side].append(child(part, side))
-    result = summary(runs["training"], runs["scoring"], cfg, peak) | {"artifact": artifact}
+    result = summary(runs["training"], runs["scoring"], cfg, peaks) | {"artifact": artifact}
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, cwd=ROOT).stdout.strip()
     device = (
         torch.cuda.get_device_name()
@@ -272,7 +280,11 @@ def main(kind: str, doc: str, cfg_flags: list[str], steps: int, whole_steps: int
         else next((x.split(":")[1].strip() for x in Path("/proc/cpuinfo").read_text().splitlines() if x.startswith("model name")), platform.processor())
     )
     result["environment"] = {"device": device, "cores": os.cpu_count(), "torch": torch.__version__, "python": platform.python_version(), "commit": commit}
-    result["config"] = {"flags": " ".join([*cfg_flags, args.flags]).strip(), "batch_tokens": cfg.train_batch_tokens, "peak_flops": peak}
+    result["config"] = {
+        "flags": " ".join([*cfg_flags, args.flags]).strip(),
+        "batch_tokens": cfg.train_batch_tokens,
+        "peak_flops": {str(dtype).removeprefix("torch."): peak for dtype, peak in of_dtype.items()},
+    }
     args.out.mkdir(parents=True, exist_ok=True)
     name = "cpu" if kind == "cpu" else "gpu"
     tg.write_atomically(args.out / f"{name}.json", (json.dumps(result, indent=1) + "\n").encode())
