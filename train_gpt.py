@@ -48,7 +48,7 @@ ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 2
 SIZE_CAP_BYTES = 16_000_000  # decimal; code + artifact
 PAD_ID, BOS_ID = 0, 1
 WORKERS = functools.cache(ThreadPoolExecutor)  # by number of threads; they live as long as the process
-BF16_PAYS = {"cuda": True, "cpu": bool(torch.cpu.get_capabilities().get("avx512_bf16"))}  # on such CPUs products in bfloat16 are twice as fast
+BF16_PAYS = {"cuda": True, "cpu": bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))}  # on such CPUs at double speed
 
 
 class UserError(Exception):

@@ -711,6 +711,7 @@ def check_comparable(record: Record) -> Iterable[Check]:
         "world_size": "env.world_size",
         "code_bytes": "result.code_bytes",
         "torch": "env.torch",
+        "training precision": "env.train_dtype",
         "dataset": "data.dataset",
         "data version": "data.version",
         "tokenizer": "data.tokenizer_sha256",

@@ -167,6 +167,7 @@ def compare_runs(runs: list[Run]) -> None:
             "preset": lambda r: r.log.text("config.preset"),
             "data": lambda r: data_of(r.log).model_copy(update={"manifest_sha256": None}),  # the manifest also says where it was made
             "number of ranks": lambda r: r.log.integer("env.world_size"),
+            "training precision": lambda r: r.log.text("env.train_dtype"),
         }
         for aspect, read in aspects.items():
             if read(run) != read(first):

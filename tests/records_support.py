@@ -47,7 +47,8 @@ class FakeRun:
     overrides: tuple[str, ...] = ()
     preset: str | None = "docs_cpu"
     env: str = (
-        'env python:3.11.7 torch:2.13.0 cuda:none driver:none gpu:none gpus:0 cpu:"Test CPU \\"X\\" 3" cores:2 platform:linux git_commit:none world_size:1'
+        'env python:3.11.7 torch:2.13.0 cuda:none driver:none gpu:none gpus:0 cpu:"Test CPU \\"X\\" 3" cores:2 platform:linux'
+        " git_commit:none world_size:1 train_dtype:float32"
     )
     neural_bits: float | None = 1.25
     extra: list[str] = field(default_factory=list)

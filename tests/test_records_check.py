@@ -109,6 +109,7 @@ def replace_in(path, old: bytes, new: bytes, last: bool = True):
         (lambda f: replace_in(f / "train_seed42.log", b"val_tokens:1001", b"val_tokens:1101"), "coverage"),
         (lambda f: replace_in(f / "train_seed42.log", b"val_bytes:2000", b"val_bytes:2001"), "implied_bytes"),
         (lambda f: replace_in(f / "train_seed42.log", b"version:aaaa", b"version:baaa"), "comparable"),
+        (lambda f: replace_in(f / "train_seed42.log", b"train_dtype:float32", b"train_dtype:bfloat16"), "comparable"),
         (lambda f: replace_in(f / "train_seed42.log", b"steps:400", b"steps:401"), "derived"),
         (lambda f: replace_in(f / "train_seed42.log", b"step:100/400", b"step:101/400"), "derived"),  # the log's hash moves
         (lambda f: replace_in(f / "train_seed42.log", b" seed:42", b" seed:43"), "seeds"),

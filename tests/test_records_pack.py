@@ -95,6 +95,7 @@ DIFFERENCES = {
     "preset": {"preset": "docs_gpu"},
     "data": {"version": "e" * 64},
     "number of ranks": {"env": FakeRun().env.replace("world_size:1", "world_size:2")},
+    "training precision": {"env": FakeRun().env.replace("train_dtype:float32", "train_dtype:bfloat16")},
 }
 
 
