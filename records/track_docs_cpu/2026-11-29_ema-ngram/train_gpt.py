@@ -5,8 +5,7 @@
   python train_gpt.py score --artifact A --tokens S.bin --out DIR [--probes P.json]   the scoring contract
   python train_gpt.py params | generate --artifact A --prompt "..."
 
-Sections: 1 format constants, 2 config, 3 runtime, 4 data, 5 model, 6 optimizers, 7 averaging, 8 scoring, 9 n-gram mixer, 10 export,
-11 training loop, 12 commands. Each section uses earlier ones only; sections 8 and 9 know nothing of training.
+Twelve sections, each of which uses earlier ones only; 8 (scoring) and 9 (n-gram mixer) know nothing of training.
 """
 
 # --- 1. Imports and format constants ---
@@ -17,6 +16,7 @@ import argparse
 import contextlib
 import ctypes
 import dataclasses
+import functools
 import hashlib
 import io
 import itertools
@@ -26,11 +26,12 @@ import os
 import platform
 import re
 import shutil
+import signal
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -46,6 +47,8 @@ SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
 ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 2
 SIZE_CAP_BYTES = 16_000_000  # decimal; code + artifact
 PAD_ID, BOS_ID = 0, 1
+WORKERS = functools.cache(ThreadPoolExecutor)  # by number of threads; they live as long as the process
+BF16_PAYS = {"cuda": True, "cpu": bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16"))}  # on such CPUs at double speed
 
 
 class UserError(Exception):
@@ -89,9 +92,12 @@ class Config:
     warmdown_steps: int = 3500
     grad_clip: float = 0.0
     qat_lr_scale: float = 0.0  # straight-through fake quantisation once the learning-rate scale is below this
+    bf16: int = 1  # train with activations and Newton-Schulz in bfloat16 where that is fast: GPUs, CPUs with AVX-512 BF16; else in float32
     compile: int = 1  # torch.compile; needs a C++ compiler on CPU
     log_every: int = 50
     val_every: int = 1000  # 0 = only the final evaluation
+    checkpoint_every: int = 0  # steps; 0 = only on SIGTERM or SIGINT
+    resume: int = 0  # go on from this run's newest checkpoint in --out, where there is one
     # optimizers and averaging
     muon_lr: float = 0.025
     muon_momentum: float = 0.99
@@ -121,49 +127,34 @@ class Config:
 
 PRESETS = {  # docs_cpu is sized by step count, not by the clock, so that its score is reproducible
     "reference": "",
-    "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 "
-    "--mlp-hidden 384 --pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 "
-    "--micro-batch-tokens 4096 --iterations 480 --train-seconds 0 --warmup-steps 0 --warmdown-steps 320 --compile 0 --log-every 20 --val-every 0 "
-    "--muon-momentum-warmup-steps 100 --muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 --swa-every 0 --eval-seq-len 128 "
-    "--eval-stride 32 --eval-batch-tokens 8192",
+    "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 --mlp-hidden 384 "
+    "--pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 --micro-batch-tokens 2048 "
+    "--iterations 480 --train-seconds 0 --warmup-steps 0 --warmdown-steps 320 --compile 0 --log-every 20 --val-every 0 --muon-momentum-warmup-steps 100 "
+    "--muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 --swa-every 0 --eval-seq-len 128 --eval-stride 32 --eval-batch-tokens 8192",
 }
-FORMATS = ("int8", "int6", "int5", "fp16", "fp32")
 MODEL_FIELDS = [f.name for f in fields(Config)][3 : [f.name for f in fields(Config)].index("embed_init_std") + 1]
 SCORING_FIELDS = ["eval_seq_len", "eval_stride", "eval_batch_tokens", "ngram_order"]
 
 
 def validate(cfg: Config) -> Config:
-    """Returns cfg or raises UserError naming the rule and the values found."""
-    ranges = {
-        "1 <= {} <= 2^20": "model_dim num_layers num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every",
-        "{} > 0": "train_seq_len logit_softcap micro_batch_tokens train_batch_tokens",
-        "{} >= 0": "train_seconds warmup_steps warmdown_steps grad_clip val_every swa_every muon_momentum_warmup_steps newton_schulz_steps",
-        "0 <= {} < 1": "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2",
-    }
-    holds = {"1 <= {} <= 2^20": lambda v: 1 <= v <= 1 << 20, "{} > 0": lambda v: v > 0, "{} >= 0": lambda v: v >= 0, "0 <= {} < 1": lambda v: 0 <= v < 1}
-    rules = [(rule.format(n), n, holds[rule](getattr(cfg, n))) for rule, names in ranges.items() for n in names.split()]
-    rules += [(f"one of {', '.join(FORMATS)}", n, getattr(cfg, n) in FORMATS) for n in ("matrix_format", "embed_format", "control_format")]
-    rules += [("a finite number", f.name, math.isfinite(getattr(cfg, f.name))) for f in fields(Config) if isinstance(f.default, float)]
-    layers = ("num_encoder_layers", "xsa_layers", "late_k_fp16_layers")
-    rules += [(f"0 <= {n} <= num_layers", f"{n} num_layers", 0 <= getattr(cfg, n) <= cfg.num_layers) for n in layers]
-    micro = max(1, cfg.micro_batch_tokens)
-    rules += [
-        ("0 <= seed < 2^63", "seed", 0 <= cfg.seed < 1 << 63),
-        ("num_layers <= 1024", "num_layers", cfg.num_layers <= 1024),
-        ("0 <= ngram_order <= 255 (orders are stored as bytes)", "ngram_order", 0 <= cfg.ngram_order <= 255),
-        ("2 <= vocab_size <= 65536 (uint16 shards)", "vocab_size", 2 <= cfg.vocab_size <= 65_536),
-        ("num_heads to divide model_dim", "model_dim num_heads", cfg.model_dim % max(1, cfg.num_heads) == 0),
-        ("an even head size (rotary pairs)", "model_dim num_heads", cfg.model_dim // max(1, cfg.num_heads) % 2 == 0),
-        ("num_kv_heads to divide num_heads", "num_heads num_kv_heads", cfg.num_heads % max(1, cfg.num_kv_heads) == 0),
-        ("train_seq_len to divide micro_batch_tokens", "micro_batch_tokens train_seq_len", cfg.micro_batch_tokens % max(1, cfg.train_seq_len) == 0),
-        ("micro_batch_tokens to divide train_batch_tokens", "train_batch_tokens micro_batch_tokens", cfg.train_batch_tokens % micro == 0),
-        ("1 <= eval_stride <= eval_seq_len", "eval_stride eval_seq_len", 1 <= cfg.eval_stride <= cfg.eval_seq_len),
-        ("eval_seq_len <= eval_batch_tokens", "eval_seq_len eval_batch_tokens", cfg.eval_seq_len <= cfg.eval_batch_tokens),
-        ("fp16 or fp32 (gates are too few to pay for row scales)", "control_format", not cfg.control_format.startswith("int")),
-    ]
-    for rule, names, ok in rules:
-        if not ok:
-            raise UserError(f"config: expected {rule}, found {', '.join(f'{n}={getattr(cfg, n)}' for n in names.split())}; change these flags")
+    """Returns cfg or raises UserError naming the first rule that does not hold and the values found."""
+    formats, large, values = ("fp16", "fp32", "int8", "int6", "int5"), 1 << 40, vars(cfg)
+    bounds = [(-1e300, 1e300, " ".join(f.name for f in fields(Config) if isinstance(f.default, float)))]  # what is not finite ends here
+    bounds += [(1, 1 << 20, "model_dim num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every")]
+    bounds += [(1, 1024, "num_layers"), (0, "num_layers", "num_encoder_layers xsa_layers late_k_fp16_layers"), (2, 65_536, "vocab_size")]  # uint16 shards
+    bounds += [(1, large, "train_seq_len micro_batch_tokens train_batch_tokens"), (1, "eval_seq_len", "eval_stride"), (0, (1 << 63) - 1, "seed")]
+    bounds += [(1, "eval_batch_tokens", "eval_seq_len"), (0, 255, "ngram_order"), (1e-9, 1000, "logit_softcap")]  # orders are stored as bytes
+    bounds += [(0, large, "train_seconds warmup_steps warmdown_steps grad_clip val_every checkpoint_every swa_every muon_momentum_warmup_steps")]
+    bounds += [(0, large, "newton_schulz_steps"), (0, 1 - 1e-9, "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2")]
+    rules = [(f"{low} <= {n} <= {high}", [n, high], low <= values[n] <= values.get(high, high)) for low, high, names in bounds for n in names.split()]
+    divisors = {"num_heads": "model_dim", "num_kv_heads": "num_heads", "train_seq_len": "micro_batch_tokens", "micro_batch_tokens": "train_batch_tokens"}
+    rules += [(f"{n} to divide {whole}", [whole, n], values[whole] % max(1, values[n]) == 0) for n, whole in divisors.items()]
+    rules += [("an even head size", ["model_dim", "num_heads"], cfg.model_dim // max(1, cfg.num_heads) % 2 == 0)]  # rotary pairs
+    choices = {"matrix_format": formats, "embed_format": formats, "control_format": formats[:2]}  # gates are too few to pay for row scales
+    rules += [(f"one of {', '.join(known)}", [n], values[n] in known) for n, known in choices.items()]
+    for rule, names, holds in rules:
+        if not holds:
+            raise UserError(f"config: expected {rule}, found {', '.join(f'{n}={values[n]}' for n in names if n in values)}; change these flags")
     return cfg
 
 
@@ -189,7 +180,8 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
     cfg = validate(dataclasses.replace(base, **{name: given[name] for name in sources}))
     changed = [n for n in sources if getattr(cfg, n) != getattr(base, n)]
     lines += [f"config:override {n}={getattr(cfg, n)} (default {getattr(base, n)}, from {sources[n]})" for n in changed]
-    comparable = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in ("data_dir", "out", "seed")}  # the rest is one for all seeds of a record
+    own = ("data_dir", "out", "seed", "checkpoint_every", "resume")  # the rest is one for all seeds of a record
+    comparable = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in own}
     return cfg, [*lines, f"config sha256:{hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest()}"]
 
 
@@ -212,11 +204,6 @@ class Runtime:
             with open(self.log_path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
 
-    def place(self, model: GPT) -> GPT:
-        """The model on this rank's device; activations are bfloat16 on CUDA, master weights stay float32."""
-        model.compute_dtype = torch.bfloat16 if self.device.type == "cuda" else None
-        return model.to(self.device)
-
     def clock(self) -> float:
         """Seconds, once the device has done all that was asked of it."""
         if self.device.type == "cuda":
@@ -226,8 +213,7 @@ class Runtime:
     def pace(self) -> None:
         """Waits for the step before last, so that the host's clock is never more than two steps ahead of the GPU and its queue never drains."""
         if self.device.type == "cuda":
-            self.events.append(torch.cuda.Event())
-            self.events[-1].record()
+            self.events.append(torch.cuda.current_stream().record_event())
             if len(self.events) > 2:
                 self.events.pop(0).synchronize()
 
@@ -235,14 +221,6 @@ class Runtime:
         if self.world_size > 1:
             dist.all_reduce(tensor, op)
         return tensor
-
-    def agree(self, value: float) -> float:
-        """Rank 0's value on every rank, through host memory, so that clocks never make ranks diverge and the GPU queue never drains."""
-        if self.world_size == 1:
-            return value
-        box = torch.tensor([value], dtype=torch.float64)
-        dist.broadcast(box, 0)
-        return box.item()
 
     @contextlib.contextmanager
     def together(self) -> Iterable[None]:
@@ -257,12 +235,23 @@ class Runtime:
             raise error if error is not None and first == self.rank else SystemExit(2)
 
 
+def parallel(job: Callable, items: Sequence, device: torch.device) -> Iterable:
+    """map(job, items). On a CPU up to 8 items (all in memory) run side by side in threads that share its cores: no layer then waits for another core."""
+    threads, side_by_side = torch.get_num_threads(), min(torch.get_num_threads(), len(items), 8)
+    if device.type != "cpu" or side_by_side < 2:
+        return (yield from map(job, items))
+    try:
+        yield from WORKERS(side_by_side).map(lambda item: (torch.set_num_threads(threads // side_by_side), job(item))[1], items)
+    finally:
+        torch.set_num_threads(threads)  # MKL has one number for the whole process
+
+
 def reuse_memory() -> None:
     """Under glibc, freed blocks stay with the process (up to 2 GiB) and large ones lie on huge pages: a steady step on a CPU meets no page fault."""
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
     with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-4, 0), mallopt(-1, (1 << 31) - 1)  # M_MMAP_MAX: all from the heap; M_TRIM_THRESHOLD
+        for option in ((-4, 0), (-8, 1), (-1, (1 << 31) - 1)):  # M_MMAP_MAX and M_ARENA_MAX: all from one heap; M_TRIM_THRESHOLD
+            ctypes.CDLL(None).mallopt(*option)
 
 
 @contextlib.contextmanager
@@ -290,20 +279,21 @@ def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
 
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=world_size)
     try:
-        yield Runtime(rank=rank, world_size=world_size, device=device)
+        rt = Runtime(rank=rank, world_size=world_size, device=device)
+        BF16_PAYS["cpu"] = bool(rt.all_reduce(torch.tensor(int(BF16_PAYS["cpu"])), dist.ReduceOp.MIN).item())  # one precision, whatever CPUs the ranks have
+        yield rt
     finally:
         if world_size > 1:
             dist.destroy_process_group()
 
 
-def describe_environment(rt: Runtime) -> list[str]:
+def describe_environment(rt: Runtime, cfg: Config) -> list[str]:
     """Log lines that let a reader reproduce or distrust the run: versions, hardware, commit, and nvidia-smi where there is one."""
 
     def run(*command: str) -> str:
-        try:
+        with contextlib.suppress(OSError, subprocess.SubprocessError):
             return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True, cwd=Path(__file__).parent).stdout.strip()
-        except (OSError, subprocess.SubprocessError):
-            return ""
+        return ""
 
     cuda, cpu = rt.device.type == "cuda", platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -312,6 +302,7 @@ def describe_environment(rt: Runtime) -> list[str]:
     known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver, "cpu": cpu}
     known |= {"gpus": torch.cuda.device_count() if cuda else 0, "gpu": torch.cuda.get_device_name(rt.device) if cuda else "", "cores": os.cpu_count()}
     known |= {"platform": platform.platform(), "git_commit": run("git", "rev-parse", "HEAD"), "world_size": rt.world_size}
+    known |= {"train_dtype": "bfloat16" if cfg.bf16 and BF16_PAYS[rt.device.type] else "float32"}
     smi = ["===== nvidia-smi =====", run("nvidia-smi"), "===== end nvidia-smi ====="] if cuda else []
     quoted = {k: "none" if v in ("", None) else json.dumps(v) if " " in str(v) else v for k, v in known.items()}
     return ["env " + " ".join(f"{k}:{v}" for k, v in quoted.items()), *smi]
@@ -373,7 +364,7 @@ class TokenStream:
 @dataclass(frozen=True)
 class Dataset:
     train: TokenStream
-    val: TokenStream
+    val: np.ndarray  # uint16 [num_tokens]
     val_bytes: int  # what val_bpb divides by
     tokenizer_sha256: str
     log_line: str
@@ -388,12 +379,11 @@ def find_tokenizer(folder: Path, entry: dict) -> Path | None:
     """The manifest's tokenizer file (verified by sha256), beside the shards or in ../../tokenizers; None for plain bytes."""
     if entry["kind"] == "bytes":
         return None
-    places = (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"])
-    if path := next((p for p in places if p.is_file() and sha256_file(p) == entry["sha256"]), None):
-        return path
-    path = next((p for p in places if p.is_file()), places[-1])
-    found = sha256_file(path) if path.is_file() else "no file"
-    raise UserError(f"{path}: expected the manifest's tokenizer, sha256 {entry['sha256']}, found {found}; rebuild the data set with `python -m data`")
+    places = [p for p in (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"]) if p.is_file()]
+    if entry["sha256"] in (found := {sha256_file(p): p for p in reversed(places)}):
+        return found[entry["sha256"]]
+    what = f"expected the manifest's tokenizer, sha256 {entry['sha256']}, found {', '.join(found) or 'no file'}"
+    raise UserError(f"{folder.parent.parent / 'tokenizers' / entry['file']}: {what}; rebuild the data set with `python -m data`")
 
 
 def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
@@ -417,8 +407,7 @@ def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
 
 
 def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
-    """Opens both splits and verifies every shard's sha256, the tokenizer and the byte count against manifest.json; ranks share the hashing.
-    Raises UserError naming the file, what was expected, what was found and what to do."""
+    """Both splits; every shard's sha256, the tokenizer and the byte count agree with manifest.json, or UserError. Ranks share the hashing."""
     path = folder / "manifest.json"
     try:
         raw = path.read_bytes()
@@ -452,20 +441,17 @@ def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
         # bytes that depend on context are in the sidecar that `python -m data` counted; the table cannot know them
         if not in_context and (found := count_bytes(val_tokens[1:], tokenizer_path)) != counted:
             raise UserError(f"{path}: expected {counted:,} validation bytes, found {found:,} by the byte table; rebuild the data set")
-    train, val = TokenStream(shards["train"]), TokenStream(shards["val"])
+    train = TokenStream(shards["train"])
     if len(train) < cfg.train_seq_len + 1:
         raise UserError(f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text")
-    line = (
-        f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{identity['sha256']} train_tokens:{len(train)} "
-        f"val_tokens:{len(val)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
-    )
-    return Dataset(train, val, counted, identity["sha256"], line)
+    line = f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{identity['sha256']} train_tokens:{len(train)} "
+    line += f"val_tokens:{len(val_tokens)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
+    return Dataset(train, val_tokens, counted, identity["sha256"], line)
 
 
 class Loader:
-    """Batches of sequences in an order that depends on the seed alone: step s uses the same sequences for every world size and micro-batch.
-    The stream is cut into rows of train_seq_len at a random phase per epoch; an epoch visits every row once. The whole state is `row`, the number of
-    rows consumed by all ranks. The next batch is read while the current step runs."""
+    """Batches in an order that depends on the seed alone, not on world size and micro-batches: the stream is cut into rows of train_seq_len at a random
+    phase per epoch, an epoch visits every row once. The whole state is `row`, rows consumed by all ranks. The next batch is read during the step."""
 
     def __init__(self, stream: TokenStream, cfg: Config, rt: Runtime):
         self.stream, self.seed, self.seq_len, self.rt = stream, cfg.seed, cfg.train_seq_len, rt
@@ -488,8 +474,7 @@ class Loader:
 
     def read(self, row: int) -> Tensor:
         """This rank's share of the global batch that starts at `row`: uint16 tokens as int32 [micro-steps, rows, seq_len + 1]."""
-        share = self.rows_per_batch // self.rt.world_size
-        first = row + self.rt.rank * share
+        first = row + self.rt.rank * (share := self.rows_per_batch // self.rt.world_size)
         rows = [self.stream.read(self.row_start(r), self.seq_len + 1) for r in range(first, first + share)]
         batch = torch.from_numpy(np.stack(rows).astype(np.int32)).view(-1, self.micro_rows, self.seq_len + 1)
         return batch.pin_memory() if self.rt.device.type == "cuda" else batch
@@ -499,11 +484,11 @@ class Loader:
         batch = self.pending.result() if self.pending is not None else self.read(self.row)
         self.row += self.rows_per_batch
         self.pending = self.pool.submit(self.read, self.row)
-        batch = batch.to(self.rt.device, non_blocking=True).long()
-        return [(micro[:, :-1], micro[:, 1:]) for micro in batch]
+        return [(micro[:, :-1], micro[:, 1:]) for micro in batch.to(self.rt.device, non_blocking=True).long()]
 
 
 # --- 5. Model ---
+HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
 # Shapes: B batch, T time, D model, H query heads, G key/value heads, K head size, V vocabulary, N tokens of a stream, M = N - 1 targets.
 
 
@@ -513,55 +498,65 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 def rotary_tables(positions: Tensor, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos, sin, float32 [T, K/2], for half-split rotation (Su et al. 2021). Angles in float64: position x frequency exceeds float32's precision."""
+    """cos, sin, float32 [T, K], for half-split rotation (Su et al. 2021). Angles in float64: position x frequency exceeds float32's precision."""
     inverse = base ** (-torch.arange(0, head_size, 2, dtype=torch.float64, device=positions.device) / head_size)
     angles = positions.double()[:, None] * inverse
-    return angles.cos().float(), angles.sin().float()
+    return torch.cat([angles.cos()] * 2, dim=1).float(), torch.cat((-angles.sin(), angles.sin()), dim=1).float()
 
 
 def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    a, b = x_BTHK.chunk(2, dim=-1)
-    cos, sin = cos_TK[:, None].to(x_BTHK.dtype), sin_TK[:, None].to(x_BTHK.dtype)
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+    """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head, positions from the last rows of the tables."""
+    T, H, K = x_BTHK.shape[1:]
+    cos, sin = (t[-T:, None].to(x_BTHK.dtype).repeat(1, H, 1) for t in (cos_TK, sin_TK))  # a product broadcast over heads is slow on a CPU
+    return torch.addcmul(x_BTHK * cos, x_BTHK.roll(K // 2, dims=-1), sin)
 
 
-def fake_quantize(w: Tensor, levels: int) -> Tensor:
-    """Symbols -levels..levels per row, straight-through gradient (Bengio et al. 2013): about what the export, which also searches a clip, will store."""
-    scale = w.detach().abs().amax(-1, keepdim=True).clamp_min(1e-12) / levels
-    return w + ((w / scale).round() * scale - w).detach()
+class HeadLoss(torch.autograd.Function):
+    """Mean cross-entropy, nats, of the logits cap tanh(x E^T / cap) for x [n, D], E [V, D], int64 targets [n]. The gradients are made with the loss, some
+    rows at a time, so that logits never leave the cache and nothing of size n V is kept. tanh u = 2 s(2u) - 1 with the logistic s, for its speed on a CPU."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
+        weight, wide, rows = embed.to(x.dtype), torch.promote_types(x.dtype, torch.float32), max(1, HEAD_ELEMENTS[x.device.type] // len(embed))
+        dx, d_embed, total = [], torch.zeros_like(embed), torch.zeros((), dtype=wide, device=x.device)
+        for part, target in zip(x.split(rows), targets[:, None].split(rows), strict=True):
+            s = F.linear(part, weight).to(wide).mul_(2 / cap).sigmoid_()
+            z = s * (2 * cap)  # the logit + cap
+            p = torch.softmax(z, -1)
+            total += (z.amax(-1) - p.amax(-1).log() - z.gather(1, target).squeeze(1)).sum()
+            dz = p.scatter_add_(1, target, p.new_full((), -1.0).expand_as(target)).mul_(s.addcmul_(s, s, value=-1)).to(x.dtype)
+            dx.append(dz @ weight)
+            d_embed += dz.mT @ part
+        ctx.save_for_backward(torch.cat(dx), d_embed)
+        return total / len(x)
+
+    @staticmethod
+    def backward(ctx, d_loss: Tensor) -> tuple:
+        dx, d_embed = ctx.saved_tensors
+        scale = d_loss * (4 / len(dx))  # d logit / d(x E^T) = 1 - tanh^2 = 4 s (1 - s)
+        return dx * scale.to(dx.dtype), d_embed * scale, None, None
 
 
 class Linear(nn.Linear):
-    """Bias-free, float32 master weight cast to the activation's dtype; fake-quantised once `levels` is set."""
+    """Bias-free, float32 master weight cast to the activation's dtype. With `levels` set, fake-quantised: symbols -levels..levels per row with a
+    straight-through gradient (Bengio et al. 2013), about what the export, which also searches a clip, will store."""
+
+    levels = 0
 
     def __init__(self, fan_in: int, fan_out: int, zero_init: bool = False):
         super().__init__(fan_in, fan_out, bias=False)
-        self.levels = 0
         if zero_init:
             nn.init.zeros_(self.weight)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
-        return (fake_quantize(self.weight, self.levels) if self.levels else self.weight).to(dtype)
+        w = self.weight
+        if self.levels:
+            scale = w.detach().abs().amax(-1, keepdim=True).clamp_min(1e-12) / self.levels
+            w = w + ((w / scale).round() * scale - w).detach()
+        return w.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.cast(x.dtype))
-
-
-@dataclass
-class Cache:
-    """Generation state: keys and values per block visit, and the last token with its embedding for the bigram table and SmearGate."""
-
-    length: int = 0
-    last: tuple[Tensor, Tensor] | None = None  # ids [B, 1], embedding before the smear [B, 1, D]
-    kv: list[tuple[Tensor, Tensor]] = field(default_factory=list)
-    visit: int = 0
-
-    def extend(self, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Appends [B, T, G, K] to the current block visit's keys and values and returns all of them."""
-        past, i = self.kv[self.visit : self.visit + 1], self.visit
-        self.kv[i : i + 1] = [tuple(torch.cat(pair, dim=1) for pair in zip(*past, (k, v), strict=True))]
-        self.visit += 1
-        return self.kv[i]
 
 
 class Attention(nn.Module):
@@ -576,28 +571,24 @@ class Attention(nn.Module):
         self.out = Linear(self.heads * self.head_size, cfg.model_dim, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((self.heads,), cfg.q_gain_init))
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None) -> Tensor:
-        """[B, T, D], or [len(keep), D] for the positions `keep` of the flattened batch."""
+    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
+        """[B, tail, D], for the last `tail` positions."""
         B, T, _ = x_BTD.shape
-        H, G = self.heads, self.kv_heads
-        qkv = F.linear(x_BTD, torch.cat([m.cast(x_BTD.dtype) for m in (self.q, self.k, self.v)])).view(B, T, H + 2 * G, self.head_size)
-        qk, v = qkv.split((H + G, G), dim=2)
-        q, k = rotate(rms_norm(qk), *rotary).split((H, G), dim=2)
-        q, own_v = q * self.q_gain[:, None].to(q.dtype), v
-        if cache is not None:
-            k, v = cache.extend(k, v)
-        assert T == 1 or k.size(1) == T, "several new tokens need an empty cache: the causal mask below starts at its first key"
-        groups = H // G
+        H, G, groups = self.heads, self.kv_heads, self.heads // self.kv_heads
+        kv = F.linear(x_BTD, torch.cat([m.cast(x_BTD.dtype) for m in (self.k, self.v)])).view(B, T, 2 * G, self.head_size)
+        q = rotate(rms_norm(self.q(x_BTD[:, T - tail :]).view(B, tail, H, self.head_size)), *rotary)
+        k, v = rotate(rms_norm(kv[:, :, :G]), *rotary), kv[:, :, G:]
+        own_v, q = v[:, T - tail :], q * self.q_gain[:, None].to(q.dtype)
         q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
-        if q.device.type == "cpu" and groups > 1:  # the CPU flash kernel has no grouped-query mode and would fall back to the unfused one
-            k, v = (t.repeat_interleave(groups, dim=1) for t in (k, v))
-        y_BTHK = F.scaled_dot_product_attention(q, k, v, is_causal=T > 1, enable_gqa=k.size(1) != H).transpose(1, 2)
+        if q.is_cpu:  # its flash kernel is slow in bfloat16, and without a grouped-query mode it would fall back to the unfused one
+            q, k, v = (t.to(torch.promote_types(t.dtype, torch.float32)).repeat_interleave(H // t.size(1), dim=1) for t in (q, k, v))
+        mask = None if tail == T else torch.ones(tail, T, dtype=torch.bool, device=q.device).tril(T - tail)
+        y_BTHK = F.scaled_dot_product_attention(q, k, v, mask, is_causal=mask is None, enable_gqa=k.size(1) != H).to(x_BTD.dtype).transpose(1, 2)
         if self.xsa:  # y <- y - (y.v)v with v the token's own unit value: attention may not copy what the residual stream already holds
-            unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, T, G, 1, K]
-            y = y_BTHK.reshape(B, T, G, groups, self.head_size)
+            unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, tail, G, 1, K]
+            y = y_BTHK.reshape(B, tail, G, groups, self.head_size)
             y_BTHK = y - (y * unit).sum(-1, keepdim=True) * unit
-        y = y_BTHK.reshape(B, T, -1)
-        return self.out(y if keep is None else y.flatten(0, 1)[keep])
+        return self.out(y_BTHK.reshape(B, tail, -1))
 
 
 class Block(nn.Module):
@@ -612,11 +603,11 @@ class Block(nn.Module):
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], cache: Cache | None, keep: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
         mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
         x = torch.addcmul(mix[0] * x, mix[1], stem)
-        y = self.attention(rms_norm(x), rotary, cache, keep)
-        x = torch.addcmul(x if keep is None else x.flatten(0, 1)[keep], a, y)
+        y = self.attention(rms_norm(x), rotary, tail)
+        x = torch.addcmul(x[:, -tail:], a, y)
         return torch.addcmul(x, b, self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square()))
 
 
@@ -625,8 +616,9 @@ class GPT(nn.Module):
 
     def __init__(self, cfg: Config):
         super().__init__()
-        self.cfg, self.compute_dtype = cfg, None  # None: that of the weights
-        self.embed = nn.Parameter(overtone(torch.randn(cfg.vocab_size, cfg.model_dim) * cfg.embed_init_std))
+        self.cfg = cfg
+        u, s, vh = torch.linalg.svd(torch.randn(cfg.vocab_size, cfg.model_dim) * cfg.embed_init_std, full_matrices=False)
+        self.embed = nn.Parameter(u * (s[0] * torch.arange(1, len(s) + 1).rsqrt()) @ vh)  # S_k = S_1 k^(-1/2), the decay that trained embeddings show
         self.bigram = nn.Parameter(torch.randn(cfg.bigram_buckets, cfg.bigram_dim) * 0.01)
         self.bigram_proj = Linear(cfg.bigram_dim, cfg.model_dim)
         self.smear = nn.Parameter(torch.full((cfg.model_dim,), 3.0))
@@ -636,64 +628,48 @@ class GPT(nn.Module):
         num_skips = min(cfg.num_encoder_layers, cfg.num_layers - cfg.num_encoder_layers)
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
-    def hidden(self, ids_BT: Tensor, cache: Cache | None = None, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    def hidden(self, ids_BT: Tensor, tail: int = 0, bf16: bool | None = None) -> tuple[Tensor, Tensor]:
         """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
-        With `keep`, int64 [n] into the flattened batch, states [n, D] of these positions alone: the last block does no more than they need."""
-        cfg, dtype, offset = self.cfg, self.compute_dtype or self.embed.dtype, 0 if cache is None else cache.length
-        fresh = cache is None or cache.last is None
-        last_id, last_e = (ids_BT.new_zeros(len(ids_BT), 1), None) if fresh else cache.last
-        previous = torch.cat((last_id, ids_BT[:, :-1]), dim=1)
-        inside = ids_BT != BOS_ID  # nothing is carried over a document's start, nor over the start of the window
-        if fresh:
-            inside = inside & (torch.arange(ids_BT.size(1), device=ids_BT.device) > 0)
-        bucket = (92821 * torch.where(inside, previous, 0) + ids_BT) % cfg.bigram_buckets
+        With `tail`, both of the last positions alone, [B, tail, D] and [B, tail]: the last block does no more than they need.
+        Activations are bfloat16 on request, by default on a GPU, float32 else: a score must not depend on the CPU that it was made on."""
+        cfg, T, positions = self.cfg, ids_BT.size(1), torch.arange(ids_BT.size(1), device=ids_BT.device)
+        dtype = torch.bfloat16 if (self.embed.is_cuda if bf16 is None else bf16) and self.embed.dtype == torch.float32 else self.embed.dtype
+        inside = (ids_BT != BOS_ID) & (positions > 0)  # nothing is carried over a document's start, nor over the start of the window
+        bucket = (92821 * torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0) + ids_BT) % cfg.bigram_buckets
         e = F.embedding(ids_BT, self.embed).to(dtype) + self.bigram_proj(F.embedding(bucket, self.bigram).to(dtype))
-        last_e = e.new_zeros(len(e), 1, cfg.model_dim) if fresh else last_e
         carry = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
-        before = e + carry * (torch.cat((last_e, e[:, :-1]), dim=1) - e)
+        before = e + carry * (F.pad(e[:, :-1], (0, 0, 1, 0)) - e)
         after = self.enrich_out(F.gelu(self.enrich_in(before)))
         delta = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
         x = stem = rms_norm(after)
-        if cache is not None:
-            cache.last, cache.visit, cache.length = (ids_BT[:, -1:], e[:, -1:]), 0, offset + ids_BT.size(1)
-        positions = torch.arange(offset, offset + ids_BT.size(1), device=ids_BT.device)
         rotary = rotary_tables(positions, cfg.model_dim // cfg.num_heads, cfg.rope_base)
         skips: list[Tensor] = []
         for repeat in range(cfg.encoder_recurrence + 1):
             skips.clear()
             x = rms_norm(x) if repeat else x
             for block in self.blocks[: cfg.num_encoder_layers]:
-                x = block(x, stem, rotary, cache)
+                x = block(x, stem, rotary, T)
                 skips.append(x)
         for i, block in enumerate(self.blocks[cfg.num_encoder_layers :]):
             if i < len(self.skips):
                 x = x + self.skips[i].to(dtype) * skips.pop()
-            x = block(x, stem, rotary, cache, keep if block is self.blocks[-1] else None)
-        return rms_norm(x if keep is None or x.ndim == 2 else x.flatten(0, 1)[keep]), delta
+            x = block(x, stem, rotary, tail or T if block is self.blocks[-1] else T)
+        return rms_norm(x[:, -tail:]), delta[:, -tail:]
 
     def logits(self, x: Tensor) -> Tensor:
         """float32 (float64 for a float64 model) [..., V]: tied head and tanh softcap, so |logit| <= logit_softcap."""
-        z = F.linear(x, self.embed.to(x.dtype))
-        z = z if z.dtype == torch.float64 else z.float()
+        z = F.linear(x, self.embed.to(x.dtype)).to(torch.promote_types(x.dtype, torch.float32))
         return self.cfg.logit_softcap * torch.tanh(z / self.cfg.logit_softcap)
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy, nats."""
-        return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
-
-
-def overtone(w: Tensor) -> Tensor:
-    """Reshapes the spectrum of a random matrix to S_k = S_1 k^(-1/2), the decay that trained embeddings show."""
-    u, s, vh = torch.linalg.svd(w, full_matrices=False)
-    return u * (s[0] * torch.arange(1, len(s) + 1, dtype=w.dtype).rsqrt()) @ vh
+        bf16 = bool(self.cfg.bf16) and BF16_PAYS[self.embed.device.type]
+        return HeadLoss.apply(self.hidden(ids_BT, bf16=bf16)[0].flatten(0, 1), self.embed, targets_BT.flatten(), self.cfg.logit_softcap)
 
 
 # --- 6. Optimizers ---
-PARAM_GROUPS: dict[str, Callable[[str, Tensor], bool]] = {
-    "embed": lambda name, p: name in ("embed", "bigram"),
-    "matrix": lambda name, p: p.ndim == 2 and name.endswith(".weight"),
-    "scalar": lambda name, p: p.ndim == 1 or name == "skips" or name.endswith(".mix"),
-}
+PARAM_GROUPS = {"embed": lambda name, p: name in ("embed", "bigram"), "matrix": lambda name, p: p.ndim == 2 and name.endswith(".weight")}
+PARAM_GROUPS["scalar"] = lambda name, p: p.ndim == 1 or name == "skips" or name.endswith(".mix")
 
 
 def partition(model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]], what: str) -> dict[str, dict[str, nn.Parameter]]:
@@ -705,57 +681,30 @@ def partition(model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]],
 
 
 def newton_schulz(g: Tensor, steps: int) -> Tensor:
-    """Approximate orthogonalisation U V^T of each matrix in [n, R, C], by the quintic iteration of Muon (Jordan et al. 2024)."""
-    x = g.bfloat16() if g.device.type == "cuda" else g
-    tall = x.size(-2) > x.size(-1)
-    x = x.mT if tall else x
+    """Approximate orthogonalisation U V^T of each matrix in [n, R, C], by the quintic iteration of Muon (Jordan et al. 2024), in g's dtype."""
+    x = g.mT if (tall := g.size(-2) > g.size(-1)) else g
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(steps):
         a = x @ x.mT
-        x = 3.4445 * x + (-4.7750 * a + 2.0315 * (a @ a)) @ x
-    return (x.mT if tall else x).to(g.dtype)
-
-
-class Muon:
-    """Nesterov momentum, then Newton-Schulz, on all matrices of one shape at a time; ranks share the matrices and gather the updates.
-    Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g. Shapes [n, R, C], float32."""
-
-    def __init__(self, params: Iterable[nn.Parameter], cfg: Config, rt: Runtime):
-        self.rt, self.steps, self.decay = rt, cfg.newton_schulz_steps, cfg.weight_decay
-        by_shape: dict[torch.Size, list[nn.Parameter]] = {}
-        for p in params:
-            by_shape.setdefault(p.shape, []).append(p)
-        self.groups = list(by_shape.values())
-        self.momenta = [torch.zeros(len(g), *g[0].shape, device=g[0].device) for g in self.groups]
-
-    @torch.no_grad()
-    def step(self, lr: float, momentum: float) -> None:
-        for params, buffer in zip(self.groups, self.momenta, strict=True):
-            grads = torch.stack([p.grad for p in params])
-            buffer.mul_(momentum).add_(grads)
-            update = grads.add_(buffer, alpha=momentum)
-            share = -(-len(params) // self.rt.world_size)
-            mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
-            mine = newton_schulz(mine, self.steps) if len(mine) else mine
-            if self.rt.world_size > 1:
-                mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
-                update = mine.new_empty(share * self.rt.world_size, *mine.shape[1:])
-                dist.all_gather_into_tensor(update, mine.contiguous())
-                mine = update[: len(params)]
-            scale = max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5
-            torch._foreach_mul_(params, 1 - lr * self.decay)
-            torch._foreach_add_(params, list(mine.unbind(0)), alpha=-lr * scale)
+        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
 
 
 class Optimizers:
     """Muon on matrices, AdamW on embeddings and on scalars. `step` expects this rank's gradient of the mean loss over its share."""
 
     def __init__(self, model: nn.Module, cfg: Config, rt: Runtime):
-        groups = partition(model, PARAM_GROUPS, "optimizer groups")
-        self.cfg, self.rt, self.params = cfg, rt, list(model.parameters())
-        self.muon = Muon(groups["matrix"].values(), cfg, rt)
+        groups, by_shape = partition(model, PARAM_GROUPS, "optimizer groups"), {}
+        self.cfg, self.rt, self.params, self.zero_grad = cfg, rt, [p for p in model.parameters() if p.numel()], model.zero_grad
+        for p in groups["matrix"].values():
+            by_shape.setdefault(p.shape, []).append(p)
+        self.matrices = [(same, torch.zeros(len(same), *shape, device=same[0].device)) for shape, same in by_shape.items()]  # and their momenta
         by_lr = [{"params": list(groups[g].values()), "base_lr": lr} for g, lr in (("embed", cfg.embed_lr), ("scalar", cfg.scalar_lr))]
         self.adam = torch.optim.AdamW(by_lr, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=1e-8, weight_decay=cfg.weight_decay, fused=True)
+        for p in (p for group in by_lr for p in group["params"]):
+            self.adam.state[p] = {"step": torch.zeros((), device=p.device), "exp_avg": torch.zeros_like(p), "exp_avg_sq": torch.zeros_like(p)}
+        self.state = {f"muon.{i}": momenta for i, (_, momenta) in enumerate(self.matrices)}
+        self.state |= {f"adam.{i}.{kind}": t for i, moments in enumerate(self.adam.state.values()) for kind, t in moments.items()}
 
     def step(self, step: int, lr_scale: float) -> None:
         if self.rt.world_size > 1:
@@ -768,27 +717,36 @@ class Optimizers:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        self.muon.step(self.cfg.muon_lr * lr_scale, muon_momentum(step, self.cfg))
-        for p in self.params:
-            p.grad = None
+        ramp = min(1.0, step / self.cfg.muon_momentum_warmup_steps) if self.cfg.muon_momentum_warmup_steps else 1.0
+        self.muon(self.cfg.muon_lr * lr_scale, self.cfg.muon_momentum_start + ramp * (self.cfg.muon_momentum - self.cfg.muon_momentum_start))
+        self.zero_grad(set_to_none=True)
 
-    def reset(self) -> None:
-        torch._foreach_zero_(self.muon.momenta)
-        self.adam.state.clear()
-
-
-def muon_momentum(step: int, cfg: Config) -> float:
-    progress = min(1.0, step / cfg.muon_momentum_warmup_steps) if cfg.muon_momentum_warmup_steps else 1.0
-    return cfg.muon_momentum_start + progress * (cfg.muon_momentum - cfg.muon_momentum_start)
+    @torch.no_grad()
+    def muon(self, lr: float, momentum: float) -> None:
+        """Nesterov momentum, then Newton-Schulz, on all matrices [n, R, C] of one shape at a time; ranks share the matrices and gather the updates.
+        Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g."""
+        for params, buffer in self.matrices:
+            grads = torch.stack([p.grad for p in params])
+            buffer.mul_(momentum).add_(grads)
+            update = grads.add_(buffer, alpha=momentum)
+            share = -(-len(params) // self.rt.world_size)
+            mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
+            mine = mine.bfloat16() if self.cfg.bf16 and BF16_PAYS[mine.device.type] and mine.dtype == torch.float32 else mine  # half the bytes to gather
+            mine = newton_schulz(mine, self.cfg.newton_schulz_steps) if len(mine) else mine
+            if self.rt.world_size > 1:
+                mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
+                update = mine.new_empty(share * self.rt.world_size, *mine.shape[1:])
+                dist.all_gather_into_tensor(update, mine.contiguous())
+                mine = update[: len(params)]
+            torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
+            torch._foreach_add_(params, list(mine.to(params[0].dtype).unbind(0)), alpha=-lr * max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5)
 
 
 def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
     """1, then linearly to 0 over the last warmdown_steps, measured in wall-clock seconds where there is a clock, at the mean step time so far."""
     by_steps = (cfg.iterations - step) / max(1, cfg.warmdown_steps)
-    if cfg.train_seconds == 0:
-        return min(1.0, by_steps)
     warmdown_seconds = cfg.warmdown_steps * elapsed / max(1, step)
-    by_clock = (cfg.train_seconds - elapsed) / warmdown_seconds if warmdown_seconds > 0 else 1.0
+    by_clock = (cfg.train_seconds - elapsed) / warmdown_seconds if cfg.train_seconds > 0 and warmdown_seconds > 0 else 1.0
     return max(0.0, min(1.0, by_steps, by_clock))
 
 
@@ -819,12 +777,11 @@ class Average:
 
 
 # --- 8. Scoring ---
-HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}  # logits at a time: what a cache holds in float64, or fills a GPU
-
-
 def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
     """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
-    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut."""
+    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut. Raises ValueError."""
+    if not 1 <= stride <= seq_len:
+        raise ValueError(f"stride must be in 1..{seq_len}, got {stride}")
     windows, scored = [], 0
     while scored < num_positions:
         full_end = seq_len if scored == 0 else scored + stride
@@ -863,41 +820,40 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
     table = torch.zeros(3, int(offsets[-1]), dtype=torch.float64, device=rt.device)  # nll, entropy, confidence
     probe_table = torch.zeros(len(wanted), model.cfg.vocab_size, dtype=torch.float64, device=rt.device)
     rows = max(1, HEAD_ELEMENTS[rt.device.type] // model.cfg.vocab_size)
-    for padded, windows in plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size]:
+
+    @torch.inference_mode()
+    def score(padded: int, windows: list[tuple[int, int, int, int]]) -> None:
         ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
         for row, (s, start, _, end) in enumerate(windows):
             ids[row, : end - start] = streams[s][start:end]
-        inside = np.concatenate([row * padded + np.arange(first - start, end - start) for row, (_, start, first, end) in enumerate(windows)])
+        tail = padded - min(first - start for _, start, first, _ in windows)
+        inside = np.concatenate([(row + 1) * tail - padded + np.arange(first - start, end - start) for row, (_, start, first, end) in enumerate(windows)])
         where = np.concatenate([offsets[s] + np.arange(first, end) for s, _, first, end in windows])
         target = np.concatenate([np.append(streams[s][first + 1 : end + 1], [PAD_ID] * (end == len(streams[s]))) for s, _, first, end in windows])
         ids, inside, where_t, target = (torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (ids, inside, where, target))
-        scored, delta = model.hidden(ids, keep=inside)
-        table[2, where_t] = delta.flatten()[inside].double()
+        scored, delta = (t.flatten(0, 1)[inside] for t in model.hidden(ids, tail))
+        table[2, where_t] = delta.double()
         for i in range(0, len(scored), rows):
             at = slice(i, i + rows)
-            z = model.logits(scored[at]).double()
-            z -= z.amax(-1, keepdim=True)
-            total = (p := z.exp()).sum(-1)
-            log_total = total.log()
+            z = model.logits(scored[at])
+            p = torch.softmax(z, -1, dtype=torch.float64)
+            log_total = z.amax(-1) - p.amax(-1).log()  # ln of the sum of e^z
             table[0, where_t[at]] = log_total - z.gather(1, target[at, None]).squeeze(1)
-            table[1, where_t[at]] = log_total - p.mul_(z).sum(-1) / total
+            table[1, where_t[at]] = log_total - p.mul_(z).sum(-1)
             if len(hits := np.flatnonzero(np.isin(where[at], wanted))):
                 probe_table[np.searchsorted(wanted, where[at][hits])] = z[hits] - log_total[hits, None]
+
+    list(parallel(lambda batch: score(*batch), plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size], rt.device))
     rt.all_reduce(table)  # disjoint slots, zeros elsewhere: the sum is exact
     rt.all_reduce(probe_table)
-    results = []
-    for first, end in itertools.pairwise(offsets):
-        nll, entropy, confidence = table[:, first:end]
-        mine = {int(i - first): probe_table[k] for k, i in enumerate(wanted) if first <= i < end}
-        results.append(StreamScores(nll[: end - first - 1], entropy, confidence, mine))
-    return results
+    probed = [{int(i - a): probe_table[k] for k, i in enumerate(wanted) if a <= i < b} for a, b in itertools.pairwise(offsets)]
+    return [StreamScores(table[0, a : b - 1], *table[1:, a:b], mine) for (a, b), mine in zip(itertools.pairwise(offsets), probed, strict=True)]
 
 
 # --- 9. N-gram mixer ---
-# Counts of everything before position t need no table: all tokens are known, so a count is a rank. Positions are kept sorted by (context of
-# k tokens, time); a stable sort by (context, next token) refines them to k + 1 tokens. Ranks inside runs give, exactly and without hashing,
-# c = earlier visits of the context, c_w = earlier visits followed by the target, D = distinct continuations seen. A context that occurs once
-# leaves the active set, so the cost falls with the order. A context never spans a BOS, but counts outlive documents.
+# All tokens are known, so a count of what came before t is a rank. Positions are kept sorted by (context of k tokens, time); a stable sort by (context,
+# next token) refines them to k + 1. Ranks inside runs give, without hashing, c = earlier visits of the context, c_w = those followed by the target, D =
+# distinct continuations seen. A context that occurs once leaves the active set. A context never spans a BOS, but counts outlive documents.
 #   back-off    p_k(w) = (c_w + θ·D·p_{k-1}(w)) / (c + θ·D), p_0 = the neural model (Witten-Bell's escape, θ times stronger); it sums to 1
 #               over w because Σ_w c_w = c, so the target's own counts suffice.
 #   gate        p = (1 - α)·p_0 + α·p_K, α mixed over a grid by Bayes' rule with the losses of earlier positions in the same bucket (at most
@@ -906,110 +862,108 @@ def score_streams(model: GPT, streams: Sequence[np.ndarray], cfg: Config, rt: Ru
 NGRAM_ESCAPE = 5.0  # θ
 GATE_GRID = 8  # values of α, logistic from 0.02 to 0.98
 GATE_WINDOW = 16  # targets behind the recency feature
-GATE_UNIT = 2.0**-32  # nats; losses are summed as int64 multiples of it, so a sum is exact in any order and chunking
+GATE_UNIT = 2.0**-26  # nats; losses are summed in multiples of it, so float64 sums are exact (to 1e8 nats) in any order and chunking
 RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)  # mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 CONFIDENCE_EDGES = (1.0, 2.0)  # pe_delta
 CONTINUATION_EDGES = (1.5, 3.5, 8.5, 32.5)  # distinct continuations of the longest match
-COUNT_CHUNK, GATE_CHUNK = 1 << 18, 1 << 15  # positions per block: memory and cache only, never the result
+COUNT_CHUNK, GATE_CHUNK = 1 << 17, 1 << 15  # positions per block: memory and cache only, never the result
 NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
 
 
-def runs(sorted_keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Of a sorted 1-D tensor: mask of the elements that start a run, and the index (int32) of the start of each one's run."""
+def run_starts(sorted_keys: Tensor) -> Tensor:
+    """Of a sorted 1-D tensor: mask of the elements that start a run of equal ones."""
     new = torch.ones(len(sorted_keys), dtype=torch.bool, device=sorted_keys.device)
     torch.ne(sorted_keys[1:], sorted_keys[:-1], out=new[1:])
-    index = torch.arange(len(sorted_keys), dtype=torch.int32, device=sorted_keys.device)
-    return new, torch.cummax(index * new, 0).values
+    return new
 
 
-def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """Exact counts before each target, order by order (2, 3 ... context + target tokens): yields (n, at, c, c_w, D) in blocks of whole contexts.
-    at int64: indices of the last context token, their target is x[at + 1]; c int32 earlier visits of the n - 1 context tokens, c_w int32
-    those followed by the target, D int32 distinct continuations. A context never visited twice does not appear (c would be 0)."""
-    next_N = torch.roll(tokens_N, -1).to(torch.int32)  # the last token has no target: whatever stands there is the latest event, and unseen
-    group, ends = torch.sort(tokens_N.to(torch.int32), stable=True)
-    ends = ends.to(torch.int32)
-    for n in range(2, n_max + 1):
-        if not len(ends):
-            return
-        cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()
-        groups, longer = [group[:0]], [ends[:0]]  # no count crosses the edge of a block of whole groups; its sort stays in cache
-        for lo, hi in itertools.pairwise([*cuts, len(ends)]):
-            at, ids = ends[lo:hi].long(), group[lo:hi] - group[lo]
-            target = next_N.index_select(0, at)
-            wide = int(ids[-1]) >= (1 << 31) // vocab_size  # narrow keys take fewer radix passes
-            pairs, by_pair = torch.sort(ids.to(torch.int64 if wide else torch.int32) * vocab_size + target, stable=True)
-            (new_pair, pair_start), start = runs(pairs), runs(ids)[1]
-            index = torch.arange(hi - lo, dtype=torch.int32, device=at.device)
-            pair_count = torch.empty_like(index).scatter_(0, by_pair, index - pair_start)
-            novel = (pair_count == 0).to(torch.int32)
-            distinct = torch.cumsum(novel, 0, dtype=torch.int32) - novel
-            yield n, at, index - start, pair_count, distinct - distinct.index_select(0, start)
-            # the pair is a context of order n + 1, unless it is unique, holds a BOS beyond its first token, or ends the stream
-            keep = ~new_pair
-            keep[:-1] |= ~new_pair[1:]
-            at, target = at.index_select(0, by_pair), target.index_select(0, by_pair)
-            keep = (keep & (target != BOS_ID) & (at < len(tokens_N) - 1)).nonzero().squeeze(1)
-            groups.append(pair_start.index_select(0, keep) + lo)
-            longer.append((at.index_select(0, keep) + 1).to(torch.int32))
-        group, ends = torch.cat(groups), torch.cat(longer)
+def context_counts(tokens_N: Tensor, n_max: int, vocab_size: int, visit: Callable[[int, Tensor, Tensor, Tensor, Tensor], None]) -> None:
+    """Exact counts before each target, order by order: visit(n, at, c, c_w, D) for every block of whole contexts, n = 2, 3 ... context + target tokens;
+    blocks of one order run in parallel on a CPU. at int64: index of the last context token, the target is x[at + 1]; c int32 earlier visits of the n - 1
+    context tokens, c_w int32 those followed by the target, D int32 distinct continuations. A context never visited twice does not appear (c would be 0)."""
+    V, n, index_N = vocab_size + 1, 1, torch.arange(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
+    next_N = F.pad(tokens_N[1:].to(torch.int32), (0, 1), value=vocab_size)  # the last token has no target: what stands there is unique
+    group, ends = (t.to(torch.int32) for t in torch.sort(tokens_N.to(torch.int32), stable=True))
+    visits = index_N - torch.cummax(index_N * run_starts(group), 0).values
+
+    def count(lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor]:
+        at, ids, index, c = ends[lo:hi].long(), group[lo:hi] - group[lo], index_N[: hi - lo], visits[lo:hi]
+        target = next_N.index_select(0, at)
+        wide = int(ids[-1]) >= (1 << 31) // V - 1  # narrow keys take fewer radix passes
+        pairs, by_pair = torch.sort((ids.long() if wide else ids).mul_(V).add_(target), stable=True)
+        pair_start = torch.cummax(index * (new_pair := run_starts(pairs)), 0).values
+        rank = index - pair_start
+        pair_count = torch.empty_like(rank).scatter_(0, by_pair, rank)
+        novel = (pair_count == 0).to(torch.int32)
+        distinct = torch.cumsum(novel, 0, dtype=torch.int32).sub_(novel)
+        visit(n, at, c, pair_count, distinct.sub_(distinct.index_select(0, index - c)))
+        # the pair is a context of order n + 1, unless it is unique or holds a BOS beyond its first token
+        keep = target.index_select(0, by_pair) != BOS_ID
+        keep &= ~(new_pair & F.pad(new_pair[1:], (0, 1), value=True))
+        kept = keep.nonzero().squeeze(1)
+        ends_of_pairs = at.index_select(0, by_pair.index_select(0, kept)) + 1
+        return pair_start.index_select(0, kept).add_(lo), ends_of_pairs.to(torch.int32), rank.index_select(0, kept)
+
+    while (n := n + 1) <= n_max and len(ends):
+        cuts = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous()).unique_consecutive().tolist()  # no count crosses a block's edge
+        blocks = parallel(lambda block: count(*block), [*itertools.pairwise([*cuts, len(ends)])], ends.device)
+        group, ends, visits = map(torch.cat, zip(*blocks, strict=True))
 
 
 def ngram_chain(tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int) -> tuple[Tensor, Tensor]:
-    """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders.
-    Returns the chain's probability float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the
-    highest order whose context was visited before (0 = none). The last position has no target: its probability is meaningless, its match is
-    that of the prediction after the stream."""
-    p_N, match_N = p_N.clone(), torch.zeros(len(tokens_N), dtype=torch.int32, device=tokens_N.device)
-    for n, at, visits, pair_visits, distinct in context_counts(tokens_N, n_max, vocab_size):
-        escape, p, first = distinct.double() * NGRAM_ESCAPE, p_N.index_select(0, at), visits == 0
-        p_N.scatter_(0, at, torch.where(first, p, (pair_visits + escape * p) / (visits + escape)))
-        match_N.scatter_(0, at, torch.where(first, match_N.index_select(0, at), distinct.clamp_(max=65_535).add_(n << 16)))
-    return p_N, match_N
+    """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders. Returns the chain's probability
+    float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the highest order whose context was visited
+    before (0 = none). The last position has no target: its probability is meaningless, its match is that of the prediction after the stream."""
+    p_N, match_N = F.pad(p_N, (0, 1)), torch.zeros(len(tokens_N) + 1, dtype=torch.int32, device=tokens_N.device)  # first visits write to the last slot
+
+    def back_off(n: int, at: Tensor, visits: Tensor, pair_visits: Tensor, distinct: Tensor) -> None:
+        escape, p, at = distinct.double().mul_(NGRAM_ESCAPE), p_N.index_select(0, at), at.masked_fill(visits == 0, len(tokens_N))
+        p_N.scatter_(0, at, p.mul_(escape).add_(pair_visits).div_(escape.add_(visits)))
+        match_N.scatter_(0, at, distinct.clamp_(max=65_535).add_(n << 16))
+
+    context_counts(tokens_N, n_max, vocab_size, back_off)
+    return p_N[:-1], match_N[:-1]
 
 
 def gate_buckets(gain_N: Tensor, match_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int) -> tuple[Tensor, int]:
     """Bucket of each position's gate int32 [N] and the number of buckets; gain_N = ln(p_K / p_0) of the targets, used strictly before each."""
-    lead = (torch.log1p(gain_N.exp()) - math.log(2)).clamp(-3, 6)
-    total = torch.cumsum((lead / GATE_UNIT).round_().long(), 0)
-    recent = torch.zeros_like(total)
-    recent[1:] = total[:-1]
+    total = torch.cumsum((torch.log1p(gain_N.exp()) - math.log(2)).clamp_(-3, 6).div_(GATE_UNIT).round_(), 0)
+    recent = F.pad(total[:-1], (1, 0))
     recent[GATE_WINDOW + 1 :] -= total[: -GATE_WINDOW - 1]
     bucket, size = match_N >> 16, n_max + 1
-    features = [(recent.double() * (GATE_UNIT / GATE_WINDOW), RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)]
-    for feature, edges in [*features, ((match_N & 65_535).float(), CONTINUATION_EDGES)]:
-        bucket = bucket * (len(edges) + 1) + torch.bucketize(feature, feature.new_tensor(edges), out_int32=True)
-        size *= len(edges) + 1
+    features = [(recent.mul_(GATE_UNIT / GATE_WINDOW), RECENT_EDGES), (entropy_N, ENTROPY_EDGES), (confidence_N, CONFIDENCE_EDGES)]
+    for feature, edges in [*features, (match_N & 65_535, CONTINUATION_EDGES)]:
+        bucket, size = bucket * (len(edges) + 1), size * (len(edges) + 1)
+        for edge in edges:  # faster than a search
+            bucket += feature > edge
     return bucket, size
 
 
 def bayes_gate(gain_N: Tensor, bucket_N: Tensor, num_buckets: int) -> Tensor:
     """α float64 [N] of p = (1 - α)·p_0 + α·p_K: posterior mean over the grid, given the gains at earlier positions of the same bucket."""
     grid = torch.sigmoid(torch.linspace(-4, 4, GATE_GRID, dtype=torch.float64, device=gain_N.device))
-    carry = torch.zeros(GATE_GRID, num_buckets, dtype=torch.int64, device=gain_N.device)
+    carry = torch.zeros(GATE_GRID, num_buckets, dtype=torch.float64, device=gain_N.device)
     alpha_N = torch.empty_like(gain_N)
     for lo in range(0, len(gain_N), GATE_CHUNK):
         bucket, by_bucket = torch.sort(bucket_N[lo : lo + GATE_CHUNK], stable=True)
         odds = torch.expm1(gain_N[lo : lo + GATE_CHUNK].index_select(0, by_bucket))
-        earned = torch.log1p(grid[:, None] * odds).div_(GATE_UNIT).round_().long()
-        total, first = torch.cumsum(earned, 1), runs(bucket)[0]
-        starts = first.nonzero().squeeze(1)
-        ends = torch.cat([starts[1:], starts.new_tensor([len(bucket)])]) - 1
+        earned = torch.log1p(grid[:, None] * odds).div_(GATE_UNIT).round_()
+        total, starts = torch.cumsum(earned, 1), run_starts(bucket).nonzero().squeeze(1)
+        ends = F.pad(starts[1:], (0, 1), value=len(bucket)) - 1
         seen = bucket.index_select(0, starts).long()
-        base = carry.index_select(1, seen) - total.index_select(1, starts) + earned.index_select(1, starts)
+        evidence = total - earned
+        base = carry.index_select(1, seen) - evidence.index_select(1, starts)
         carry.index_copy_(1, seen, base + total.index_select(1, ends))
-        evidence = total - earned + base.index_select(1, torch.cumsum(first, 0, dtype=torch.int32) - 1)
-        alpha_N[lo : lo + GATE_CHUNK].scatter_(0, by_bucket, grid @ torch.softmax(evidence.double() * GATE_UNIT, 0))
+        evidence += torch.cumsum(torch.zeros_like(total).index_copy_(1, starts, torch.diff(base, dim=1, prepend=base.new_zeros(GATE_GRID, 1))), 1)
+        alpha_N[lo : lo + GATE_CHUNK].scatter_(0, by_bucket, grid @ torch.softmax(evidence.mul_(GATE_UNIT), 0))
     return alpha_N
 
 
 def probe_chain(tokens_N: Tensor, i: int, p_V: Tensor, n_max: int) -> Tensor:
     """The chain's whole distribution [V] after position i, from the model's p_V, by scanning x[0..i] once: no shared data structure."""
-    visits = (tokens_N[:i] == tokens_N[i]).nonzero().squeeze(1)
-    for n in range(2, n_max + 1):
-        if not len(visits):
-            break
+    visits, n = (tokens_N[:i] == tokens_N[i]).nonzero().squeeze(1), 1
+    while (n := n + 1) <= n_max and len(visits):
         counts = torch.bincount(tokens_N[visits + 1], minlength=len(p_V))
         escape = NGRAM_ESCAPE * int((counts > 0).sum())
         p_V = (counts + escape * p_V) / (len(visits) + escape)
@@ -1023,8 +977,7 @@ def probe_chain(tokens_N: Tensor, i: int, p_V: Tensor, n_max: int) -> Tensor:
 def final_scores(scores: StreamScores, stream: np.ndarray, cfg: Config) -> tuple[Tensor, dict[int, Tensor]]:
     """The stream's reported nll, float64 [M], nats, and the whole ln p [V] at each probed position: the model's, mixed with the n-gram chain.
     Entry i depends on x[0..i] and the model's outputs at 0..i alone, whatever the chunks, batches and ranks."""
-    n_max = cfg.ngram_order
-    if n_max < 2:
+    if (n_max := cfg.ngram_order) < 2:
         return scores.nll, scores.probes
     tokens_N, nll_N = torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device), torch.cat([scores.nll, scores.nll.new_zeros(1)])
     p_N, match_N = ngram_chain(tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size)
@@ -1093,11 +1046,9 @@ def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
     """The plane of `size` bytes that `encode` put at offset `at`, and the offset behind it. Raises ValueError, struct.error."""
     coded_bytes, at = struct.unpack_from("<I", data, at)[0], at + 4
     end = at + (coded_bytes or size)
-    if end > len(data):
-        raise ValueError(f"a tensor ends at byte {end} of a payload of {len(data)}")
     if not coded_bytes:
-        return np.frombuffer(data[at:end], np.uint8), end
-    values = np.flatnonzero(np.unpackbits(np.frombuffer(data[at:end][:32], np.uint8))).astype(np.uint8)
+        return np.frombuffer(data, np.uint8, size, at), end  # ValueError where the data end before
+    values = np.flatnonzero(np.unpackbits(np.frombuffer(data, np.uint8, coded_bytes, at)[:32])).astype(np.uint8)
     coded = np.frombuffer(data[at + 32 : end], "<u2")
     frequencies, words = coded[: len(values)], coded[len(values) :].tobytes()
     if not len(values) or len(frequencies) != len(values) or not frequencies.all() or (len(values) == 1 and words):
@@ -1116,9 +1067,8 @@ Stored = tuple[str, list[Tensor], int]  # format; integer symbols and a bfloat16
 
 
 def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> tuple[bytes, dict[str, Stored]]:
-    """The artifact's bytes, and its tensors.
-    Layout: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
-    Payload: in header order, the byte planes of every tensor's values and then of its row scales, each plane by `encode`."""
+    """The artifact's bytes, and its tensors: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
+    The payload holds, in header order, the byte planes of every tensor's values and then of its row scales, each plane by `encode`."""
     stored, payload, parameters = {}, [], dict(model.named_parameters())
     for name, fmt in export_formats(model, cfg).items():
         w = parameters[name].detach().float()
@@ -1151,10 +1101,8 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_byt
             return data
         if not cfg.fit_cap or coarsen > 4 or not quantised:
             heaviest = ", ".join(f"{n} {t[2]:,}" for n, t in sorted(stored.items(), key=lambda item: -item[1][2])[:5])
-            raise UserError(
-                f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {len(data) + code_bytes:,}, {excess:,} over; "
-                f"heaviest tensors (bytes): {heaviest}; use a smaller format, a smaller model or --fit-cap 1"
-            )
+            found = f"{len(data) + code_bytes:,}, {excess:,} over; heaviest tensors (bytes): {heaviest}"
+            raise UserError(f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {found}; use a smaller format, model or --fit-cap 1")
         coarsen *= 2 ** (1.02 * 8 * excess / quantised + 0.002)
 
 
@@ -1215,19 +1163,7 @@ def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
         state = {name: t[0].float() * t[1].float()[:, None] if t[1:] else t[0].float() for name, (_, t, _) in stored.items()}
         model.load_state_dict(state, assign=True)
         tokenizer_sha256 = str(header["tokenizer_sha256"])
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-        MemoryError,
-        RuntimeError,
-        struct.error,
-        UserError,
-    ) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError, MemoryError, RuntimeError, struct.error, UserError) as error:
         raise UserError(f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it") from None
     return model.requires_grad_(False), cfg, tokenizer_sha256
 
@@ -1237,35 +1173,37 @@ def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
         model, cfg, tokenizer_sha256 = unpack(path.read_bytes(), str(path))
     except OSError as error:
         raise UserError(f"{path}: expected an artifact, found {error.strerror}; train one first") from None
-    return rt.place(model), cfg, tokenizer_sha256
+    return model.to(rt.device), cfg, tokenizer_sha256
 
 
 # --- 11. Training loop ---
-def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple[Tensor, Tensor]], rt: Runtime) -> Tensor:
-    """Accumulates gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
-    total = torch.zeros((), device=rt.device)
-    for inputs, targets in batch:
-        loss = compute(inputs, targets) / len(batch)
-        loss.backward()
-        total += loss.detach()
-    return total
+def training_step(compute: Callable[[Tensor, Tensor], Tensor], batch: list[tuple[Tensor, Tensor]], params: list[nn.Parameter], rt: Runtime) -> Tensor:
+    """Sets the gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
+
+    def micro_step(micro: tuple[Tensor, Tensor]) -> list[Tensor]:
+        loss = compute(*micro) / len(batch)
+        return [loss.detach(), *torch.autograd.grad(loss, params)]
+
+    total = next(gradients := parallel(micro_step, batch, rt.device))
+    for other in gradients:
+        torch._foreach_add_(total, other)  # in the order of the batch, whoever was first
+    for p, g in zip(params, total[1:], strict=True):
+        p.grad = g
+    return total[0]
 
 
-def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, cfg: Config, rt: Runtime) -> None:
+def warm_up(model: GPT, compute: Callable, optimizers: Optimizers, rows: int, cfg: Config, rt: Runtime) -> None:
     """Compiles everything the loop will run on synthetic tokens (never on data), then restores weights and optimizer state bit for bit."""
-    saved = [p.detach().clone() for p in model.parameters()]
-    generator = torch.Generator().manual_seed(0)
-    rows = max(1, min(cfg.micro_batch_tokens, cfg.train_batch_tokens // rt.world_size) // cfg.train_seq_len)
-    formats = export_formats(model, cfg)
+    saved, formats, generator = [p.detach().clone() for p in model.parameters()], export_formats(model, cfg), torch.Generator().manual_seed(0)
     for step in range(cfg.warmup_steps):
         quantize_matrices(model, formats if cfg.qat_lr_scale > 0 and step % 2 == 1 else {})
         tokens = torch.randint(cfg.vocab_size, (rows, cfg.train_seq_len + 1), generator=generator).to(rt.device)
-        training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], rt)
+        training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, rt)
         optimizers.step(step, 1.0)
     quantize_matrices(model, {})
     with torch.no_grad():
         torch._foreach_copy_(list(model.parameters()), saved)
-    optimizers.reset()
+        torch._foreach_zero_(list(optimizers.state.values()))
 
 
 def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
@@ -1275,40 +1213,110 @@ def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
             module.levels = LEVELS.get(formats.get(f"{name}.weight", ""), 0)
 
 
-def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, float]:
-    """Trains in place and leaves the averaged weights in the model; returns steps and seconds of training. Knows nothing of export."""
+class Checkpoints:
+    """The last two states of a run in --out, checkpoint_RUN_NUMBER_STEP_SHA256.npz: RUN names code, config, seed and data, NUMBER grows, SHA256 is the
+    file's. All ranks hold the same state, so any number may go on from it; it needs no random generator, as a batch follows from seed and row."""
+
+    def __init__(self, run: str, state: dict[str, Tensor], cfg: Config, rt: Runtime):
+        self.run, self.state, self.cfg, self.folder, self.rt = hashlib.sha256(run.encode()).hexdigest()[:12], state, cfg, Path(cfg.out), rt
+
+    def find(self) -> list[Path]:
+        return sorted(self.folder.glob(f"checkpoint_{self.run}_??????_*_*.npz"))
+
+    def save(self, *progress: float) -> bool:
+        """Whether it could be written; if not, the run goes on without. progress: step, row, SWA snapshots, seconds."""
+        with self.rt.together():
+            if self.rt.rank == 0:
+                log, arrays = np.frombuffer(self.rt.log_path.read_bytes(), np.uint8), {name: t.detach().cpu().numpy() for name, t in self.state.items()}
+                np.savez(buffer := io.BytesIO(), progress=np.array(progress), log=log, **arrays)
+                number = 1 + max((int(path.name.split("_")[2]) for path in self.find()), default=0)
+                name = f"checkpoint_{self.run}_{number:06d}_{progress[0]:07d}_{hashlib.sha256(data := buffer.getbuffer()).hexdigest()}.npz"
+                try:
+                    write_atomically(self.folder / name, data)
+                except UserError as error:
+                    self.rt.log(f"checkpoint not written: {error}")
+                    return False
+                self.rt.log(f"checkpoint step:{progress[0]} file:{name} bytes:{len(data)}")
+                for old in [*self.find()[:-2], *self.folder.glob(f".checkpoint_{self.run}_*.tmp")]:
+                    old.unlink(missing_ok=True)
+        return True
+
+    @torch.no_grad()
+    def load(self) -> tuple[int, int, int, float]:
+        """What `save` was told last, zeros where it never was, after restoring state and log. Raises UserError for another run's checkpoints."""
+        progress = torch.zeros(4, dtype=torch.float64)
+        with self.rt.together():
+            if self.rt.rank == 0 and (others := sorted(self.folder.glob("checkpoint_*.npz"))):
+                if not (whole := [p for p in self.find() if sha256_file(p) == p.stem[-64:]]):
+                    raise UserError(f"{others[-1]}: expected a whole checkpoint of this code, config, seed and data; undo changes or leave --resume out")
+                try:
+                    with np.load(path := whole[-1], allow_pickle=False) as arrays:
+                        for name, t in {**self.state, "progress": progress}.items():
+                            t.copy_(torch.from_numpy(arrays[name]).view(t.shape))
+                        step, *_ = map(int, progress.tolist())
+                        write_atomically(self.rt.log_path, arrays["log"].tobytes())
+                except Exception as e:
+                    raise e if isinstance(e, UserError) else UserError(f"{path}: expected a checkpoint, found {type(e).__name__} {e}; remove it") from None
+                self.rt.log(f"resume step:{step} train_time:{1000 * progress[3]:.0f}ms file:{path.name} {describe_environment(self.rt, self.cfg)[0]}")
+        for t in (progress, *self.state.values()):
+            self.rt.all_reduce(t if self.rt.rank == 0 else t.zero_())
+        return *map(int, progress[:3]), progress[3].item()
+
+
+def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "") -> tuple[int, float]:
+    """Leaves averaged weights in the model; returns steps and seconds of training. SystemExit after SIGTERM or SIGINT; checkpoints are named after `run`."""
     optimizers, average, loader = Optimizers(model, cfg, rt), Average(model, cfg), Loader(dataset.train, cfg, rt)
     if cfg.compile and rt.device.type == "cpu" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("--compile: expected a C++ compiler for torch.compile on a CPU, found none; install one or pass --compile 0")
     formats = export_formats(model, cfg)
     compute = torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model
     started = time.perf_counter()
-    warm_up(model, compute, optimizers, cfg, rt)
+    warm_up(model, compute, optimizers, loader.micro_rows, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
-    step, loss, val, started = 0, torch.zeros((), device=rt.device), dataset.val.read(0, len(dataset.val)), rt.clock()
+    state = {f"{kind}.{i}": t for kind, held in (("weight", average.params), ("ema", average.ema), ("swa", average.swa)) for i, t in enumerate(held)}
+    checkpoints, signals = Checkpoints(run, state | optimizers.state, cfg, rt), []
+    handlers = {number: signal.signal(number, lambda number, _: signals.append(number)) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
+        step, loader.row, average.swa_count, elapsed = checkpoints.load() if cfg.resume else (0, 0, 0, 0.0)
+        loss, good, resumed, saved = torch.zeros((), device=rt.device), torch.full((), step, device=rt.device), step or -1, True
+        started = rt.clock() - elapsed
         while True:
-            elapsed = rt.agree(time.perf_counter() - started)
+            mine = torch.tensor([(time.perf_counter() - started) * (rt.rank == 0), len(signals)], dtype=torch.float64)
+            elapsed, stop = rt.all_reduce(mine).tolist()  # rank 0's clock, anybody's signal: all ranks leave after the same step, and no GPU waits
             lr_scale = learning_rate_scale(step, elapsed, cfg)
             done = step == cfg.iterations or (cfg.train_seconds > 0 and elapsed >= cfg.train_seconds)
-            if step and (done or step <= 10 or step % cfg.log_every == 0):
-                log_step(step, loss, lr_scale, elapsed, cfg, rt)
-            if cfg.val_every and (done or step % cfg.val_every == 0):
-                pause = rt.clock()  # non-overlapping windows: cheaper and a little worse than the final sliding score
-                nll = score_streams(model, [val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
-                loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
-                rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")
-                started += rt.clock() - pause  # validation is not training time
+            fresh = step != resumed  # the step of the checkpoint has been logged, validated and saved
+            due = fresh and step and (stop or (cfg.checkpoint_every and (done or step % cfg.checkpoint_every == 0)))
+            look = fresh and cfg.val_every and (done or step % cfg.val_every == 0)
+            if fresh and step and (done or due or step <= 10 or step % cfg.log_every == 0):
+                log_step(step, loss, good, lr_scale, elapsed, checkpoints, cfg, rt)
+            if look or due:
+                pause = rt.clock()
+                if look:  # non-overlapping windows: cheaper and a little worse than the final sliding score
+                    nll = score_streams(model, [dataset.val], dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len), rt)[0].nll
+                    loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
+                    rt.log(f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms")
+                if due:
+                    saved = checkpoints.save(step, loader.row, average.swa_count, pause - started)
+                started += rt.clock() - pause  # neither is training time
+            if stop:
+                rt.log(f"stopped step:{step} by a signal; --resume 1 goes on from the newest checkpoint")
+                raise SystemExit(0 if saved else 2)
             if done:
                 break
             quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
-            loss = training_step(compute, loader.next(), rt)
+            loss = training_step(compute, loader.next(), optimizers.params, rt)
+            good += torch.stack([loss, *torch._foreach_norm([p.grad for p in optimizers.params])]).isfinite().all()
             optimizers.step(step, lr_scale)
             step += 1
             average.update(snapshot=cfg.swa_every > 0 and lr_scale < cfg.swa_lr_scale and step % cfg.swa_every == 0)
             rt.pace()
     finally:
         loader.pool.shutdown(wait=True, cancel_futures=True)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    if signals and not stop:
+        signal.raise_signal(signals[0])  # it came too late for a checkpoint
     seconds = rt.clock() - started
     quantize_matrices(model, {})
     rt.log(f"averaging ema_decay:{cfg.ema_decay} swa_snapshots:{average.swa_count}")
@@ -1316,15 +1324,20 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime) -> tuple[int, 
     return step, seconds
 
 
-def log_step(step: int, loss: Tensor, lr_scale: float, elapsed: float, cfg: Config, rt: Runtime) -> None:
-    mean_loss = rt.all_reduce(loss.clone()).item() / rt.world_size
-    if not math.isfinite(mean_loss):
-        raise UserError(f"training: expected a finite loss, found {mean_loss} at step {step}; the run has diverged, lower the learning rates")
+def log_step(step: int, loss: Tensor, good: Tensor, lr_scale: float, elapsed: float, checkpoints: Checkpoints, cfg: Config, rt: Runtime) -> None:
+    """`good` counts, on the device, this rank's steps with a finite loss: no step waits to be checked. Raises UserError for numbers that are not finite."""
+    seen = torch.zeros(2, rt.world_size, dtype=torch.float64, device=rt.device)
+    seen[:, rt.rank] = torch.stack([loss.double(), good.double()])
+    losses, counts = rt.all_reduce(seen).tolist()
+    if (first := int(min(counts))) < step or not torch.stack(torch._foreach_norm([*checkpoints.state.values()])).isfinite().all():
+        found = f"others in step {first + 1} on rank {counts.index(first)}" if first < step else f"others after step {step}"
+        last = next((p.name for p in reversed(checkpoints.find())), "none")
+        text = f"training: expected finite losses, gradients and weights, found {found}; start again with lower learning rates; last good checkpoint: {last}"
+        raise UserError(text) if rt.rank == 0 else SystemExit(2)
+    mean_loss = sum(losses) / rt.world_size
     left = min((cfg.iterations - step) * elapsed / step, cfg.train_seconds - elapsed if cfg.train_seconds > 0 else math.inf)
-    rt.log(
-        f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms "
-        f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f} left:{max(0.0, left):.0f}s"
-    )
+    line = f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms "
+    rt.log(line + f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f} left:{max(0.0, left):.0f}s")
 
 
 # --- 12. Commands ---
@@ -1335,39 +1348,40 @@ def command_train(argv: Sequence[str], rt: Runtime) -> None:
     code_sha256, rt.log_path = hashlib.sha256(source).hexdigest(), out / "train.log"
     with rt.together():
         if rt.rank == 0:
-            if rt.log_path.is_file():
-                write_atomically(out / "train.log.previous", rt.log_path.read_bytes())
+            if rt.log_path.is_file() and b"\nstep:" in (log := rt.log_path.read_bytes()):
+                write_atomically(out / "train.log.previous", log)
             write_atomically(rt.log_path, b"log_format:1\n")
     rt.log(f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} =====\n{source.decode()}\n===== end source =====", echo=False)
-    rt.log("\n".join(describe_environment(rt) + config_lines))
+    rt.log("\n".join(describe_environment(rt, cfg) + config_lines))
     dataset = open_dataset(Path(cfg.data_dir), cfg, rt)
     rt.log(dataset.log_line)
     torch.manual_seed(cfg.seed)
-    model = rt.place(GPT(cfg))
+    model = GPT(cfg).to(rt.device)
     rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
-    steps, train_seconds = train(model, dataset, cfg, rt)
+    steps, train_seconds = train(model, dataset, cfg, rt, f"{code_sha256} {config_lines[-1]} seed:{cfg.seed} {dataset.log_line}")
     if rt.device.type == "cuda":
         rt.log(f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}")
-    path, started = out / "artifact.bin", time.perf_counter()
+    path, started, artifact = out / "artifact.bin", time.perf_counter(), [b""]
     with rt.together():
         if rt.rank == 0:
             data = export(model, cfg, dataset.tokenizer_sha256, rt, len(source))
             write_atomically(path, data)
+            artifact = [path.read_bytes()]
             export_time = time.perf_counter() - started
             rt.log(f"artifact file:{path.name} bytes:{len(data)} sha256:{hashlib.sha256(data).hexdigest()} export_time:{export_time:.1f}s")
-    stream, started = dataset.val.read(0, len(dataset.val)), time.perf_counter()
-    scores = score_streams(load_artifact(path, rt)[0], [stream], cfg, rt)[0]
+    if rt.world_size > 1:
+        dist.broadcast_object_list(artifact, 0)  # another machine may not see the file, or an older one
+    started = time.perf_counter()
+    scores = score_streams(unpack(artifact[0], str(path))[0].to(rt.device), [dataset.val], cfg, rt)[0]
     if rt.rank != 0:
         return
     targets, num_bytes, neural = len(scores.nll), dataset.val_bytes, scores.nll.sum().item()
     eval_time = time.perf_counter() - started
     rt.log(f"neural val_loss:{neural / targets:.8f} val_bpb:{neural / math.log(2) / num_bytes:.8f} eval_time:{eval_time:.1f}s")
-    nats, artifact_bytes = final_scores(scores, stream, cfg)[0].sum().item(), path.stat().st_size
-    rt.log(
-        f"result val_loss:{nats / targets:.8f} val_bpb:{nats / math.log(2) / num_bytes:.8f} nats:{nats:.6f} scored_tokens:{targets} "
-        f"scored_bytes:{num_bytes} steps:{steps} train_s:{train_seconds:.1f} eval_s:{time.perf_counter() - started:.1f} "
-        f"artifact_bytes:{artifact_bytes} code_bytes:{len(source)} bytes_total:{artifact_bytes + len(source)} code_sha256:{code_sha256} seed:{cfg.seed}"
-    )
+    nats, artifact_bytes = final_scores(scores, dataset.val, cfg)[0].sum().item(), len(artifact[0])
+    line = f"result val_loss:{nats / targets:.8f} val_bpb:{nats / math.log(2) / num_bytes:.8f} nats:{nats:.6f} scored_tokens:{targets} "
+    line += f"scored_bytes:{num_bytes} steps:{steps} train_s:{train_seconds:.1f} eval_s:{time.perf_counter() - started:.1f} artifact_bytes:{artifact_bytes} "
+    rt.log(line + f"code_bytes:{len(source)} bytes_total:{artifact_bytes + len(source)} code_sha256:{code_sha256} seed:{cfg.seed}")
 
 
 def command_score(argv: Sequence[str], rt: Runtime) -> None:
@@ -1387,10 +1401,10 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
     except (OSError, ValueError, TypeError) as error:
         raise UserError(f'{args.probes}: expected JSON like {{"stream": [0, 5]}}, found {error}; correct the file') from None
     for stem, positions in probes.items():
-        if stem not in streams:
-            raise UserError(f"{args.probes}: expected stems among {sorted(streams)}, found {stem!r}; name a file given to --tokens without its .bin")
-        if not isinstance(positions, list) or not all(type(i) is int and 0 <= i < len(streams[stem]) for i in positions):
-            raise UserError(f"{args.probes}: expected positions 0..{len(streams[stem]) - 1} for {stem!r}, found others; correct them")
+        length = len(streams.get(stem, []))
+        if not isinstance(positions, list) or not all(type(i) is int and 0 <= i < length for i in positions) or not length:
+            expected = f"positions 0..{length - 1} for {stem!r}" if length else f"one of the streams {sorted(streams)} (a file name without .bin)"
+            raise UserError(f"{args.probes}: expected {expected}, found {positions if length else stem!r}; correct it")
     scores = score_streams(model, list(streams.values()), cfg, rt, [probes.get(stem, []) for stem in streams])
     for (stem, stream), result in zip(streams.items(), scores, strict=True) if rt.rank == 0 else ():
         nll, distributions = final_scores(result, stream, cfg)
@@ -1399,12 +1413,6 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
             np.save(buffer := io.BytesIO(), array.cpu().numpy(), allow_pickle=False)
             write_atomically(args.out / f"{stem}.{name}.npy", buffer.getvalue())
         print(f"scored {stem}: {len(nll):,} targets, {nll.sum().item():.6f} nats", flush=True)
-
-
-TABLE_GROUPS = {  # first match wins
-    "^embed": "embedding (tied head)", "^bigram": "bigram table, projection", "^smear": "SmearGate", "^enrich": "pre-enrichment", "^skips": "skip weights",
-    "attention.*weight": "attention", "(fc|proj).weight": "MLP", "": "block gains and mixes",
-}  # fmt: skip
 
 
 def command_params(argv: Sequence[str], rt: Runtime) -> None:
@@ -1418,10 +1426,9 @@ def command_params(argv: Sequence[str], rt: Runtime) -> None:
     model, cfg, _ = load_artifact(args.artifact, rt) if args.artifact else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
     raw, payload = read_header(args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title))
     stored = read_tensors(json.loads(raw)["tensors"], payload)
-    parameters = dict(model.named_parameters())
-    groups: dict[str, list[str]] = {}
+    parameters, groups = dict(model.named_parameters()), {}
     for name in parameters:
-        groups.setdefault(next(group for key, group in TABLE_GROUPS.items() if re.search(key, name)), []).append(name)
+        groups.setdefault(re.sub(r"\.\d+|\.weight", "", name), []).append(name)
     total = sum(p.numel() for p in parameters.values())
     print(f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}")
     for group, names in [*groups.items(), ("total", list(parameters))]:
@@ -1441,15 +1448,12 @@ def sample(logits_V: Tensor, temperature: float, top_k: int, top_p: float, gener
 
 @torch.inference_mode()
 def generate(model: GPT, prompt: list[int], max_new: int, context: int, pick: Callable[[Tensor], int]) -> Iterable[int]:
-    """Yields max_new token ids. Keys and values are cached; when the context is full, its later half is read again as a fresh window."""
-    tokens, cache, fresh = list(prompt), Cache(), prompt[-context:]
+    """Yields max_new token ids, each after reading the last `context` tokens: windows like those of scoring, whatever the length."""
+    tokens = list(prompt)
     for _ in range(max_new):
-        if cache.length + len(fresh) > context:
-            cache, fresh = Cache(), tokens[-max(1, context // 2) :]
-        hidden, _ = model.hidden(torch.tensor([fresh], device=model.embed.device), cache)
-        fresh = [pick(model.logits(hidden[0, -1]).float())]
-        tokens += fresh
-        yield fresh[0]
+        hidden, _ = model.hidden(torch.tensor([tokens[-context:]], device=model.embed.device))
+        tokens.append(pick(model.logits(hidden[0, -1]).float()))
+        yield tokens[-1]
 
 
 def command_generate(argv: Sequence[str], rt: Runtime) -> None:
@@ -1458,11 +1462,8 @@ def command_generate(argv: Sequence[str], rt: Runtime) -> None:
     parser.add_argument("--artifact", type=Path, required=True)
     parser.add_argument("--tokenizer", type=Path, help="SentencePiece model; default: the one in data/tokenizers that the artifact names by sha256")
     parser.add_argument("--prompt", default="")
-    parser.add_argument("--max-new-tokens", type=int, default=200)
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 = greedy")
-    parser.add_argument("--top-k", type=int, default=0, help="0 = off")
-    parser.add_argument("--top-p", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=1337)
+    for flag, default in {"max-new-tokens": 200, "temperature": 0.8, "top-k": 0, "top-p": 1.0, "seed": 1337}.items():
+        parser.add_argument(f"--{flag}", type=type(default), default=default, help=f"default {default}" + "; 0 = greedy" * (flag == "temperature"))
     args = parser.parse_args(argv)
     if min(args.top_k, args.max_new_tokens) < 0 or not 0 <= args.temperature < math.inf or not 0 < args.top_p <= 1:
         raise UserError("generate: expected a finite temperature >= 0, top-k >= 0, 0 < top-p <= 1, max-new-tokens >= 0; change these flags")
@@ -1487,10 +1488,10 @@ def main(argv: Sequence[str]) -> int:
     try:
         with runtime(dict(os.environ)) as rt:
             COMMANDS[command](rest, rt)
-    except (UserError, OSError, RuntimeError) as error:  # an OSError here is a full disk or a file that vanished; its text names the file
+    except (UserError, OSError, RuntimeError, KeyboardInterrupt) as error:  # an OSError here is a full disk or a file that vanished
         if isinstance(error, RuntimeError) and not re.search("by peer|Broken pipe|NCCL", str(error)):  # these: a rank died, gloo names its address
             raise
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
         return 2
     return 0
 
