@@ -185,6 +185,10 @@ def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, 
     return cfg, [*lines, f"config sha256:{hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest()}"]
 
 
+def trains_in_bf16(cfg: Config, device: torch.device) -> bool:
+    return bool(cfg.bf16) and BF16_PAYS[device.type]
+
+
 # --- 3. Runtime ---
 @dataclass(kw_only=True)
 class Runtime:
@@ -302,7 +306,7 @@ def describe_environment(rt: Runtime, cfg: Config) -> list[str]:
     known = {"python": platform.python_version(), "torch": torch.__version__, "cuda": torch.version.cuda, "driver": driver, "cpu": cpu}
     known |= {"gpus": torch.cuda.device_count() if cuda else 0, "gpu": torch.cuda.get_device_name(rt.device) if cuda else "", "cores": os.cpu_count()}
     known |= {"platform": platform.platform(), "git_commit": run("git", "rev-parse", "HEAD"), "world_size": rt.world_size}
-    known |= {"train_dtype": "bfloat16" if cfg.bf16 and BF16_PAYS[rt.device.type] else "float32"}
+    known |= {"train_dtype": "bfloat16" if trains_in_bf16(cfg, rt.device) else "float32"}
     smi = ["===== nvidia-smi =====", run("nvidia-smi"), "===== end nvidia-smi ====="] if cuda else []
     quoted = {k: "none" if v in ("", None) else json.dumps(v) if " " in str(v) else v for k, v in known.items()}
     return ["env " + " ".join(f"{k}:{v}" for k, v in quoted.items()), *smi]
@@ -643,10 +647,8 @@ class GPT(nn.Module):
         delta = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
         x = stem = rms_norm(after)
         rotary = rotary_tables(positions, cfg.model_dim // cfg.num_heads, cfg.rope_base)
-        skips: list[Tensor] = []
         for repeat in range(cfg.encoder_recurrence + 1):
-            skips.clear()
-            x = rms_norm(x) if repeat else x
+            skips, x = [], rms_norm(x) if repeat else x
             for block in self.blocks[: cfg.num_encoder_layers]:
                 x = block(x, stem, rotary, T)
                 skips.append(x)
@@ -663,7 +665,7 @@ class GPT(nn.Module):
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean next-token cross-entropy, nats."""
-        bf16 = bool(self.cfg.bf16) and BF16_PAYS[self.embed.device.type]
+        bf16 = trains_in_bf16(self.cfg, self.embed.device)
         return HeadLoss.apply(self.hidden(ids_BT, bf16=bf16)[0].flatten(0, 1), self.embed, targets_BT.flatten(), self.cfg.logit_softcap)
 
 
@@ -731,7 +733,7 @@ class Optimizers:
             update = grads.add_(buffer, alpha=momentum)
             share = -(-len(params) // self.rt.world_size)
             mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
-            mine = mine.bfloat16() if self.cfg.bf16 and BF16_PAYS[mine.device.type] and mine.dtype == torch.float32 else mine  # half the bytes to gather
+            mine = mine.bfloat16() if trains_in_bf16(self.cfg, mine.device) and mine.dtype == torch.float32 else mine  # half the bytes to gather
             mine = newton_schulz(mine, self.cfg.newton_schulz_steps) if len(mine) else mine
             if self.rt.world_size > 1:
                 mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
@@ -1089,9 +1091,8 @@ def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -
 
 def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_bytes: int) -> bytes:
     """The artifact under the cap: with fit_cap, quantisation steps are widened just enough (entropy falls by log2 of the factor per weight)."""
-    limit, coarsen = SIZE_CAP_BYTES - code_bytes, 1.0
-    formats, parameters = export_formats(model, cfg), dict(model.named_parameters())
-    quantised = sum(parameters[n].numel() for n, fmt in formats.items() if fmt in LEVELS)
+    limit, coarsen, formats = SIZE_CAP_BYTES - code_bytes, 1.0, export_formats(model, cfg)
+    quantised = sum(p.numel() for name, p in model.named_parameters() if formats[name] in LEVELS)
     while True:
         data, stored = pack(model, cfg, tokenizer_sha256, coarsen)
         excess = len(data) - limit
@@ -1268,8 +1269,7 @@ def train(model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = "")
     optimizers, average, loader = Optimizers(model, cfg, rt), Average(model, cfg), Loader(dataset.train, cfg, rt)
     if cfg.compile and rt.device.type == "cpu" and not os.environ.get("CXX") and not any(map(shutil.which, ("c++", "g++", "clang++"))):
         raise UserError("--compile: expected a C++ compiler for torch.compile on a CPU, found none; install one or pass --compile 0")
-    formats = export_formats(model, cfg)
-    compute = torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model
+    formats, compute = export_formats(model, cfg), torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model
     started = time.perf_counter()
     warm_up(model, compute, optimizers, loader.micro_rows, cfg, rt)
     rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")

@@ -56,7 +56,7 @@ def peak_memory() -> int:
 
 def dtype_of(side: str, cfg: tg.Config, device: torch.device) -> torch.dtype:
     """Of a side's products in training. The plain side computes in float32 on a CPU and in bfloat16 on a GPU, as scoring does."""
-    fast = {"plain": device.type == "cuda", "ours in float32": False, "ours": bool(cfg.bf16) and tg.BF16_PAYS[device.type]}[side]
+    fast = {"plain": device.type == "cuda", "ours in float32": False, "ours": tg.trains_in_bf16(cfg, device)}[side]
     return torch.bfloat16 if fast else torch.float32
 
 

@@ -82,7 +82,7 @@ def test_a_step_computes_in_the_precision_that_was_asked_for(bf16, weights, expe
     optimizers.matrices = [(params, momenta.to(weights)) for params, momenta in optimizers.matrices]
     tg.training_step(model, tg.Loader(tg.TokenStream([speed.synthetic_stream(cfg.vocab_size, 2000)]), cfg, rt).next(), optimizers.params, rt)
     optimizers.muon(0.02, 0.9)
-    assert {name: dtypes for name, dtypes in seen.items()} == {name: {dtype} for name, dtype in expected.items()}
+    assert seen == {name: {dtype} for name, dtype in expected.items()}
     assert {p.dtype for p in model.parameters()} == {weights}
 
 
