@@ -5,4 +5,12 @@ Run it alone on the machine; about 4 minutes on 2 cores."""
 from speed import main
 
 if __name__ == "__main__":
-    main("cpu", __doc__, ["--preset", "docs_cpu"], steps=20, whole_steps=30, rounds=3, score_tokens=60_000)
+    main(
+        "cpu",
+        __doc__,
+        ["--preset", "docs_cpu"],
+        steps=20,
+        whole_steps=30,
+        rounds=3,
+        score_tokens=60_000,
+    )

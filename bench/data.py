@@ -62,7 +62,10 @@ def docs_texts(dataset: Path) -> tuple[list[str], Path]:
     for split in manifest.splits.values():
         for file in split.files:
             tokens = np.array(read_shard(dataset / file.name))
-            texts += [tokenizer.decode(ids[1:]) for ids in np.split(tokens, np.flatnonzero(tokens == BOS))[1:]]
+            texts += [
+                tokenizer.decode(ids[1:])
+                for ids in np.split(tokens, np.flatnonzero(tokens == BOS))[1:]
+            ]
     return texts, path
 
 
@@ -75,18 +78,33 @@ def write_documents(path: Path, texts: list[str], size: int) -> list[str]:
             file.write(json.dumps({"text": text}, ensure_ascii=False) + "\n")
             written += len(text.encode())
             number += 1
-            if size <= 300_000_000:  # the gigabyte is for the memory run, which needs no list of it here
+            if (
+                size <= 300_000_000
+            ):  # the gigabyte is for the memory run, which needs no list of it here
                 made.append(text)
     return made
 
 
-def retokenize_command(docs: Path, tokenizer: Path, root: Path, workers: int, chunk: int = 0) -> list[str]:
-    return [sys.executable, "-c", RETOKENIZE, str(docs), str(tokenizer), str(root), str(workers), str(chunk)]
+def retokenize_command(
+    docs: Path, tokenizer: Path, root: Path, workers: int, chunk: int = 0
+) -> list[str]:
+    return [
+        sys.executable,
+        "-c",
+        RETOKENIZE,
+        str(docs),
+        str(tokenizer),
+        str(root),
+        str(workers),
+        str(chunk),
+    ]
 
 
 def start(docs: Path, tokenizer: Path, root: Path, chunk: int) -> subprocess.Popen:
     command = retokenize_command(docs, tokenizer, root, 2, chunk)
-    return subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True)
+    return subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, start_new_session=True
+    )
 
 
 def retokenize(docs: Path, tokenizer: Path, root: Path, workers: int) -> tuple[float, float, int]:
@@ -118,7 +136,9 @@ def throughput(texts: list[str], tokenizer: Path, folder: Path, size: int, repea
     for i in range(repeats):  # in turns, so that a slow spell of the machine meets both
         theirs.append(sentencepiece_seconds(tokenizer.read_bytes(), made, workers))
         ours.append(retokenize(docs, tokenizer, folder / f"out{i}", workers)[:2])
-    wall, cpu = ([statistics.median(run[i] for run in runs) for runs in (ours, theirs)] for i in (0, 1))
+    wall, cpu = (
+        [statistics.median(run[i] for run in runs) for runs in (ours, theirs)] for i in (0, 1)
+    )
     return {
         "source_bytes": total,
         "workers": workers,
@@ -137,7 +157,9 @@ def memory(texts: list[str], tokenizer: Path, folder: Path, sizes: list[int]) ->
         docs = folder / f"memory{size}.jsonl"
         write_documents(docs, texts, size)
         seconds, _, peak = retokenize(docs, tokenizer, folder / f"memory{size}", default_workers())
-        rows.append({"input_bytes": docs.stat().st_size, "peak_rss_bytes": peak, "seconds": seconds})
+        rows.append(
+            {"input_bytes": docs.stat().st_size, "peak_rss_bytes": peak, "seconds": seconds}
+        )
         docs.unlink()
     return rows
 
@@ -146,7 +168,10 @@ def reading(folder: Path, tokens: int, repeats: int) -> dict:
     """Sum over a shard's tokens, so that every page is touched; warm cache."""
     path = folder / "reading.bin"
     write_shard(path, [np.random.default_rng(0).integers(0, 1024, tokens).astype(np.uint16)])
-    ways = {"read_shard": lambda: read_shard(path).sum(dtype=np.int64), "fromfile": lambda: np.fromfile(path, "<u2", offset=HEADER_BYTES).sum(dtype=np.int64)}
+    ways = {
+        "read_shard": lambda: read_shard(path).sum(dtype=np.int64),
+        "fromfile": lambda: np.fromfile(path, "<u2", offset=HEADER_BYTES).sum(dtype=np.int64),
+    }
     seconds = {name: [] for name in ways}
     sums = set()
     for _ in range(repeats):
@@ -167,7 +192,9 @@ def kills(texts: list[str], tokenizer: Path, folder: Path, count: int, size: int
     chunk = size // 40
 
     def shards(root: Path) -> dict[str, str]:
-        return {path.name: sha256_file(path) for path in sorted((root / "datasets").glob("*/*.bin"))}
+        return {
+            path.name: sha256_file(path) for path in sorted((root / "datasets").glob("*/*.bin"))
+        }
 
     began = time.perf_counter()
     if start(docs, tokenizer, folder / "undisturbed", chunk).wait():
@@ -193,19 +220,54 @@ def kills(texts: list[str], tokenizer: Path, folder: Path, count: int, size: int
     if start(docs, tokenizer, folder / "killed", chunk).wait():
         raise RuntimeError("the last run failed")
     identical = shards(folder / "killed") == shards(folder / "undisturbed")
-    return {"undisturbed_seconds": whole, "kills": count, "moments": moments, "identical": identical}
+    return {
+        "undisturbed_seconds": whole,
+        "kills": count,
+        "moments": moments,
+        "identical": identical,
+    }
 
 
 def machine() -> dict:
-    model = next((line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "unknown")
-    versions = {"python": platform.python_version(), "numpy": np.__version__, "sentencepiece": spm.__version__}
-    return {"cpu": model, "cores": default_workers(), "load_at_start": os.getloadavg()[0], **versions}
+    model = next(
+        (
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if line.startswith("model name")
+        ),
+        "unknown",
+    )
+    versions = {
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "sentencepiece": spm.__version__,
+    }
+    return {
+        "cpu": model,
+        "cores": default_workers(),
+        "load_at_start": os.getloadavg()[0],
+        **versions,
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
-    parser.add_argument("--dataset", type=Path, default=ROOT / "data" / "datasets" / "docs_sp1024", help="where the text comes from")
-    parser.add_argument("--parts", nargs="+", default=["throughput", "memory", "reading", "kills", "bytes"], help="what to measure; the rest is kept")
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "--dataset",
+        type=Path,
+        default=ROOT / "data" / "datasets" / "docs_sp1024",
+        help="where the text comes from",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs="+",
+        default=["throughput", "memory", "reading", "kills", "bytes"],
+        help="what to measure; the rest is kept",
+    )
     parser.add_argument("--throughput-mb", type=int, default=200)
     parser.add_argument("--memory-mb", type=int, nargs="+", default=[10, 100, 1000])
     parser.add_argument("--kills", type=int, default=20)
@@ -219,7 +281,9 @@ def main() -> int:
         folder = Path(name)
         for part in args.parts:
             if part == "throughput":
-                found = throughput(texts, tokenizer, folder, args.throughput_mb * 1_000_000, repeats=3)
+                found = throughput(
+                    texts, tokenizer, folder, args.throughput_mb * 1_000_000, repeats=3
+                )
             elif part == "memory":
                 found = memory(texts, tokenizer, folder, [mb * 1_000_000 for mb in args.memory_mb])
             elif part == "reading":
@@ -227,7 +291,13 @@ def main() -> int:
             elif part == "kills":
                 found = kills(texts, tokenizer, folder, args.kills, 40_000_000)
             elif part == "bytes":
-                found = [truth.row() for truth in measure({path.stem: load_tokenizer(path) for path in args.tokenizers}, text_files(args.text))]
+                found = [
+                    truth.row()
+                    for truth in measure(
+                        {path.stem: load_tokenizer(path) for path in args.tokenizers},
+                        text_files(args.text),
+                    )
+                ]
             else:
                 parser.error(f"no part {part}")
             results[part] = {"machine": machine(), "result": found}

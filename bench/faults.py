@@ -39,7 +39,9 @@ from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
-sys.path = [p for p in sys.path if Path(p).resolve() != ROOT / "bench"]  # bench/data.py must not hide the package
+sys.path = [
+    p for p in sys.path if Path(p).resolve() != ROOT / "bench"
+]  # bench/data.py must not hide the package
 
 import data.common  # noqa: E402
 import data.manifest  # noqa: E402
@@ -54,9 +56,32 @@ import eval.schema  # noqa: E402
 import train_gpt as tg  # noqa: E402
 
 REFUSALS = (tg.UserError, data.common.UserError, eval.errors.UserError)
-SECONDS, MEMORY_BYTES = 20, 2 << 30  # per file: what a reader may take, on top of what the process holds before
+SECONDS, MEMORY_BYTES = (
+    20,
+    2 << 30,
+)  # per file: what a reader may take, on top of what the process holds before
 VOCAB = 260
-ODD = (None, True, -1, 0, 1, 3.5, 1e308, 10**30, float("nan"), "", "x", "1", "../../etc/passwd", "\ud800", [], {}, [[]], {"a": 1}, "9" * 400)
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    1,
+    3.5,
+    1e308,
+    10**30,
+    float("nan"),
+    "",
+    "x",
+    "1",
+    "../../etc/passwd",
+    "\ud800",
+    [],
+    {},
+    [[]],
+    {"a": 1},
+    "9" * 400,
+)
 
 
 def mutate_bytes(raw: bytes, rng: random.Random) -> bytes:
@@ -79,13 +104,17 @@ def mutate_bytes(raw: bytes, rng: random.Random) -> bytes:
                 other = rng.randrange(len(out) + 1)
                 out[other:other] = out[at : at + length]
             case 6:
-                word = struct.pack("<q", rng.choice((0, -1, 1 << 31, (1 << 63) - 1, -(1 << 63), 255, 65_536)))
+                word = struct.pack(
+                    "<q", rng.choice((0, -1, 1 << 31, (1 << 63) - 1, -(1 << 63), 255, 65_536))
+                )
                 out[at : at + 4 * rng.randrange(1, 3)] = word[: 4 * rng.randrange(1, 3)]
             case 7:
                 digits = [i for i in range(at, min(len(out), at + 4000)) if 48 <= out[i] <= 57]
                 if digits:
                     i = rng.choice(digits)
-                    out[i : i + 1] = rng.choice((b"0", b"9", b"-", b".", b"e9", b"99999999999999999999", b"nan"))
+                    out[i : i + 1] = rng.choice(
+                        (b"0", b"9", b"-", b".", b"e9", b"99999999999999999999", b"nan")
+                    )
             case _:
                 out[at : at + length] = bytes([rng.choice((0, 10, 13, 27, 255, 32))]) * length
     return bytes(out)
@@ -114,7 +143,9 @@ def mutate_json(raw: bytes, rng: random.Random) -> bytes:
                 node.insert(key, node[key])
             case 3:
                 other, there = rng.choice(places)
-                if (isinstance(other, dict) and there in other) or (isinstance(other, list) and there < len(other)):
+                if (isinstance(other, dict) and there in other) or (
+                    isinstance(other, list) and there < len(other)
+                ):
                     node[key] = copy.deepcopy(other[there])
             case _:
                 node[key] = copy.deepcopy(rng.choice(ODD))
@@ -130,7 +161,12 @@ def mutate_artifact(raw: bytes, rng: random.Random) -> bytes:
         start = len(tg.ARTIFACT_MAGIC) + 16
         version, size, payload = struct.unpack_from("<IIQ", raw, len(tg.ARTIFACT_MAGIC))
         header = mutate_json(raw[start : start + size], rng)
-        return resealed(tg.ARTIFACT_MAGIC + struct.pack("<IIQ", version, len(header), payload) + header + raw[start + size :])
+        return resealed(
+            tg.ARTIFACT_MAGIC
+            + struct.pack("<IIQ", version, len(header), payload)
+            + header
+            + raw[start + size :]
+        )
     out = mutate_bytes(raw, rng)
     return resealed(out) if len(out) > 32 and rng.random() < 0.7 else out
 
@@ -162,8 +198,19 @@ def mutate_text_or_json(raw: bytes, rng: random.Random) -> bytes:
 def sound_files(folder: Path) -> None:
     """A tiny byte-level dataset, an artifact of random weights, and the newest committed record with one seed's log."""
     dataset, rng = folder / "dataset", np.random.default_rng(0)
-    manifest: dict = {"format": 1, "name": "tiny", "corpus": "test", "version": "0" * 64, "version_rule": "documents", "provenance": {}, "splits": {}}
-    tokenizer, entry = data.tokenizer.ByteTokenizer.model, {"file": "bytes.json", "kind": "bytes", "vocab_size": VOCAB, "lossless": True}
+    manifest: dict = {
+        "format": 1,
+        "name": "tiny",
+        "corpus": "test",
+        "version": "0" * 64,
+        "version_rule": "documents",
+        "provenance": {},
+        "splits": {},
+    }
+    tokenizer, entry = (
+        data.tokenizer.ByteTokenizer.model,
+        {"file": "bytes.json", "kind": "bytes", "vocab_size": VOCAB, "lossless": True},
+    )
     manifest["tokenizer"] = entry | {"sha256": hashlib.sha256(tokenizer).hexdigest()}
     dataset.mkdir()
     (dataset / "bytes.json").write_bytes(tokenizer)
@@ -174,16 +221,28 @@ def sound_files(folder: Path) -> None:
         data.shards.write_shard(path, [tokens])
         entry = {"name": path.name, "tokens": count, "sha256": tg.sha256_file(path)}
         held = int((tokens >= 4).sum())
-        manifest["splits"][split] = {"documents": count // 50, "source_bytes": held, "counted_bytes": held, "tokens": count, "files": [entry]}
+        manifest["splits"][split] = {
+            "documents": count // 50,
+            "source_bytes": held,
+            "counted_bytes": held,
+            "tokens": count,
+            "files": [entry],
+        }
     (dataset / "manifest.json").write_text(json.dumps(manifest))
     torch.manual_seed(0)
     cfg = tiny_config()
     (folder / "artifact.bin").write_bytes(tg.pack(tg.GPT(cfg), cfg, "0" * 64)[0])
     record = sorted((ROOT / "records/track_docs_cpu").glob("*_ema-ngram"))[-1]
-    shutil.copytree(record, folder / "record", ignore=shutil.ignore_patterns("*.png", "train_seed[!1]*", "artifact*"))
+    shutil.copytree(
+        record,
+        folder / "record",
+        ignore=shutil.ignore_patterns("*.png", "train_seed[!1]*", "artifact*"),
+    )
     head, step, tail = (record / "train_seed1337.log").read_bytes().rpartition(b"\nstep:100/")
     env = tg.describe_environment(tg.Runtime(), tg.Config())[0]
-    resume = f"\nresume step:80 train_time:17000ms file:checkpoint_0.npz {env}".encode()  # as an interrupted run's log has it
+    resume = (
+        f"\nresume step:80 train_time:17000ms file:checkpoint_0.npz {env}".encode()
+    )  # as an interrupted run's log has it
     (folder / "train.log").write_bytes(head + resume + step + tail)
     saved = checkpoints_in(folder / "run")
     saved.rt.log_path.write_text("log_format:1\n")
@@ -195,19 +254,34 @@ def sound_files(folder: Path) -> None:
 def tiny_config() -> tg.Config:
     flags = "--vocab-size 260 --model-dim 32 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 --mlp-hidden 48 --pre-enrich-hidden 24"
     more = "--bigram-buckets 64 --bigram-dim 8 --xsa-layers 1 --train-batch-tokens 256 --train-seq-len 32 --micro-batch-tokens 256 --eval-seq-len 32"
-    return tg.parse_config([*flags.split(), *more.split(), "--eval-stride", "8", "--eval-batch-tokens", "256"], {})[0]
+    return tg.parse_config(
+        [*flags.split(), *more.split(), "--eval-stride", "8", "--eval-batch-tokens", "256"], {}
+    )[0]
 
 
 def checkpoints_in(run: Path) -> tg.Checkpoints:
     run.mkdir(exist_ok=True)
-    state = {"weight.0": torch.ones(8, 4), "adam.0.step": torch.ones(()), "muon.0": torch.ones(2, 3, 5)}
-    return tg.Checkpoints("run", state, dataclasses.replace(tiny_config(), out=str(run)), tg.Runtime(log_path=run / "train.log"))
+    state = {
+        "weight.0": torch.ones(8, 4),
+        "adam.0.step": torch.ones(()),
+        "muon.0": torch.ones(2, 3, 5),
+    }
+    return tg.Checkpoints(
+        "run",
+        state,
+        dataclasses.replace(tiny_config(), out=str(run)),
+        tg.Runtime(log_path=run / "train.log"),
+    )
 
 
 def read_checkpoint(folder: Path) -> None:
     """Under the name that its bytes give it: damage without that is passed over."""
     raw, saved = (folder / "checkpoint.npz").read_bytes(), checkpoints_in(folder / "run")
-    path = folder / "run" / f"checkpoint_{saved.run}_000001_0000001_{hashlib.sha256(raw).hexdigest()}.npz"
+    path = (
+        folder
+        / "run"
+        / f"checkpoint_{saved.run}_000001_0000001_{hashlib.sha256(raw).hexdigest()}.npz"
+    )
     path.write_bytes(raw)
     try:
         with contextlib.redirect_stdout(None):
@@ -239,18 +313,56 @@ def open_all(dataset: Path) -> None:
 
 
 # reader -> (file that is mutated, how, what reads it)
-READERS: dict[str, tuple[str, Callable[[bytes, random.Random], bytes], Callable[[Path], object]]] = {
-    "shard, train_gpt.py": ("dataset/tiny_val_000000.bin", mutate_bytes, lambda f: tg.open_shard(f / "dataset/tiny_val_000000.bin", VOCAB)),
-    "shard, data": ("dataset/tiny_val_000000.bin", mutate_bytes, lambda f: data.shards.read_shard(f / "dataset/tiny_val_000000.bin").sum()),
-    "shard, eval": ("dataset/tiny_val_000000.bin", mutate_bytes, lambda f: eval.dataset.read_shard(f / "dataset/tiny_val_000000.bin")),
-    "manifest, train_gpt.py": ("dataset/manifest.json", mutate_text_or_json, lambda f: tg.open_dataset(f / "dataset", tiny_config(), tg.Runtime())),
-    "manifest, data": ("dataset/manifest.json", mutate_text_or_json, lambda f: data.manifest.load_manifest(f / "dataset")),
-    "manifest, eval": ("dataset/manifest.json", mutate_text_or_json, lambda f: open_all(f / "dataset")),
-    "artifact": ("artifact.bin", mutate_artifact, lambda f: tg.unpack((f / "artifact.bin").read_bytes(), "artifact.bin")),
+READERS: dict[
+    str, tuple[str, Callable[[bytes, random.Random], bytes], Callable[[Path], object]]
+] = {
+    "shard, train_gpt.py": (
+        "dataset/tiny_val_000000.bin",
+        mutate_bytes,
+        lambda f: tg.open_shard(f / "dataset/tiny_val_000000.bin", VOCAB),
+    ),
+    "shard, data": (
+        "dataset/tiny_val_000000.bin",
+        mutate_bytes,
+        lambda f: data.shards.read_shard(f / "dataset/tiny_val_000000.bin").sum(),
+    ),
+    "shard, eval": (
+        "dataset/tiny_val_000000.bin",
+        mutate_bytes,
+        lambda f: eval.dataset.read_shard(f / "dataset/tiny_val_000000.bin"),
+    ),
+    "manifest, train_gpt.py": (
+        "dataset/manifest.json",
+        mutate_text_or_json,
+        lambda f: tg.open_dataset(f / "dataset", tiny_config(), tg.Runtime()),
+    ),
+    "manifest, data": (
+        "dataset/manifest.json",
+        mutate_text_or_json,
+        lambda f: data.manifest.load_manifest(f / "dataset"),
+    ),
+    "manifest, eval": (
+        "dataset/manifest.json",
+        mutate_text_or_json,
+        lambda f: open_all(f / "dataset"),
+    ),
+    "artifact": (
+        "artifact.bin",
+        mutate_artifact,
+        lambda f: tg.unpack((f / "artifact.bin").read_bytes(), "artifact.bin"),
+    ),
     "checkpoint": ("checkpoint.npz", mutate_checkpoint, read_checkpoint),
     "log": ("train.log", mutate_bytes, lambda f: read_log(f / "train.log")),
-    "submission.json": ("record/submission.json", mutate_text_or_json, lambda f: eval.schema.load_submission(f / "record")),
-    "audit.json": ("record/audit.json", mutate_text_or_json, lambda f: eval.pack.read_audit(f / "record")),
+    "submission.json": (
+        "record/submission.json",
+        mutate_text_or_json,
+        lambda f: eval.schema.load_submission(f / "record"),
+    ),
+    "audit.json": (
+        "record/audit.json",
+        mutate_text_or_json,
+        lambda f: eval.pack.read_audit(f / "record"),
+    ),
     "record folder": ("record", mutate_bytes, lambda f: check_record(f / "record")),
 }
 
@@ -273,7 +385,11 @@ def one(name: str, number: int, folder: Path, sound: dict[Path, bytes]) -> str:
         read(folder)
         return "accepted"
     except REFUSALS as error:
-        return "refused" if "\n" not in str(error) and str(error) else f"a refusal of several lines: {str(error)[:200]!r}"
+        return (
+            "refused"
+            if "\n" not in str(error) and str(error)
+            else f"a refusal of several lines: {str(error)[:200]!r}"
+        )
     except Hang:
         return f"more than {SECONDS} s"
     except (Exception, SystemExit) as error:
@@ -309,8 +425,12 @@ def worker(name: str, first: int, count: int) -> None:
 
 def commit() -> str:
     git = ["git", "-C", str(ROOT)]
-    head = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
-    changed = subprocess.run([*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True).stdout.strip()
+    head = subprocess.run(
+        [*git, "rev-parse", "HEAD"], capture_output=True, text=True
+    ).stdout.strip()
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "--untracked-files=no"], capture_output=True, text=True
+    ).stdout.strip()
     return head + " with changes" * bool(changed)
 
 
@@ -319,7 +439,12 @@ def fuzz(name: str, count: int, workers: int) -> dict:
     began, size = time.perf_counter(), -(-count // workers)
     parts = [(first, min(size, count - first)) for first in range(0, count, size)]
     command = [sys.executable, __file__, "--worker", name]
-    running = [subprocess.Popen([*command, str(a), str(b)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) for a, b in parts]
+    running = [
+        subprocess.Popen(
+            [*command, str(a), str(b)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+        )
+        for a, b in parts
+    ]
     for process, (first, part) in zip(running, parts, strict=True):
         last, tally = first, None
         watchdog = threading.Timer(5 * SECONDS, process.kill)  # an alarm does not end a loop in C
@@ -337,7 +462,12 @@ def fuzz(name: str, count: int, workers: int) -> dict:
                 tally = said
         watchdog.cancel()
         if process.wait() or tally is None:
-            out["faults"].append({"number": last, "fault": f"the process ended with {process.returncode}; {first + part - last - 1} mutations were not tried"})
+            out["faults"].append(
+                {
+                    "number": last,
+                    "fault": f"the process ended with {process.returncode}; {first + part - last - 1} mutations were not tried",
+                }
+            )
         for key, n in (tally or {}).items():
             out[key] += n
     return out | {"seconds": round(time.perf_counter() - began, 1)}
@@ -346,7 +476,11 @@ def fuzz(name: str, count: int, workers: int) -> dict:
 # --- What a SIGKILL costs ---
 
 PHASES = ("training", "checkpoint write", "export", "scoring", "packaging")
-MARKS = {"training": "step:1/", "export": "averaging ", "scoring": "artifact "}  # log lines that begin a phase
+MARKS = {
+    "training": "step:1/",
+    "export": "averaging ",
+    "scoring": "artifact ",
+}  # log lines that begin a phase
 SIZE = "--preset docs_cpu --iterations 30 --warmdown-steps 20 --log-every 5"
 
 
@@ -355,7 +489,12 @@ class Pipeline:
 
     def __init__(self, folder: Path, every: int):
         self.root, self.every = folder / "project", every
-        names = subprocess.run(["git", "-C", str(ROOT), "ls-files", "-z", "--", ":!records/track_*"], check=True, capture_output=True, text=True).stdout
+        names = subprocess.run(
+            ["git", "-C", str(ROOT), "ls-files", "-z", "--", ":!records/track_*"],
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
         for name in filter(None, names.split("\0")):
             (self.root / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(ROOT / name, self.root / name)
@@ -363,17 +502,52 @@ class Pipeline:
         text.mkdir()
         for path in sorted([*self.root.glob("*/*.py"), *self.root.glob("*.md")]):
             shutil.copyfile(path, text / f"{path.parent.name}_{path.stem}.txt")
-        build = [sys.executable, "-m", "data", "text", "--data-root", str(self.root / "data"), *map(str, sorted(text.iterdir()))]
+        build = [
+            sys.executable,
+            "-m",
+            "data",
+            "text",
+            "--data-root",
+            str(self.root / "data"),
+            *map(str, sorted(text.iterdir())),
+        ]
         subprocess.run(build, check=True, cwd=self.root, capture_output=True)
 
     def start(self, name: str) -> subprocess.Popen:
         """One shell, a session of its own. --resume 1 on the first start as on any other."""
         run = self.out(name)
-        train = [sys.executable, "train_gpt.py", *SIZE.split(), "--data-dir", "data/datasets/text_sp1024", "--out", str(run), "--resume", "1"]
-        pack = [sys.executable, "-m", "eval", "pack", str(run / "train.log"), "--name", name, "--slug", name, "--track", "track_non_record_16mb"]
+        train = [
+            sys.executable,
+            "train_gpt.py",
+            *SIZE.split(),
+            "--data-dir",
+            "data/datasets/text_sp1024",
+            "--out",
+            str(run),
+            "--resume",
+            "1",
+        ]
+        pack = [
+            sys.executable,
+            "-m",
+            "eval",
+            "pack",
+            str(run / "train.log"),
+            "--name",
+            name,
+            "--slug",
+            name,
+            "--track",
+            "track_non_record_16mb",
+        ]
         pack += ["--author", "faults", "--github-id", "faults", "--replace"]
         script = f"{shlex.join([*train, '--checkpoint-every', str(self.every)])} && exec {shlex.join(pack)}"
-        settings = {"cwd": self.root, "env": os.environ | {"OMP_NUM_THREADS": "1"}, "start_new_session": True, "stdout": subprocess.DEVNULL}
+        settings = {
+            "cwd": self.root,
+            "env": os.environ | {"OMP_NUM_THREADS": "1"},
+            "start_new_session": True,
+            "stdout": subprocess.DEVNULL,
+        }
         with open(self.root / f"{name}.err", "w") as errors:
             return subprocess.Popen(["bash", "-c", script], stderr=errors, **settings)
 
@@ -406,7 +580,12 @@ class Pipeline:
         submission = json.loads((self.record(name) / "submission.json").read_text())
         artifact = tg.sha256_file(self.out(name) / "artifact.bin")
         bpb = result.split("val_bpb:")[1].split()[0]
-        return {"val_bpb": bpb, "packed_val_bpb": submission["val_bpb"], "artifact_sha256": artifact, "packed_anew": submission["name"] == name}
+        return {
+            "val_bpb": bpb,
+            "packed_val_bpb": submission["val_bpb"],
+            "artifact_sha256": artifact,
+            "packed_anew": submission["name"] == name,
+        }
 
 
 def watch(pipeline: Pipeline, name: str, process: subprocess.Popen) -> dict[str, float]:
@@ -423,15 +602,22 @@ def watch(pipeline: Pipeline, name: str, process: subprocess.Popen) -> dict[str,
     return began | {"end": time.perf_counter() - started}
 
 
-def kill_in(phase: str, pipeline: Pipeline, name: str, began: dict[str, float], rng: random.Random) -> str:
+def kill_in(
+    phase: str, pipeline: Pipeline, name: str, began: dict[str, float], rng: random.Random
+) -> str:
     """Starts the pipeline and kills every process of it at a random moment of a phase; says what it was doing."""
     process, out = pipeline.start(name), pipeline.out(name)
     order = [*MARKS, "packaging", "end"]
     if phase == "checkpoint write":
         already, moment = rng.randrange(4), rng.uniform(0, 0.03)
-        ready = lambda: len(list(out.glob("checkpoint_*.npz"))) >= min(2, already) and any(out.glob(".checkpoint_*.tmp"))  # noqa: E731
+        ready = lambda: (
+            len(list(out.glob("checkpoint_*.npz"))) >= min(2, already)
+            and any(out.glob(".checkpoint_*.tmp"))
+        )  # noqa: E731
     else:
-        ready = lambda: pipeline.packing(name) if phase == "packaging" else pipeline.said(name, MARKS[phase])  # noqa: E731
+        ready = lambda: (
+            pipeline.packing(name) if phase == "packaging" else pipeline.said(name, MARKS[phase])
+        )  # noqa: E731
         moment = rng.uniform(0, began[order[order.index(phase) + 1]] - began[phase])
     while process.poll() is None and not ready():
         time.sleep(0.001)
@@ -460,7 +646,9 @@ def half_written(pipeline: Pipeline, name: str) -> list[str]:
         if record is None:
             return [*bad, "the record has gone"]
         eval.schema.load_submission(record)
-        if {p.name for p in record.iterdir()} != {p.name for p in pipeline.record("undisturbed").iterdir()}:
+        if {p.name for p in record.iterdir()} != {
+            p.name for p in pipeline.record("undisturbed").iterdir()
+        }:
             bad.append(f"{record.name}: files are missing")
     except REFUSALS as error:
         bad.append(str(error))
@@ -474,32 +662,73 @@ def measure_kills(count: int) -> dict:
         pipeline = Pipeline(Path(folder), every=3)
         began = watch(pipeline, "undisturbed", pipeline.start("undisturbed"))
         if set(began) != {*MARKS, "packaging", "end"}:
-            raise SystemExit(f"error: the undisturbed run failed: {(pipeline.root / 'undisturbed.err').read_text()[-2000:]}")
+            raise SystemExit(
+                f"error: the undisturbed run failed: {(pipeline.root / 'undisturbed.err').read_text()[-2000:]}"
+            )
         expected = pipeline.outcome("undisturbed")
         for i in tqdm(range(count), desc="kills"):
             name = f"killed-{i}"
             phase = PHASES[i % len(PHASES)]
             pipeline.plant(name, pipeline.record("undisturbed"))
-            while (met := kill_in(phase, pipeline, name, began, rng)) == "nothing":  # it had ended: another moment
+            while (
+                met := kill_in(phase, pipeline, name, began, rng)
+            ) == "nothing":  # it had ended: another moment
                 shutil.rmtree(pipeline.out(name))
             trial = {"aimed_at": phase, "met": met, "half_written": half_written(pipeline, name)}
             again = pipeline.start(name).wait()
-            resumed = [line.split()[1] for line in pipeline.lines(name) if line.startswith("resume ")]
-            same = again == 0 and pipeline.outcome(name) == expected and not half_written(pipeline, name)
+            resumed = [
+                line.split()[1] for line in pipeline.lines(name) if line.startswith("resume ")
+            ]
+            same = (
+                again == 0
+                and pipeline.outcome(name) == expected
+                and not half_written(pipeline, name)
+            )
             error = "" if again == 0 else (pipeline.root / f"{name}.err").read_text()[-500:]
-            trials.append(trial | {"resumed_at": resumed[-1] if resumed else "the start", "same": same, "error": error})
+            trials.append(
+                trial
+                | {
+                    "resumed_at": resumed[-1] if resumed else "the start",
+                    "same": same,
+                    "error": error,
+                }
+            )
             shutil.rmtree(pipeline.out(name))
-    met = {phase: sum(t["met"] == phase for t in trials) for phase in sorted({t["met"] for t in trials})}
-    return {"kills": count, "same": sum(t["same"] and not t["half_written"] for t in trials), "met": met, "undisturbed": expected, "trials": trials}
+    met = {
+        phase: sum(t["met"] == phase for t in trials)
+        for phase in sorted({t["met"] for t in trials})
+    }
+    return {
+        "kills": count,
+        "same": sum(t["same"] and not t["half_written"] for t in trials),
+        "met": met,
+        "undisturbed": expected,
+        "trials": trials,
+    }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
     parser.add_argument("--count", type=int, default=10_000, help="mutations per reader; 0 = none")
-    parser.add_argument("--kills", type=int, default=20, help="pipelines killed and gone on with; 0 = none")
-    parser.add_argument("--readers", nargs="+", choices=READERS, default=list(READERS), metavar="READER", help=f"of: {', '.join(READERS)}")
+    parser.add_argument(
+        "--kills", type=int, default=20, help="pipelines killed and gone on with; 0 = none"
+    )
+    parser.add_argument(
+        "--readers",
+        nargs="+",
+        choices=READERS,
+        default=list(READERS),
+        metavar="READER",
+        help=f"of: {', '.join(READERS)}",
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "bench" / "results" / "faults.json")
-    parser.add_argument("--worker", nargs=3, metavar=("READER", "FIRST", "COUNT"), help=argparse.SUPPRESS)
+    parser.add_argument(
+        "--worker", nargs=3, metavar=("READER", "FIRST", "COUNT"), help=argparse.SUPPRESS
+    )
     args = parser.parse_args()
     if args.worker:
         worker(args.worker[0], int(args.worker[1]), int(args.worker[2]))
@@ -510,7 +739,11 @@ def main() -> int:
         tg.write_atomically(args.out, (json.dumps(results, indent=1) + "\n").encode())
     for name in tqdm(args.readers if args.count else [], desc="readers"):
         results["readers"][name] = fuzz(name, args.count, len(os.sched_getaffinity(0)))
-        results["environment"] = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
+        results["environment"] = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        }
         args.out.parent.mkdir(parents=True, exist_ok=True)
         tg.write_atomically(args.out, (json.dumps(results, indent=1) + "\n").encode())
     if kills := results.get("kills"):
@@ -520,7 +753,9 @@ def main() -> int:
         )
     print(f"{'reader':<24}{'mutations':>10}{'accepted':>10}{'refused':>10}{'faults':>8}")
     for name, row in results["readers"].items():
-        print(f"{name:<24}{row['mutations']:>10,}{row['accepted']:>10,}{row['refused']:>10,}{len(row['faults']):>8,}")
+        print(
+            f"{name:<24}{row['mutations']:>10,}{row['accepted']:>10,}{row['refused']:>10,}{len(row['faults']):>8,}"
+        )
     lost = "kills" in results and results["kills"]["same"] < results["kills"]["kills"]
     return int(lost or any(row["faults"] for row in results["readers"].values()))
 

@@ -4,4 +4,12 @@ bench/results/gpu.json and gpu.png. Every measurement compiles anew."""
 from speed import main
 
 if __name__ == "__main__":
-    main("cuda", __doc__, ["--train-batch-tokens", "65536"], steps=12, whole_steps=30, rounds=2, score_tokens=20_000)
+    main(
+        "cuda",
+        __doc__,
+        ["--train-batch-tokens", "65536"],
+        steps=12,
+        whole_steps=30,
+        rounds=2,
+        score_tokens=20_000,
+    )

@@ -16,7 +16,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-PRIMES = np.array([36313, 27191, 51647, 81929, 131071, 175447, 209591, 262147, 314159, 393241, 435889], dtype=np.uint64)
+PRIMES = np.array(
+    [36313, 27191, 51647, 81929, 131071, 175447, 209591, 262147, 314159, 393241, 435889],
+    dtype=np.uint64,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +37,9 @@ class HashedConfig:
 
     def __post_init__(self) -> None:
         if not 2 <= self.n_min <= self.n_max <= len(PRIMES):
-            raise ValueError(f"orders {self.n_min}..{self.n_max}: expected 2 <= n_min <= n_max <= {len(PRIMES)}")
+            raise ValueError(
+                f"orders {self.n_min}..{self.n_max}: expected 2 <= n_min <= n_max <= {len(PRIMES)}"
+            )
         if self.buckets < 1 or self.buckets & (self.buckets - 1):
             raise ValueError(f"buckets={self.buckets}: expected a power of two")
 
@@ -53,9 +58,13 @@ class HashedNgram:
     def __init__(self, cfg: HashedConfig) -> None:
         self.cfg = cfg
         self.mask = np.uint64(cfg.buckets - 1)
-        self.tables = {n: np.zeros((2, cfg.buckets), dtype=np.uint32) for n in range(cfg.n_min, cfg.n_max + 1)}
+        self.tables = {
+            n: np.zeros((2, cfg.buckets), dtype=np.uint32) for n in range(cfg.n_min, cfg.n_max + 1)
+        }
 
-    def keys(self, tokens: np.ndarray, start: int, stop: int) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    def keys(
+        self, tokens: np.ndarray, start: int, stop: int
+    ) -> dict[int, tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """order -> (target positions in [start, stop) with a full context, context keys, unmasked context hashes)."""
         out = {}
         rolling = np.zeros(stop - start, dtype=np.uint64)
@@ -74,7 +83,9 @@ class HashedNgram:
         """Bucket of (context, target): the target is hashed into the key, so no other target is ever looked at."""
         return ((hashes ^ (targets * PRIMES[order - 1])) & self.mask).astype(np.int64)
 
-    def estimate(self, tokens: np.ndarray, start: int, stop: int, keys: dict) -> tuple[np.ndarray, np.ndarray]:
+    def estimate(
+        self, tokens: np.ndarray, start: int, stop: int, keys: dict
+    ) -> tuple[np.ndarray, np.ndarray]:
         """(ratio, matched order or 0) for the realised targets of [start, stop), from the highest matched order down."""
         ratio, matched = np.zeros(stop - start), np.zeros(stop - start, dtype=np.int64)
         for n in sorted(keys, reverse=True):
@@ -98,13 +109,21 @@ class HashedNgram:
         orders = np.arange(cfg.n_max + 1)
         centre = np.array([cfg.centre(n) for n in orders])[matched]
         weight = np.array([cfg.weight(n) for n in orders])[matched]
-        gate = cfg.alpha_low + (cfg.alpha_high - cfg.alpha_low) / (1 + np.exp(-cfg.slope * (entropy - centre)))
+        gate = cfg.alpha_low + (cfg.alpha_high - cfg.alpha_low) / (
+            1 + np.exp(-cfg.slope * (entropy - centre))
+        )
         relative = confidence / max(float(confidence.max()), 1e-12)
         damped = gate * weight * (1 - cfg.confidence_weight * relative)
         return np.where(matched > 0, np.minimum(damped, cfg.alpha_cap), 0.0)
 
 
-def hashed_mix(tokens: np.ndarray, neural_nll: np.ndarray, entropy: np.ndarray, confidence: np.ndarray, cfg: HashedConfig) -> tuple[np.ndarray, HashedNgram]:
+def hashed_mix(
+    tokens: np.ndarray,
+    neural_nll: np.ndarray,
+    entropy: np.ndarray,
+    confidence: np.ndarray,
+    cfg: HashedConfig,
+) -> tuple[np.ndarray, HashedNgram]:
     """Claimed nll (float64 [N-1], nats) of the published estimator and the tables after the whole stream.
 
     tokens integer [N]; neural_nll, entropy (nats), confidence (pe_delta) [N-1], entry i belonging to the target i + 1.
@@ -124,7 +143,9 @@ def hashed_mix(tokens: np.ndarray, neural_nll: np.ndarray, entropy: np.ndarray, 
     return out, model
 
 
-def vocabulary_sums(model: HashedNgram, tokens: np.ndarray, positions: np.ndarray, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+def vocabulary_sums(
+    model: HashedNgram, tokens: np.ndarray, positions: np.ndarray, vocab_size: int
+) -> tuple[np.ndarray, np.ndarray]:
     """(sum over the vocabulary of the looked-up ratios, matched order) at each target position, for the tables as they are.
 
     A probability gives 1 everywhere. Every token of the vocabulary is put in the place of the target in turn.
@@ -133,10 +154,14 @@ def vocabulary_sums(model: HashedNgram, tokens: np.ndarray, positions: np.ndarra
     vocabulary = np.arange(vocab_size, dtype=np.uint64)
     sums, orders = np.zeros(len(positions)), np.zeros(len(positions), dtype=np.int64)
     for row, t in enumerate(positions):
-        for n, (_, context_keys, hashes) in sorted(model.keys(tokens, int(t), int(t) + 1).items(), reverse=True):
+        for n, (_, context_keys, hashes) in sorted(
+            model.keys(tokens, int(t), int(t) + 1).items(), reverse=True
+        ):
             count = model.tables[n][0][context_keys[0]]
             if count >= model.cfg.min_count:
-                pair = model.tables[n][1][model.pair_keys(np.repeat(hashes, vocab_size), vocabulary, n)]
+                pair = model.tables[n][1][
+                    model.pair_keys(np.repeat(hashes, vocab_size), vocabulary, n)
+                ]
                 sums[row], orders[row] = np.minimum(pair, count).sum() / count, n
                 break
     return sums, orders

@@ -31,7 +31,10 @@ class PlainAttention(tg.Attention):
         k = rotate(tg.rms_norm(k), *rotary)
         groups = self.heads // self.kv_heads
         y = F.scaled_dot_product_attention(
-            q.transpose(1, 2), k.repeat_interleave(groups, dim=2).transpose(1, 2), v.repeat_interleave(groups, dim=2).transpose(1, 2), is_causal=True
+            q.transpose(1, 2),
+            k.repeat_interleave(groups, dim=2).transpose(1, 2),
+            v.repeat_interleave(groups, dim=2).transpose(1, 2),
+            is_causal=True,
         ).transpose(1, 2)
         if self.xsa:
             unit = F.normalize(v, dim=-1).repeat_interleave(groups, dim=2)
@@ -41,7 +44,11 @@ class PlainAttention(tg.Attention):
 
 class PlainBlock(tg.Block):
     def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
-        mix, a, b = self.mix.to(x.dtype), self.attention_scale.to(x.dtype), self.mlp_scale.to(x.dtype)
+        mix, a, b = (
+            self.mix.to(x.dtype),
+            self.attention_scale.to(x.dtype),
+            self.mlp_scale.to(x.dtype),
+        )
         x = mix[0] * x + mix[1] * stem
         x = x + a * self.attention(tg.rms_norm(x), rotary, tail)
         return x + b * self.proj(F.leaky_relu(self.fc(tg.rms_norm(x)), self.slope).square())
@@ -54,7 +61,9 @@ class PlainGPT(tg.GPT):
             block.__class__, block.attention.__class__ = PlainBlock, PlainAttention
 
     def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        return F.cross_entropy(self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten())
+        return F.cross_entropy(
+            self.logits(self.hidden(ids_BT)[0]).flatten(0, 1), targets_BT.flatten()
+        )
 
 
 def plain_step(model: PlainGPT, batch: list[tuple[Tensor, Tensor]]) -> Tensor:
@@ -72,8 +81,17 @@ class PlainOptimizers:
         groups, self.cfg = tg.partition(model, tg.PARAM_GROUPS, "optimizer groups"), cfg
         self.matrices = list(groups["matrix"].values())
         self.momenta = [torch.zeros_like(p) for p in self.matrices]
-        by_lr = [{"params": list(groups[g].values()), "base_lr": lr} for g, lr in (("embed", cfg.embed_lr), ("scalar", cfg.scalar_lr))]
-        self.adam = torch.optim.AdamW(by_lr, betas=(cfg.adam_beta1, cfg.adam_beta2), eps=1e-8, weight_decay=cfg.weight_decay, foreach=False)
+        by_lr = [
+            {"params": list(groups[g].values()), "base_lr": lr}
+            for g, lr in (("embed", cfg.embed_lr), ("scalar", cfg.scalar_lr))
+        ]
+        self.adam = torch.optim.AdamW(
+            by_lr,
+            betas=(cfg.adam_beta1, cfg.adam_beta2),
+            eps=1e-8,
+            weight_decay=cfg.weight_decay,
+            foreach=False,
+        )
         self.model = model
 
     @torch.no_grad()
@@ -81,13 +99,23 @@ class PlainOptimizers:
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        lr, progress = self.cfg.muon_lr * lr_scale, min(1.0, step / max(1, self.cfg.muon_momentum_warmup_steps))
-        momentum = self.cfg.muon_momentum_start + progress * (self.cfg.muon_momentum - self.cfg.muon_momentum_start)
+        lr, progress = (
+            self.cfg.muon_lr * lr_scale,
+            min(1.0, step / max(1, self.cfg.muon_momentum_warmup_steps)),
+        )
+        momentum = self.cfg.muon_momentum_start + progress * (
+            self.cfg.muon_momentum - self.cfg.muon_momentum_start
+        )
         for p, buffer in zip(self.matrices, self.momenta, strict=True):
             buffer.mul_(momentum).add_(p.grad)
             update = p.grad.add(buffer, alpha=momentum)
-            update = tg.newton_schulz((update.bfloat16() if update.is_cuda else update)[None], self.cfg.newton_schulz_steps)[0]
-            p.mul_(1 - lr * self.cfg.weight_decay).add_(update, alpha=-lr * max(1.0, p.size(0) / p.size(1)) ** 0.5)
+            update = tg.newton_schulz(
+                (update.bfloat16() if update.is_cuda else update)[None],
+                self.cfg.newton_schulz_steps,
+            )[0]
+            p.mul_(1 - lr * self.cfg.weight_decay).add_(
+                update, alpha=-lr * max(1.0, p.size(0) / p.size(1)) ** 0.5
+            )
         self.model.zero_grad(set_to_none=True)
 
 
@@ -104,12 +132,16 @@ class PlainAverage:
 
 
 @torch.inference_mode()
-def plain_scores(model: tg.GPT, stream: np.ndarray, cfg: tg.Config, device: torch.device) -> np.ndarray:
+def plain_scores(
+    model: tg.GPT, stream: np.ndarray, cfg: tg.Config, device: torch.device
+) -> np.ndarray:
     """nll float64 [N - 1], nats: one window at a time."""
     nll = np.zeros(len(stream) - 1)
     for start, first, end in tg.plan_windows(len(stream) - 1, cfg.eval_seq_len, cfg.eval_stride):
         ids = torch.from_numpy(stream[start : end + 1].astype(np.int64)).to(device)
-        log_p = torch.log_softmax(model.logits(model.hidden(ids[None, :-1])[0])[0, first - start :].double(), dim=-1)
+        log_p = torch.log_softmax(
+            model.logits(model.hidden(ids[None, :-1])[0])[0, first - start :].double(), dim=-1
+        )
         nll[first:end] = -log_p.gather(1, ids[first - start + 1 :, None]).squeeze(1).cpu().numpy()
         -(log_p.exp() * log_p).sum(-1).cpu()  # the entropy that the n-gram gate asks for
     return nll
@@ -120,10 +152,16 @@ def compressed_bytes(model: tg.GPT, cfg: tg.Config) -> dict[str, int]:
     tensors = [tensors for _, tensors, _ in tg.pack(model, cfg, "")[1].values()]
     in_order = [t[0] for t in tensors] + [t[1] for t in tensors if t[1:]]
     data = b"".join(plane.tobytes() for t in in_order for plane in tg.byte_planes(t))
-    raw_lzma = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}]  # lc 0: neighbours say little about weights
+    raw_lzma = [
+        {"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "lc": 0, "lp": 0, "pb": 0}
+    ]  # lc 0: neighbours say little about weights
     return {
         "lzma": len(lzma.compress(data, format=lzma.FORMAT_RAW, filters=raw_lzma)),
-        "zstd": len(zstandard.ZstdCompressor(level=22, write_content_size=False, write_checksum=False).compress(data)),
+        "zstd": len(
+            zstandard.ZstdCompressor(
+                level=22, write_content_size=False, write_checksum=False
+            ).compress(data)
+        ),
         "brotli": len(brotli.compress(data, quality=11, lgwin=24)),
     }
 
@@ -134,6 +172,8 @@ def flops_per_token(cfg: tg.Config) -> float:
     D, hd = cfg.model_dim, cfg.model_dim // cfg.num_heads
     visits = cfg.num_layers + cfg.encoder_recurrence * cfg.num_encoder_layers
     block = D * hd * (2 * cfg.num_heads + 2 * cfg.num_kv_heads) + 2 * D * cfg.mlp_hidden
-    weights = visits * block + 2 * D * cfg.pre_enrich_hidden + cfg.bigram_dim * D + cfg.vocab_size * D
+    weights = (
+        visits * block + 2 * D * cfg.pre_enrich_hidden + cfg.bigram_dim * D + cfg.vocab_size * D
+    )
     attention = visits * 2 * 2 * D * cfg.train_seq_len / 2
     return 3 * (2 * weights + attention)

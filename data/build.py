@@ -36,7 +36,9 @@ def split_documents(documents: list[str], val_fraction: float) -> dict[str, list
     bound = int(val_fraction * 2**64)
     splits: dict[str, list[str]] = {"train": [], "val": []}
     for digest in sorted(by_digest):
-        splits["val" if int.from_bytes(digest[:8], "big") < bound else "train"].append(by_digest[digest])
+        splits["val" if int.from_bytes(digest[:8], "big") < bound else "train"].append(
+            by_digest[digest]
+        )
     for split, texts in splits.items():
         if not texts:
             raise UserError(
@@ -47,7 +49,11 @@ def split_documents(documents: list[str], val_fraction: float) -> dict[str, list
 
 
 def corpus_version(splits: dict[str, list[str]]) -> str:
-    digests = (hashlib.sha256(text.encode()).digest() for split in ("train", "val") for text in splits[split])
+    digests = (
+        hashlib.sha256(text.encode()).digest()
+        for split in ("train", "val")
+        for text in splits[split]
+    )
     return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
@@ -68,24 +74,42 @@ class Job:
     workers: int = default_workers()
 
     def options(self) -> dict[str, Any]:
-        sha = hashlib.sha256(load_tokenizer(self.tokenizer).model).hexdigest() if self.tokenizer else None
-        return {"vocab_size": None if sha else self.vocab_size, "tokenizer_sha256": sha, "val_fraction": self.val_fraction, "layout": 1}
+        sha = (
+            hashlib.sha256(load_tokenizer(self.tokenizer).model).hexdigest()
+            if self.tokenizer
+            else None
+        )
+        return {
+            "vocab_size": None if sha else self.vocab_size,
+            "tokenizer_sha256": sha,
+            "val_fraction": self.val_fraction,
+            "layout": 1,
+        }
 
     def folder(self) -> Path:
         tokenizer = load_tokenizer(self.tokenizer) if self.tokenizer else None
         kind = "byte" if tokenizer and tokenizer.kind == "bytes" else "sp"
-        return self.data_root / "datasets" / f"{self.name}_{kind}{tokenizer.vocab_size if tokenizer else self.vocab_size}"
+        return (
+            self.data_root
+            / "datasets"
+            / f"{self.name}_{kind}{tokenizer.vocab_size if tokenizer else self.vocab_size}"
+        )
 
 
 def place_tokenizer(job: Job, train_texts: Iterable[str]) -> Path:
     """The tokenizer under data_root/tokenizers: trained on the training split alone, or a copy of the user's file."""
     folder = job.data_root / "tokenizers"
     if job.tokenizer is None:
-        path, model = folder / f"{job.name}_{job.vocab_size}_bpe.model", train_tokenizer(train_texts, job.vocab_size)
+        path, model = (
+            folder / f"{job.name}_{job.vocab_size}_bpe.model",
+            train_tokenizer(train_texts, job.vocab_size),
+        )
     else:
         path, model = folder / job.tokenizer.name, job.tokenizer.read_bytes()
         if path.exists() and path.read_bytes() != model:
-            raise UserError(f"{path}: another tokenizer has this name already; rename {job.tokenizer}")
+            raise UserError(
+                f"{path}: another tokenizer has this name already; rename {job.tokenizer}"
+            )
     if not path.exists() or path.read_bytes() != model:
         with atomic_write(path) as file:
             file.write(model)
@@ -126,12 +150,20 @@ def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -
             files = write_split(folder, job.name, split, tally(bar, counts))
             lossless = lossless and counts.lossless
             entries[split] = Split(
-                documents=counts.documents, source_bytes=counts.source_bytes, counted_bytes=counts.counted_bytes, tokens=counts.tokens, files=files
+                documents=counts.documents,
+                source_bytes=counts.source_bytes,
+                counted_bytes=counts.counted_bytes,
+                tokens=counts.tokens,
+                files=files,
             )
         entries["val"].xz_bytes = xz.result()
     for text in splits["val"] if lossless else ():
-        if tokenizer.decode(tokenizer.encode(text)) != text:  # the byte table agreed already; this asks the decoder of the library
-            raise UserError(f"tokenizer {tokenizer_path}: decode(encode(x)) differs from x for the document {text[:60]!r}")
+        if (
+            tokenizer.decode(tokenizer.encode(text)) != text
+        ):  # the byte table agreed already; this asks the decoder of the library
+            raise UserError(
+                f"tokenizer {tokenizer_path}: decode(encode(x)) differs from x for the document {text[:60]!r}"
+            )
     if job.tokenizer is None and not lossless:
         raise AssertionError("a tokenizer of our own lost bytes")
     manifest = Manifest(
@@ -149,7 +181,8 @@ def build(job: Job, recipe: dict[str, Any], make_corpus: Callable[[], Corpus]) -
         provenance={
             **corpus.provenance,
             "recipe": recipe,
-            "duplicates_dropped": len(corpus.documents) - sum(len(texts) for texts in splits.values()),
+            "duplicates_dropped": len(corpus.documents)
+            - sum(len(texts) for texts in splits.values()),
             "python": platform.python_version(),
         },
     )

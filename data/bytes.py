@@ -29,7 +29,9 @@ class ByteTable:
     @classmethod
     def of_pieces(cls, pieces: list[bytes], strips_first: bool = False) -> "ByteTable":
         leading = np.array([piece.startswith(b" ") for piece in pieces])
-        return cls(pieces, np.array([len(piece) for piece in pieces], np.int64), leading, strips_first)
+        return cls(
+            pieces, np.array([len(piece) for piece in pieces], np.int64), leading, strips_first
+        )
 
     @classmethod
     def of_sentencepiece(cls, sp: spm.SentencePieceProcessor) -> "ByteTable":
@@ -45,7 +47,9 @@ class ByteTable:
                 if text.startswith(SPACE) and text != SPACE:
                     probe = i
         # Asking the decoder is exact; the flags that decide it sit in a protobuf that would need another package to read.
-        return cls.of_pieces(pieces, strips_first=probe is not None and not sp.decode([probe]).startswith(" "))
+        return cls.of_pieces(
+            pieces, strips_first=probe is not None and not sp.decode([probe]).startswith(" ")
+        )
 
     def token_bytes(self, tokens: np.ndarray, previous: int = BOS) -> np.ndarray:
         """int64 [N] bytes of each token of a stream whose documents each begin with BOS; `previous` is the token before the stream's first."""

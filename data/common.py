@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 DATA_ROOT = Path(__file__).resolve().parent
-DOCS_FILE = "docs_selected.jsonl"  # the published FineWeb documents, by this name in the export and here
+DOCS_FILE = (
+    "docs_selected.jsonl"  # the published FineWeb documents, by this name in the export and here
+)
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 
 

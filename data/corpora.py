@@ -43,10 +43,16 @@ def docs_recipe() -> dict[str, Any]:
     try:
         versions = {name: importlib.metadata.version(name).split("+")[0] for name in DOCS_PACKAGES}
     except importlib.metadata.PackageNotFoundError as error:
-        raise UserError(f"package {error.name} is not installed, and the docs corpus is made of it; pip install -r requirements.txt") from error
+        raise UserError(
+            f"package {error.name} is not installed, and the docs corpus is made of it; pip install -r requirements.txt"
+        ) from error
     # A file in the syntax of a later Python cannot be parsed by an earlier one, so the minor version belongs to the recipe, although with
     # these pins 3.11, 3.12 and 3.13 give the same 22,641 documents.
-    return {"packages": versions, "python": ".".join(map(str, sys.version_info[:2])), "min_characters": MIN_CHARACTERS}
+    return {
+        "packages": versions,
+        "python": ".".join(map(str, sys.version_info[:2])),
+        "min_characters": MIN_CHARACTERS,
+    }
 
 
 def clean_docstring(text: str) -> str:
@@ -89,22 +95,41 @@ def docs_corpus(workers: int) -> Corpus:
     for name in DOCS_PACKAGES:
         distribution = importlib.metadata.distribution(name)
         if not distribution.files:
-            raise UserError(f"package {name} carries no list of its files (RECORD); pip install --force-reinstall {name}")
-        own = (file for file in distribution.files if file.suffix == ".py" and not {"..", "test", "tests"} & set(file.parts))
+            raise UserError(
+                f"package {name} carries no list of its files (RECORD); pip install --force-reinstall {name}"
+            )
+        own = (
+            file
+            for file in distribution.files
+            if file.suffix == ".py" and not {"..", "test", "tests"} & set(file.parts)
+        )
         files += sorted(str(distribution.locate_file(file)) for file in own)
     documents, unparsable, surrogates = [], [], 0
     with process_pool(workers) as pool:
         results = pool.map(_docstrings_of_file, files, chunksize=16)
-        for path, found in zip(files, tqdm(results, "docstrings", len(files), unit="file", disable=None), strict=True):
+        for path, found in zip(
+            files, tqdm(results, "docstrings", len(files), unit="file", disable=None), strict=True
+        ):
             if found is None:
-                unparsable.append("/".join(Path(path).parts[Path(path).parts.index("site-packages") + 1 :]))
+                unparsable.append(
+                    "/".join(Path(path).parts[Path(path).parts.index("site-packages") + 1 :])
+                )
             for text in found or ():
                 if len(text) >= MIN_CHARACTERS:
                     if is_text(text):
                         documents.append(text)
                     else:
                         surrogates += 1
-    return Corpus("docs", documents, {"recipe": recipe, "files": len(files), "unparsable_files": unparsable, "documents_not_unicode": surrogates})
+    return Corpus(
+        "docs",
+        documents,
+        {
+            "recipe": recipe,
+            "files": len(files),
+            "unparsable_files": unparsable,
+            "documents_not_unicode": surrogates,
+        },
+    )
 
 
 def is_text(text: str) -> bool:
@@ -126,9 +151,15 @@ def text_files(paths: list[Path]) -> list[Path]:
     files = []
     for path in paths:
         if path.is_dir():
-            below = sorted(p for p in path.rglob("*") if p.suffix in TEXT_SUFFIXES + JSONL_SUFFIXES and p.is_file())
+            below = sorted(
+                p
+                for p in path.rglob("*")
+                if p.suffix in TEXT_SUFFIXES + JSONL_SUFFIXES and p.is_file()
+            )
             if not below:
-                raise UserError(f"{path}: no {' '.join(TEXT_SUFFIXES + JSONL_SUFFIXES)} file below this folder; name the files themselves")
+                raise UserError(
+                    f"{path}: no {' '.join(TEXT_SUFFIXES + JSONL_SUFFIXES)} file below this folder; name the files themselves"
+                )
             files += below
         elif path.is_file():
             files.append(path)
@@ -175,20 +206,34 @@ def jsonl_text(path: Path, where: str, line: str) -> str:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{path}: {where} is no JSON ({error}); expected one object a line with a text field") from error
+        raise UserError(
+            f"{path}: {where} is no JSON ({error}); expected one object a line with a text field"
+        ) from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):
-        raise UserError(f'{path}: {where} has no text field that is a string; expected {{"text": "..."}}, found {line.strip()[:60]}')
+        raise UserError(
+            f'{path}: {where} has no text field that is a string; expected {{"text": "..."}}, found {line.strip()[:60]}'
+        )
     if not is_text(text):
-        raise UserError(f"{path}: {where} holds a lone surrogate (\\ud800..\\udfff), which has no UTF-8 form; repair the line")
+        raise UserError(
+            f"{path}: {where} holds a lone surrogate (\\ud800..\\udfff), which has no UTF-8 form; repair the line"
+        )
     return text
 
 
 def text_corpus(files: list[Path], unit: str, min_characters: int) -> Corpus:
     """unit: "blocks", "lines" or "files" for plain text; a JSON line is always one document. Whitespace-only documents are dropped."""
-    split = {"blocks": partial(blocks, min_characters=min_characters), "lines": lambda text: iter(text.split("\n")), "files": lambda text: iter([text])}[unit]
+    split = {
+        "blocks": partial(blocks, min_characters=min_characters),
+        "lines": lambda text: iter(text.split("\n")),
+        "files": lambda text: iter([text]),
+    }[unit]
     documents: list[str] = []
     for path in tqdm(files, "reading", unit="file", disable=None):
-        found = jsonl_texts(path) if path.suffix in JSONL_SUFFIXES else split(decode_utf8(path, path.read_bytes()))
+        found = (
+            jsonl_texts(path)
+            if path.suffix in JSONL_SUFFIXES
+            else split(decode_utf8(path, path.read_bytes()))
+        )
         documents += (text for text in found if text.strip())
     return Corpus("text", documents)

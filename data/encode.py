@@ -10,7 +10,9 @@ import numpy as np
 from data.common import BOS, UNK, UserError
 from data.tokenizer import Tokenizer, load_tokenizer
 
-worker_tokenizer = functools.cache(load_tokenizer)  # once per process: loading a model costs more than encoding a batch
+worker_tokenizer = functools.cache(
+    load_tokenizer
+)  # once per process: loading a model costs more than encoding a batch
 
 
 @dataclass
@@ -53,7 +55,9 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str], prove: bool = True)
     tokens[starts[:-1]] = BOS
     for document, start in zip(ids, starts, strict=False):
         tokens[start + 1 : start + 1 + len(document)] = document
-    counted = np.add.reduceat(table.token_bytes(tokens), starts[:-1]) if texts else np.zeros(0, np.int64)
+    counted = (
+        np.add.reduceat(table.token_bytes(tokens), starts[:-1]) if texts else np.zeros(0, np.int64)
+    )
     lossless = np.array_equal(counted, [len(source) for source in sources])
     if prove:
         for text, document, source, size in zip(texts, ids, sources, counted, strict=True):
@@ -65,7 +69,12 @@ def encode_documents(tokenizer: Tokenizer, texts: list[str], prove: bool = True)
                 )
             lossless = lossless and table.decode(document) == source
     unknown = int((tokens == UNK).sum())
-    return Encoded(tokens, Counts(len(texts), sum(map(len, sources)), int(counted.sum()), len(tokens), unknown, lossless))
+    return Encoded(
+        tokens,
+        Counts(
+            len(texts), sum(map(len, sources)), int(counted.sum()), len(tokens), unknown, lossless
+        ),
+    )
 
 
 def encode_batch(tokenizer_path: Path, texts: list[str]) -> Encoded:

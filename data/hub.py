@@ -96,11 +96,15 @@ class PublicManifest(BaseModel):
         """The dataset's entry and the path of its tokenizer."""
         entry = next((d for d in self.datasets if d.name == name), None)
         if entry is None:
-            raise UserError(f"{source}: no dataset {name}; it lists {', '.join(d.name for d in self.datasets) or 'none'}; choose another --variant")
+            raise UserError(
+                f"{source}: no dataset {name}; it lists {', '.join(d.name for d in self.datasets) or 'none'}; choose another --variant"
+            )
         tokenizer = next((t for t in self.tokenizers if t.name == entry.tokenizer_name), None)
         path = tokenizer and (tokenizer.model_path or tokenizer.path)
         if not path:
-            raise UserError(f"{source}: dataset {name} names tokenizer {entry.tokenizer_name}, which has no model_path or path there")
+            raise UserError(
+                f"{source}: dataset {name} names tokenizer {entry.tokenizer_name}, which has no model_path or path there"
+            )
         return entry, path
 
 
@@ -113,14 +117,24 @@ def explain(export: Export, error: Exception) -> UserError:
     if isinstance(error, hub_errors.RevisionNotFoundError):
         return UserError(f"{where}: no such revision; correct --revision")
     if isinstance(error, hub_errors.EntryNotFoundError):
-        return UserError(f"{where}: a file is missing ({str(error).splitlines()[0]}); correct --prefix or choose another --revision")
+        return UserError(
+            f"{where}: a file is missing ({str(error).splitlines()[0]}); correct --prefix or choose another --revision"
+        )
     if isinstance(error, hub_errors.GatedRepoError) or status in (401, 403):
-        return UserError(f"{where}: access refused (HTTP {status}); accept the terms on its page, or log in with hf auth login")
+        return UserError(
+            f"{where}: access refused (HTTP {status}); accept the terms on its page, or log in with hf auth login"
+        )
     if isinstance(error, hub_errors.RepositoryNotFoundError):
-        return UserError(f"{where}: no such dataset repository, or it is private; correct --repo-id or log in with hf auth login")
+        return UserError(
+            f"{where}: no such dataset repository, or it is private; correct --repo-id or log in with hf auth login"
+        )
     if status is not None:
-        return UserError(f"{where}: HTTP {status} after {ATTEMPTS} attempts; what was fetched is kept, run the command again later")
-    return UserError(f"{where}: {type(error).__name__}: {error}; what was fetched is kept, run the command again")
+        return UserError(
+            f"{where}: HTTP {status} after {ATTEMPTS} attempts; what was fetched is kept, run the command again later"
+        )
+    return UserError(
+        f"{where}: {type(error).__name__}: {error}; what was fetched is kept, run the command again"
+    )
 
 
 def transient(error: Exception) -> bool:
@@ -135,9 +149,16 @@ def patiently(export: Export, call: Callable[[], T]) -> T:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             return call()
-        except (hub_errors.HTTPError, hub_errors.HFValidationError, hub_errors.XetDownloadError, OSError) as error:
+        except (
+            hub_errors.HTTPError,
+            hub_errors.HFValidationError,
+            hub_errors.XetDownloadError,
+            OSError,
+        ) as error:
             if getattr(error, "errno", None) == errno.ENOSPC:
-                raise UserError(f"disk full while downloading to {hub.constants.HF_HUB_CACHE}; free some space and run the command again") from error
+                raise UserError(
+                    f"disk full while downloading to {hub.constants.HF_HUB_CACHE}; free some space and run the command again"
+                ) from error
             response = getattr(error, "response", None)
             asked = response.headers.get("Retry-After", "") if response is not None else ""
             wait = int(asked) if asked.isdigit() else 2.0 ** (attempt - 1)
@@ -150,10 +171,27 @@ def patiently(export: Export, call: Callable[[], T]) -> T:
 def remotes(export: Export, folder: str, targets: dict[str, Path]) -> dict[str, Remote]:
     """Size and hash of the files of one remote folder, for the names in `targets` that exist there."""
     api = hub.HfApi()
-    listing = patiently(export, lambda: list(api.list_repo_tree(export.repo_id, folder or None, revision=export.revision, repo_type="dataset")))
-    files = {entry.path.rsplit("/", 1)[-1]: entry for entry in listing if isinstance(entry, hub.hf_api.RepoFile)}
+    listing = patiently(
+        export,
+        lambda: list(
+            api.list_repo_tree(
+                export.repo_id, folder or None, revision=export.revision, repo_type="dataset"
+            )
+        ),
+    )
+    files = {
+        entry.path.rsplit("/", 1)[-1]: entry
+        for entry in listing
+        if isinstance(entry, hub.hf_api.RepoFile)
+    }
     return {
-        name: Remote(files[name].path, target, files[name].size, files[name].lfs.sha256 if files[name].lfs else None, files[name].blob_id)
+        name: Remote(
+            files[name].path,
+            target,
+            files[name].size,
+            files[name].lfs.sha256 if files[name].lfs else None,
+            files[name].blob_id,
+        )
         for name, target in targets.items()
         if name in files
     }
@@ -168,7 +206,13 @@ def link_or_copy(source: Path, target: Path) -> None:
         try:
             os.link(source, temporary)
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES):
+            if error.errno not in (
+                errno.EXDEV,
+                errno.EPERM,
+                errno.EMLINK,
+                errno.ENOTSUP,
+                errno.EACCES,
+            ):
                 raise
             shutil.copyfile(source, temporary)
         os.replace(temporary, target)
@@ -198,24 +242,48 @@ def fetch(export: Export, file: Remote, bar: tqdm) -> None:
         cached = patiently(
             export,
             lambda forced=forced: hub.hf_hub_download(
-                export.repo_id, file.path, repo_type="dataset", revision=export.revision, tqdm_class=Quiet, force_download=forced
+                export.repo_id,
+                file.path,
+                repo_type="dataset",
+                revision=export.revision,
+                tqdm_class=Quiet,
+                force_download=forced,
             ),
         )
         blob = Path(cached).resolve()
         if file.matches(blob):
-            bar.update(file.size - received)  # what was in the cache already; what came twice counts once
+            bar.update(
+                file.size - received
+            )  # what was in the cache already; what came twice counts once
             link_or_copy(blob, file.target)
             return
         found = f"{blob.stat().st_size:,} bytes, sha256 {sha256_file(blob)}"
-    raise UserError(f"{file.path}: the hub promises {file.size:,} bytes, {file.sha256 or file.git_sha1}, and sent {found}, twice; do not use it")
+    raise UserError(
+        f"{file.path}: the hub promises {file.size:,} bytes, {file.sha256 or file.git_sha1}, and sent {found}, twice; do not use it"
+    )
 
 
 def fetch_all(export: Export, files: list[Remote], workers: int) -> None:
     with ThreadPoolExecutor(workers) as pool:
-        sound = list(tqdm(pool.map(lambda file: file.matches(file.target), files), "checking", len(files), unit="file", disable=None, leave=False))
+        sound = list(
+            tqdm(
+                pool.map(lambda file: file.matches(file.target), files),
+                "checking",
+                len(files),
+                unit="file",
+                disable=None,
+                leave=False,
+            )
+        )
         missing = [file for file, ok in zip(files, sound, strict=True) if not ok]
         check_space(export, missing)
-        with tqdm(total=sum(file.size for file in missing), desc=f"{len(missing)} files", unit="B", unit_scale=True, disable=None) as bar:
+        with tqdm(
+            total=sum(file.size for file in missing),
+            desc=f"{len(missing)} files",
+            unit="B",
+            unit_scale=True,
+            disable=None,
+        ) as bar:
             tasks = [pool.submit(fetch, export, file, bar) for file in missing]
             try:
                 for task in tasks:
@@ -233,14 +301,18 @@ def check_space(export: Export, missing: list[Remote]) -> None:
     cache, folder = Path(hub.constants.HF_HUB_CACHE), missing[0].target.parent
     for place in (cache, folder):
         place.mkdir(parents=True, exist_ok=True)
-    find = functools.partial(hub.try_to_load_from_cache, export.repo_id, revision=export.revision, repo_type="dataset")
+    find = functools.partial(
+        hub.try_to_load_from_cache, export.repo_id, revision=export.revision, repo_type="dataset"
+    )
     needed = {cache: sum(file.size for file in missing if not isinstance(find(file.path), str))}
     if os.stat(cache).st_dev != os.stat(folder).st_dev:
         needed[folder] = sum(file.size for file in missing)
     for place, size in needed.items():
         free = shutil.disk_usage(place).free
         if free < size:
-            raise UserError(f"{place}: the download needs {size:,} bytes, {free:,} are free; free some, lower --train-shards or move HF_HOME")
+            raise UserError(
+                f"{place}: the download needs {size:,} bytes, {free:,} are free; free some, lower --train-shards or move HF_HOME"
+            )
 
 
 # --- our manifest of what came ----------------------------------------------------------------------------------------
@@ -259,16 +331,27 @@ def measure_shard(tokenizer: Path, shard: Path, previous: int) -> Measured:
     model = worker_tokenizer(tokenizer)
     highest = int(tokens.max())
     if highest >= model.vocab_size:
-        raise UserError(f"{shard}: token id {highest:,}, but {tokenizer.name} has {model.vocab_size:,} pieces; they do not belong together")
+        raise UserError(
+            f"{shard}: token id {highest:,}, but {tokenizer.name} has {model.vocab_size:,} pieces; they do not belong together"
+        )
     counted = model.table.count(tokens, previous)
     marks = int(np.isin(tokens, model.marks).sum())
-    return Measured(int((tokens == BOS).sum()), counted, marks, ShardFile(name=shard.name, tokens=len(tokens), sha256=sha256_file(shard)))
+    return Measured(
+        int((tokens == BOS).sum()),
+        counted,
+        marks,
+        ShardFile(name=shard.name, tokens=len(tokens), sha256=sha256_file(shard)),
+    )
 
 
-def measure_split(pool: ProcessPoolExecutor, tokenizer: Path, shards: list[Path], sidecars: list[Path]) -> Split:
+def measure_split(
+    pool: ProcessPoolExecutor, tokenizer: Path, shards: list[Path], sidecars: list[Path]
+) -> Split:
     previous = [BOS, *(int(read_shard(shard)[-1]) for shard in shards[:-1])]
     measured = pool.map(functools.partial(measure_shard, tokenizer), shards, previous)
-    parts = list(tqdm(measured, "counting bytes", len(shards), unit="shard", disable=None, leave=False))
+    parts = list(
+        tqdm(measured, "counting bytes", len(shards), unit="shard", disable=None, leave=False)
+    )
     counted = sum(part.counted_bytes for part in parts)
     byte_files = []
     marks = sum(part.marks for part in parts)
@@ -279,7 +362,10 @@ def measure_split(pool: ProcessPoolExecutor, tokenizer: Path, shards: list[Path]
         )
     if sidecars:
         counted = sum(int(read_shard(path).sum(dtype=np.int64)) for path in sidecars)
-        byte_files = [ShardFile(name=path.name, tokens=len(read_shard(path)), sha256=sha256_file(path)) for path in sidecars]
+        byte_files = [
+            ShardFile(name=path.name, tokens=len(read_shard(path)), sha256=sha256_file(path))
+            for path in sidecars
+        ]
     return Split(
         documents=sum(part.documents for part in parts),
         source_bytes=None,
@@ -299,7 +385,9 @@ def source_bytes(docs: Path, documents: int) -> int:
         size += len(text.encode())
         count += 1
     if count < documents:
-        raise UserError(f"{docs}: {count:,} documents, but the validation shards hold {documents:,}; file and shards do not belong together")
+        raise UserError(
+            f"{docs}: {count:,} documents, but the validation shards hold {documents:,}; file and shards do not belong together"
+        )
     return size
 
 
@@ -319,7 +407,9 @@ class Request:
 
     @property
     def dataset(self) -> str:
-        short = self.variant == "byte260" or (self.variant.startswith("sp") and self.variant[2:].isdigit())
+        short = self.variant == "byte260" or (
+            self.variant.startswith("sp") and self.variant[2:].isdigit()
+        )
         return f"fineweb10B_{self.variant}" if short else self.variant
 
     @property
@@ -331,16 +421,23 @@ def choose_files(export: Export, request: Request, stats: Stats) -> dict[str, li
     """The shards to have, by kind (train, val, val_bytes), in order."""
     source = f"{export.repo_id} at {export.revision}"
     if not 0 < request.train_shards <= stats.files_train:
-        raise UserError(f"--train-shards {request.train_shards}: {source} has 1 to {stats.files_train} for {request.dataset}")
+        raise UserError(
+            f"--train-shards {request.train_shards}: {source} has 1 to {stats.files_train} for {request.dataset}"
+        )
     counts = {"train": request.train_shards, "val": stats.files_val, "val_bytes": stats.files_val}
-    names = {kind: [f"fineweb_{kind}_{i:06d}.bin" for i in range(count)] for kind, count in counts.items()}
+    names = {
+        kind: [f"fineweb_{kind}_{i:06d}.bin" for i in range(count)]
+        for kind, count in counts.items()
+    }
     targets = {name: request.folder / name for kind in names for name in names[kind]}
     there = remotes(export, export.path("datasets", request.dataset), targets)
     if not any(name in there for name in names["val_bytes"]):
         names["val_bytes"] = []  # most datasets have no sidecar; one that has must have it whole
     absent = [name for kind in names for name in names[kind] if name not in there]
     if absent:
-        raise UserError(f"{source}: its manifest promises {request.dataset}/{absent[0]} (one of {len(absent)}), which is not there; choose another --revision")
+        raise UserError(
+            f"{source}: its manifest promises {request.dataset}/{absent[0]} (one of {len(absent)}), which is not there; choose another --revision"
+        )
     return {kind: [there[name] for name in names[kind]] for kind in names}
 
 
@@ -355,31 +452,50 @@ def fetch_manifest(export: Export, request: Request) -> PublicManifest:
         return PublicManifest.model_validate_json(target.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        raise UserError(f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}; expected the export's list of datasets and tokenizers") from error
+        raise UserError(
+            f"{source}: {'.'.join(map(str, first['loc']))}: {first['msg']}; expected the export's list of datasets and tokenizers"
+        ) from error
 
 
 def fineweb(request: Request) -> Manifest:
     """Downloads what is missing, verifies everything, writes our manifest. A second run with nothing changed only checks hashes."""
     asked = request.export
-    commit = patiently(asked, lambda: hub.HfApi().repo_info(asked.repo_id, repo_type="dataset", revision=asked.revision).sha)
-    export = Export(asked.repo_id, commit, asked.prefix)  # one commit for all files, however long the download takes
-    entry, tokenizer_file = fetch_manifest(export, request).dataset(request.dataset, f"{asked.repo_id} at {commit}")
+    commit = patiently(
+        asked,
+        lambda: (
+            hub.HfApi().repo_info(asked.repo_id, repo_type="dataset", revision=asked.revision).sha
+        ),
+    )
+    export = Export(
+        asked.repo_id, commit, asked.prefix
+    )  # one commit for all files, however long the download takes
+    entry, tokenizer_file = fetch_manifest(export, request).dataset(
+        request.dataset, f"{asked.repo_id} at {commit}"
+    )
     shards = choose_files(export, request, entry.stats)
     name = tokenizer_file.rsplit("/", 1)[-1]
     tokenizer = request.data_root / "tokenizers" / name
     extra = remotes(export, export.path(*tokenizer_file.split("/")[:-1]), {name: tokenizer})
     if not extra:
-        raise UserError(f"{asked.repo_id} at {commit}: tokenizer {tokenizer_file} is not there; choose another --revision")
+        raise UserError(
+            f"{asked.repo_id} at {commit}: tokenizer {tokenizer_file} is not there; choose another --revision"
+        )
     docs = remotes(export, export.path(), {DOCS_FILE: request.data_root / DOCS_FILE})
     if request.with_docs:
         if not docs:
-            raise UserError(f"{asked.repo_id} at {commit}: no {export.path(DOCS_FILE)}; leave out --with-docs or choose another --revision")
+            raise UserError(
+                f"{asked.repo_id} at {commit}: no {export.path(DOCS_FILE)}; leave out --with-docs or choose another --revision"
+            )
         extra |= docs
     request.folder.mkdir(parents=True, exist_ok=True)
     wanted = [file for files in shards.values() for file in files] + list(extra.values())
     for path in set(request.folder.glob("fineweb_*.bin")) - {file.target for file in wanted}:
         path.unlink()  # of an earlier, larger request; the hub's cache still has it
-    recipe = {"repo_id": asked.repo_id, "commit": commit, "files": {file.path: file.sha256 or file.git_sha1 for file in wanted}}
+    recipe = {
+        "repo_id": asked.repo_id,
+        "commit": commit,
+        "files": {file.path: file.sha256 or file.git_sha1 for file in wanted},
+    }
     fetch_all(export, wanted, request.workers)
     if manifest := manifest_of(request.folder, recipe):
         print(f"{request.folder}: up to date, sizes and sha256 checked")
@@ -390,15 +506,28 @@ def fineweb(request: Request) -> Manifest:
     return manifest
 
 
-def describe(request: Request, shards: dict[str, list[Remote]], tokenizer: Path, docs: Remote | None, recipe: dict[str, Any]) -> Manifest:
+def describe(
+    request: Request,
+    shards: dict[str, list[Remote]],
+    tokenizer: Path,
+    docs: Remote | None,
+    recipe: dict[str, Any],
+) -> Manifest:
     """Our manifest, from what lies on disk; refuses shards that the tokenizer did not make."""
     paths = {kind: [file.target for file in files] for kind, files in shards.items()}
     with process_pool(request.workers) as pool:
-        splits = {kind: measure_split(pool, tokenizer, paths[kind], paths["val_bytes"] if kind == "val" else []) for kind in ("train", "val")}
+        splits = {
+            kind: measure_split(
+                pool, tokenizer, paths[kind], paths["val_bytes"] if kind == "val" else []
+            )
+            for kind in ("train", "val")
+        }
     model = worker_tokenizer(tokenizer)
     agreement = check_encoding(request.folder, splits["val"], model)
     if not agreement.ok:
-        raise UserError(f"{tokenizer}: decoding and encoding the validation shards gives them back for {agreement.found}: it did not make them")
+        raise UserError(
+            f"{tokenizer}: decoding and encoding the validation shards gives them back for {agreement.found}: it did not make them"
+        )
     lossless = model.kind == "bytes"
     if lossless or splits["val"].byte_files:
         splits["val"].source_bytes = splits["val"].counted_bytes
@@ -409,13 +538,24 @@ def describe(request: Request, shards: dict[str, list[Remote]], tokenizer: Path,
     if docs and docs.sha256:
         rule, version = "file", file_version(docs.sha256, splits["val"].documents)
     else:
-        rule, version = "shards", hashlib.sha256("".join(file.sha256 for file in splits["val"].files).encode()).hexdigest()
+        rule, version = (
+            "shards",
+            hashlib.sha256(
+                "".join(file.sha256 for file in splits["val"].files).encode()
+            ).hexdigest(),
+        )
     return Manifest(
         name=request.dataset,
         corpus="fineweb",
         version=version,
         version_rule=rule,
-        tokenizer=TokenizerEntry(file=tokenizer.name, kind=model.kind, sha256=sha256_file(tokenizer), vocab_size=model.vocab_size, lossless=lossless),
+        tokenizer=TokenizerEntry(
+            file=tokenizer.name,
+            kind=model.kind,
+            sha256=sha256_file(tokenizer),
+            vocab_size=model.vocab_size,
+            lossless=lossless,
+        ),
         splits=splits,
         provenance={"recipe": recipe, "huggingface_hub": hub.__version__},
     )

@@ -27,11 +27,17 @@ class TokenizerEntry(Strict):
 
 class Split(Strict):
     documents: int = Field(ge=0)
-    source_bytes: int | None = Field(ge=0)  # UTF-8 of the documents before normalisation; None: published shards without their documents
-    counted_bytes: int = Field(ge=0)  # by the byte table; equals source_bytes when the tokenizer is lossless
+    source_bytes: int | None = Field(
+        ge=0
+    )  # UTF-8 of the documents before normalisation; None: published shards without their documents
+    counted_bytes: int = Field(
+        ge=0
+    )  # by the byte table; equals source_bytes when the tokenizer is lossless
     tokens: int = Field(ge=0)  # BOS included
     files: list[ShardFile]
-    byte_files: list[ShardFile] = []  # sidecar of a context-dependent transform: one uint16 per token, its bytes; one file per shard
+    byte_files: list[
+        ShardFile
+    ] = []  # sidecar of a context-dependent transform: one uint16 per token, its bytes; one file per shard
     xz_bytes: int | None = None  # validation only: its source bytes concatenated, under xz -9e
 
 
@@ -39,7 +45,9 @@ class Manifest(Strict):
     format: Literal[1] = 1
     name: str
     corpus: str
-    version: str = Field(pattern=r"^[0-9a-f]{64}$")  # identifies the text, whatever the tokenizer; see version_rule
+    version: str = Field(
+        pattern=r"^[0-9a-f]{64}$"
+    )  # identifies the text, whatever the tokenizer; see version_rule
     # documents: sha256 over the documents' sha256 digests in order, train then val.
     # file: sha256 over "<sha256 of the documents file> <validation documents>", known without reading 45 GB.
     # shards: sha256 over the validation shards' sha256, where a published set names no documents file; depends on the tokenizer.
@@ -58,11 +66,15 @@ def load_manifest(folder: Path) -> Manifest:
     try:
         return Manifest.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); name a dataset folder built or downloaded by python -m data") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); name a dataset folder built or downloaded by python -m data"
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "the file"
-        raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} faults in all); build the dataset again") from error
+        raise UserError(
+            f"{path}: {where}: {first['msg']} ({error.error_count()} faults in all); build the dataset again"
+        ) from error
 
 
 def manifest_of(folder: Path, recipe: dict[str, Any]) -> Manifest | None:
@@ -84,7 +96,9 @@ def tokenizer_path(folder: Path, entry: TokenizerEntry) -> Path:
                 return path
             tried.append(f"{path} has {found[:16]}…")
     detail = "; ".join(tried) or f"neither in {folder} nor in ../../tokenizers"
-    raise UserError(f"{folder}: tokenizer {entry.file} with sha256 {entry.sha256[:16]}… not found: {detail}; build the dataset again")
+    raise UserError(
+        f"{folder}: tokenizer {entry.file} with sha256 {entry.sha256[:16]}… not found: {detail}; build the dataset again"
+    )
 
 
 def manifest_tokenizer(folder: Path, entry: TokenizerEntry) -> Tokenizer:
@@ -99,9 +113,13 @@ def check_files(folder: Path, manifest: Manifest) -> None:
             path, size = folder / entry.name, HEADER_BYTES + 2 * entry.tokens
             held = path.stat().st_size if path.is_file() else None
             if held != size:
-                raise UserError(f"{path}: manifest says {size:,} bytes, found {'no file' if held is None else f'{held:,}'}; build the dataset again")
+                raise UserError(
+                    f"{path}: manifest says {size:,} bytes, found {'no file' if held is None else f'{held:,}'}; build the dataset again"
+                )
             if (found := sha256_file(path)) != entry.sha256:
-                raise UserError(f"{path}: manifest says sha256 {entry.sha256[:16]}…, found {found[:16]}…; build the dataset again")
+                raise UserError(
+                    f"{path}: manifest says sha256 {entry.sha256[:16]}…, found {found[:16]}…; build the dataset again"
+                )
 
 
 def file_version(docs_sha256: str, val_documents: int) -> str:
@@ -118,7 +136,11 @@ def summary(folder: Path, manifest: Manifest, note: str = "") -> str:
             f"{split.tokens:>14,} tokens {known / split.tokens:.4f} bytes/token in {len(split.files)} shards"
         )
         if split.source_bytes is not None and split.source_bytes != split.counted_bytes:
-            lines.append(f"        lossy tokenizer: {split.counted_bytes:,} bytes decoded ({split.counted_bytes - split.source_bytes:+,}); scores count these")
+            lines.append(
+                f"        lossy tokenizer: {split.counted_bytes:,} bytes decoded ({split.counted_bytes - split.source_bytes:+,}); scores count these"
+            )
         if split.xz_bytes is not None:
-            lines.append(f"        xz -9e on its text: {split.xz_bytes:,} bytes, {8 * split.xz_bytes / split.source_bytes:.4f} bits per byte")
+            lines.append(
+                f"        xz -9e on its text: {split.xz_bytes:,} bytes, {8 * split.xz_bytes / split.source_bytes:.4f} bits per byte"
+            )
     return "\n".join(lines)

@@ -32,9 +32,15 @@ from data.encode import Counts, batched, encode_documents, worker_tokenizer
 from data.manifest import Manifest, Split, TokenizerEntry, file_version, load_manifest, summary
 from data.shards import HEADER_BYTES, ShardFile, write_shard
 
-CHUNK_BYTES = 1 << 24  # a work item: about three seconds of a core, and the most that a kill can cost each process
-SLURM_CHUNK_BYTES = 1 << 28  # a Slurm task takes seconds to start, and 45 GB in arrays of at most 1,000 tasks should need one array
-KEY_BYTES = 16  # of a document's sha256: 2^-78 chance of one false match between 50,000 and 15 M documents
+CHUNK_BYTES = (
+    1 << 24
+)  # a work item: about three seconds of a core, and the most that a kill can cost each process
+SLURM_CHUNK_BYTES = (
+    1 << 28
+)  # a Slurm task takes seconds to start, and 45 GB in arrays of at most 1,000 tasks should need one array
+KEY_BYTES = (
+    16  # of a document's sha256: 2^-78 chance of one false match between 50,000 and 15 M documents
+)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,9 @@ class Plan(BaseModel):
     def chunks(self) -> list[Chunk]:
         edges = {"val": (0, self.val_end), "train": (self.val_end, self.docs_bytes)}
         return [
-            Chunk(split, start, min(stop, start + self.chunk_bytes)) for split, (low, stop) in edges.items() for start in range(low, stop, self.chunk_bytes)
+            Chunk(split, start, min(stop, start + self.chunk_bytes))
+            for split, (low, stop) in edges.items()
+            for start in range(low, stop, self.chunk_bytes)
         ]
 
 
@@ -122,7 +130,17 @@ def held_out_keys(path: Path) -> frozenset[bytes]:
 def hash_with_progress(path: Path) -> str:
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file, tqdm(total=path.stat().st_size, desc="hashing", unit="B", unit_scale=True, disable=None, leave=False) as bar:
+        with (
+            open(path, "rb") as file,
+            tqdm(
+                total=path.stat().st_size,
+                desc="hashing",
+                unit="B",
+                unit_scale=True,
+                disable=None,
+                leave=False,
+            ) as bar,
+        ):
             while block := file.read(1 << 22):
                 digest.update(block)
                 bar.update(len(block))
@@ -134,7 +152,9 @@ def hash_with_progress(path: Path) -> str:
 # --- planning ---------------------------------------------------------------------------------------------------------
 
 
-def make_plan(job: Job, work: Work, docs: Path, val_documents: int, chunk_bytes: int, recipe: dict[str, Any]) -> Plan:
+def make_plan(
+    job: Job, work: Work, docs: Path, val_documents: int, chunk_bytes: int, recipe: dict[str, Any]
+) -> Plan:
     """Finds where validation ends, keeps its documents' keys, trains or takes the tokenizer, and fixes the plan last."""
     size = docs.stat().st_size
     keys, val_end = [], size
@@ -149,11 +169,20 @@ def make_plan(job: Job, work: Work, docs: Path, val_documents: int, chunk_bytes:
         )
     tokenizer = place_tokenizer(job, (text for _, text in document_lines(docs, val_end, size)))
     discard(work.folder.parent)
-    shutil.rmtree(work.folder, ignore_errors=True)  # parts without a plan: a kill while an earlier, perhaps different, job was cleaned up
+    shutil.rmtree(
+        work.folder, ignore_errors=True
+    )  # parts without a plan: a kill while an earlier, perhaps different, job was cleaned up
     work.folder.mkdir(parents=True)
     with atomic_write(work.held_out) as file:
         file.write(b"".join(keys))
-    plan = Plan(docs=docs, docs_bytes=size, val_end=val_end, tokenizer=tokenizer, chunk_bytes=chunk_bytes, recipe=recipe)
+    plan = Plan(
+        docs=docs,
+        docs_bytes=size,
+        val_end=val_end,
+        tokenizer=tokenizer,
+        chunk_bytes=chunk_bytes,
+        recipe=recipe,
+    )
     with atomic_write(work.plan) as file:
         file.write(plan.model_dump_json(indent=2).encode())
     return plan
@@ -165,7 +194,9 @@ def make_plan(job: Job, work: Work, docs: Path, val_documents: int, chunk_bytes:
 def encode_part(folder: Path, rank: int) -> None:
     """One work item; nothing when its part is there already."""
     work = Work(folder)
-    if work.part(rank).exists() or not work.plan.exists():  # no plan: another machine has finished the whole job
+    if (
+        work.part(rank).exists() or not work.plan.exists()
+    ):  # no plan: another machine has finished the whole job
         return
     plan = Plan.model_validate_json(work.plan.read_bytes())
     chunk, counts, dropped = plan.chunks()[rank], Counts(), 0
@@ -189,7 +220,11 @@ def encode_part(folder: Path, rank: int) -> None:
 
     write_shard(work.tokens(rank), encoded())
     with atomic_write(work.part(rank)) as file:
-        file.write(Part(split=chunk.split, counts=asdict(counts), dropped=dropped).model_dump_json().encode())
+        file.write(
+            Part(split=chunk.split, counts=asdict(counts), dropped=dropped)
+            .model_dump_json()
+            .encode()
+        )
 
 
 # --- parts to shards --------------------------------------------------------------------------------------------------
@@ -202,7 +237,9 @@ def cut_shard(parts: list[tuple[Path, int]], path: Path, start: int, stop: int) 
         offset = 0
         for part, tokens in parts:
             low, high = max(start - offset, 0), min(stop - offset, tokens)
-            for at in range(low, high, BLOCK):  # read, not mapped: pages of a mapped part would count as this process's memory
+            for at in range(
+                low, high, BLOCK
+            ):  # read, not mapped: pages of a mapped part would count as this process's memory
                 yield np.fromfile(part, "<u2", min(BLOCK, high - at), offset=HEADER_BYTES + 2 * at)
             offset += tokens
 
@@ -214,7 +251,9 @@ def cut_shard(parts: list[tuple[Path, int]], path: Path, start: int, stop: int) 
 def finish(job: Job, plan: Plan, work: Work) -> Manifest:
     """All parts are there: shards, manifest, and the work folder goes."""
     folder, size = work.folder.parent, plan.recipe["shard_tokens"]
-    parts = [Part.model_validate_json(work.part(rank).read_bytes()) for rank in range(len(plan.chunks()))]
+    parts = [
+        Part.model_validate_json(work.part(rank).read_bytes()) for rank in range(len(plan.chunks()))
+    ]
     splits, lossless = {}, True
     with process_pool(job.workers) as pool:
         for split in ("train", "val"):
@@ -229,7 +268,11 @@ def finish(job: Job, plan: Plan, work: Work) -> Manifest:
             cuts = pool.map(functools.partial(cut_shard, sources), names, starts, stops)
             files = list(tqdm(cuts, f"{split} shards", len(names), unit="shard", disable=None))
             splits[split] = Split(
-                documents=counts.documents, source_bytes=counts.source_bytes, counted_bytes=counts.counted_bytes, tokens=counts.tokens, files=files
+                documents=counts.documents,
+                source_bytes=counts.source_bytes,
+                counted_bytes=counts.counted_bytes,
+                tokens=counts.tokens,
+                files=files,
             )
             lossless = lossless and counts.lossless
     tokenizer = worker_tokenizer(plan.tokenizer)
@@ -239,7 +282,11 @@ def finish(job: Job, plan: Plan, work: Work) -> Manifest:
         version=file_version(plan.recipe["docs_sha256"], plan.recipe["val_documents"]),
         version_rule="file",
         tokenizer=TokenizerEntry(
-            file=plan.tokenizer.name, kind=tokenizer.kind, sha256=sha256_file(plan.tokenizer), vocab_size=tokenizer.vocab_size, lossless=lossless
+            file=plan.tokenizer.name,
+            kind=tokenizer.kind,
+            sha256=sha256_file(plan.tokenizer),
+            vocab_size=tokenizer.vocab_size,
+            lossless=lossless,
         ),
         splits=splits,
         provenance={
@@ -284,7 +331,10 @@ def finish_if_complete(job: Job, work: Work) -> Manifest | None:
 
 
 def run_here(job: Job, work: Work, chunks: list[Chunk], ranks: range) -> None:
-    with process_pool(job.workers) as pool, tqdm(desc="tokenizing", unit="B", unit_scale=True, disable=None) as bar:
+    with (
+        process_pool(job.workers) as pool,
+        tqdm(desc="tokenizing", unit="B", unit_scale=True, disable=None) as bar,
+    ):
         bar.total = sum(chunks[rank].stop - chunks[rank].start for rank in ranks)
         tasks = {pool.submit(encode_part, work.folder, rank): chunks[rank] for rank in ranks}
         try:
@@ -296,10 +346,17 @@ def run_here(job: Job, work: Work, chunks: list[Chunk], ranks: range) -> None:
             raise
 
 
-def retokenize(job: Job, docs: Path, val_documents: int, shard_tokens: int, chunk_bytes: int, cluster: Cluster) -> Manifest | None:
+def retokenize(
+    job: Job, docs: Path, val_documents: int, shard_tokens: int, chunk_bytes: int, cluster: Cluster
+) -> Manifest | None:
     """Runs or resumes the job; None when this machine's share is done and others' is not, or when Slurm has taken over."""
     docs, job = docs.absolute(), dataclasses.replace(job, data_root=job.data_root.absolute())
-    recipe = {"docs_sha256": hash_with_progress(docs), "val_documents": val_documents, "shard_tokens": shard_tokens, **job.options()}
+    recipe = {
+        "docs_sha256": hash_with_progress(docs),
+        "val_documents": val_documents,
+        "shard_tokens": shard_tokens,
+        **job.options(),
+    }
     folder = job.folder()
     work = Work(folder / ".work")
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -313,16 +370,29 @@ def retokenize(job: Job, docs: Path, val_documents: int, shard_tokens: int, chun
         else:
             plan = make_plan(job, work, docs, val_documents, chunk_bytes, recipe)
     if plan.recipe != recipe:
-        raise UserError(f"{work.folder}: an unfinished job with other documents or settings; run that one again, or delete this folder")
+        raise UserError(
+            f"{work.folder}: an unfinished job with other documents or settings; run that one again, or delete this folder"
+        )
     chunks = plan.chunks()
     if cluster.slurm:
         submit(job, work, cluster, len(chunks))
-        print(f"{folder}: {len(chunks)} work items submitted to {cluster.slurm}; the last job writes the shards. Running this again submits what is missing")
+        print(
+            f"{folder}: {len(chunks)} work items submitted to {cluster.slurm}; the last job writes the shards. Running this again submits what is missing"
+        )
         return None
     share, machines = cluster.machine
-    run_here(job, work, chunks, range(share * len(chunks) // machines, (share + 1) * len(chunks) // machines))
+    run_here(
+        job,
+        work,
+        chunks,
+        range(share * len(chunks) // machines, (share + 1) * len(chunks) // machines),
+    )
     manifest = finish_if_complete(job, work)
-    print(summary(folder, manifest) if manifest else f"{folder}: share {share}/{machines} done; the machine that ends last writes the shards")
+    print(
+        summary(folder, manifest)
+        if manifest
+        else f"{folder}: share {share}/{machines} done; the machine that ends last writes the shards"
+    )
     return manifest
 
 
@@ -337,19 +407,38 @@ def encode_step(folder: Path, data: Any, rank: int, world_size: int) -> None:
 def finish_step(job: Job, folder: Path, data: Any, rank: int, world_size: int) -> None:
     """`finish_if_complete` in the form that datatrove calls."""
     if finish_if_complete(job, Work(folder)) is None:
-        raise RuntimeError("parts are missing: see the logs of the encoding job, then run the command again")
+        raise RuntimeError(
+            "parts are missing: see the logs of the encoding job, then run the command again"
+        )
 
 
 def submit(job: Job, work: Work, cluster: Cluster, items: int) -> None:
     """Two Slurm jobs: the work items as an array, --workers of them at a time, then one item that cuts the shards."""
-    from datatrove.executor import SlurmPipelineExecutor  # seconds of imports that no other command needs
+    from datatrove.executor import (
+        SlurmPipelineExecutor,
+    )  # seconds of imports that no other command needs
 
     logs = work.folder.parent / ".slurm"  # not in the work folder, which the last job removes
     environment = f'export PATH="{Path(sys.executable).parent}:$PATH" PYTHONPATH="{Path(__file__).parents[1]}"'
-    common = {"time": cluster.slurm_time, "partition": cluster.slurm, "env_command": environment, "qos": ""}
+    common = {
+        "time": cluster.slurm_time,
+        "partition": cluster.slurm,
+        "env_command": environment,
+        "qos": "",
+    }
     encode = SlurmPipelineExecutor(
-        [functools.partial(encode_step, work.folder)], tasks=items, workers=job.workers, logging_dir=str(logs / "encode"), job_name="encode", **common
+        [functools.partial(encode_step, work.folder)],
+        tasks=items,
+        workers=job.workers,
+        logging_dir=str(logs / "encode"),
+        job_name="encode",
+        **common,
     )
     SlurmPipelineExecutor(
-        [functools.partial(finish_step, job, work.folder)], tasks=1, logging_dir=str(logs / "shards"), job_name="shards", depends=encode, **common
+        [functools.partial(finish_step, job, work.folder)],
+        tasks=1,
+        logging_dir=str(logs / "shards"),
+        job_name="shards",
+        depends=encode,
+        **common,
     ).run()

@@ -41,7 +41,13 @@ def write_shard(path: Path, arrays: Iterable[np.ndarray]) -> int:
     return tokens
 
 
-def write_split(folder: Path, prefix: str, split: str, arrays: Iterable[np.ndarray], shard_tokens: int = SHARD_TOKENS) -> list[ShardFile]:
+def write_split(
+    folder: Path,
+    prefix: str,
+    split: str,
+    arrays: Iterable[np.ndarray],
+    shard_tokens: int = SHARD_TOKENS,
+) -> list[ShardFile]:
     """Cuts a token stream into `<prefix>_<split>_%06d.bin` of exactly `shard_tokens` tokens each, the last one shorter."""
     files: list[ShardFile] = []
     pending = (array for array in arrays if len(array))
@@ -71,12 +77,20 @@ def read_shard(path: Path) -> np.ndarray:
         with open(path, "rb") as file:
             head = np.frombuffer(file.read(HEADER_BYTES), "<i4") if size >= HEADER_BYTES else None
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); build the dataset again or correct the path") from error
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); build the dataset again or correct the path"
+        ) from error
     if head is None:
-        raise UserError(f"{path}: a shard begins with {HEADER_BYTES:,} bytes of header, the file holds {size:,}; delete it and build it again")
+        raise UserError(
+            f"{path}: a shard begins with {HEADER_BYTES:,} bytes of header, the file holds {size:,}; delete it and build it again"
+        )
     if (head[0], head[1]) != (MAGIC, VERSION):
-        raise UserError(f"{path}: expected magic {MAGIC} version {VERSION}, found {head[0]} and {head[1]}; this is not a token shard")
+        raise UserError(
+            f"{path}: expected magic {MAGIC} version {VERSION}, found {head[0]} and {head[1]}; this is not a token shard"
+        )
     expected = HEADER_BYTES + 2 * int(head[2])
     if head[2] < 1 or size != expected:
-        raise UserError(f"{path}: header promises {head[2]:,} tokens ({expected:,} bytes), file holds {size:,} bytes; build it again")
+        raise UserError(
+            f"{path}: header promises {head[2]:,} tokens ({expected:,} bytes), file holds {size:,} bytes; build it again"
+        )
     return np.memmap(path, "<u2", "r", HEADER_BYTES)

@@ -26,14 +26,20 @@ class SentencePieceTokenizer:
         try:
             self.sp = spm.SentencePieceProcessor(model_proto=model)
         except RuntimeError as error:
-            raise UserError(f"{source}: not a SentencePiece model ({len(model):,} bytes)") from error
+            raise UserError(
+                f"{source}: not a SentencePiece model ({len(model):,} bytes)"
+            ) from error
         self.model = model
         self.vocab_size = self.sp.vocab_size()
         if self.vocab_size > MAX_VOCAB:
-            raise UserError(f"{source}: {self.vocab_size:,} pieces, but a token is stored in 16 bits (at most {MAX_VOCAB:,})")
+            raise UserError(
+                f"{source}: {self.vocab_size:,} pieces, but a token is stored in 16 bits (at most {MAX_VOCAB:,})"
+            )
         ids = (self.sp.pad_id(), self.sp.bos_id(), self.sp.eos_id(), self.sp.unk_id())
         if ids != (PAD, BOS, EOS, UNK):
-            raise UserError(f"{source}: expected pad 0, BOS 1, EOS 2, UNK 3, found {ids}; train the tokenizer with these ids")
+            raise UserError(
+                f"{source}: expected pad 0, BOS 1, EOS 2, UNK 3, found {ids}; train the tokenizer with these ids"
+            )
         if self.sp.is_unknown(self.sp.piece_to_id(SPACE)):
             raise UserError(
                 f"{source}: U+2581, the space mark, is no piece of its own among {self.vocab_size:,}: a lone space would "
@@ -41,13 +47,19 @@ class SentencePieceTokenizer:
             )
         self.table = ByteTable.of_sentencepiece(self.sp)
         # Private-use pieces mark a reversible transform of the text (upper case, say): their bytes depend on their context.
-        self.marks = [i for i in range(self.vocab_size) if len(piece := self.sp.id_to_piece(i)) == 1 and "\ue000" <= piece <= "\uf8ff"]
+        self.marks = [
+            i
+            for i in range(self.vocab_size)
+            if len(piece := self.sp.id_to_piece(i)) == 1 and "\ue000" <= piece <= "\uf8ff"
+        ]
         self.unk_surface = len(self.sp.decode([UNK]).encode())
         # A model that neither normalises nor strips can still not tell a written U+2581 from a space; spelling it in bytes keeps it.
         self.spell = None
         probe = "  \uff21\n \t x  "
         if self.sp.is_byte(FIRST_BYTE_ID) and self.sp.decode(self.sp.encode(probe)) == probe:
-            self.spell = np.array([self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()], np.uint16)
+            self.spell = np.array(
+                [self.sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()], np.uint16
+            )
 
     def encode(self, text: str) -> np.ndarray:
         """uint16 [N] ids."""
@@ -77,7 +89,14 @@ class ByteTokenizer:
         json.dumps(
             {
                 "tokenizer_type": "pure_byte",
-                "config": {"pad_id": PAD, "bos_id": BOS, "eos_id": EOS, "unk_id": UNK, "byte_offset": FIRST_BYTE_ID, "byte_count": 256},
+                "config": {
+                    "pad_id": PAD,
+                    "bos_id": BOS,
+                    "eos_id": EOS,
+                    "unk_id": UNK,
+                    "byte_offset": FIRST_BYTE_ID,
+                    "byte_count": 256,
+                },
                 "vocab_size": vocab_size,
             },
             indent=2,
@@ -109,9 +128,13 @@ def load_tokenizer(path: Path) -> Tokenizer:
         spec = json.loads(model)
         found = (spec["vocab_size"], spec.get("config", {}).get("byte_offset", FIRST_BYTE_ID))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path}: expected the JSON description of a byte tokenizer, found {model[:60]!r}") from error
+        raise UserError(
+            f"{path}: expected the JSON description of a byte tokenizer, found {model[:60]!r}"
+        ) from error
     if found != (ByteTokenizer.vocab_size, FIRST_BYTE_ID):
-        raise UserError(f"{path}: expected 260 ids with bytes from id 4, found vocab_size {found[0]}, byte_offset {found[1]}")
+        raise UserError(
+            f"{path}: expected 260 ids with bytes from id 4, found vocab_size {found[0]}, byte_offset {found[1]}"
+        )
     return ByteTokenizer()
 
 
@@ -121,7 +144,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> bytes:
     No path, date or machine enters the file: texts come from an iterator, the model leaves through memory, and num_threads, which
     the model records, is a constant. Identity normalisation, no dummy prefix and no whitespace stripping make decode(encode(x)) == x."""
     if not FIRST_BYTE_ID + 256 < vocab_size <= MAX_VOCAB:
-        raise UserError(f"--vocab-size {vocab_size}: expected {FIRST_BYTE_ID + 257} (4 marks, 256 bytes and the space) to {MAX_VOCAB:,}")
+        raise UserError(
+            f"--vocab-size {vocab_size}: expected {FIRST_BYTE_ID + 257} (4 marks, 256 bytes and the space) to {MAX_VOCAB:,}"
+        )
 
     sample, size = [], 0
     for text in texts:

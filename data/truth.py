@@ -21,11 +21,20 @@ class Truth:
 
     def row(self) -> dict[str, object]:
         lost = self.counts.source_bytes - self.counts.counted_bytes
-        return {"tokenizer": self.tokenizer, "file": self.file, **asdict(self.counts), "source_minus_counted": lost}
+        return {
+            "tokenizer": self.tokenizer,
+            "file": self.file,
+            **asdict(self.counts),
+            "source_minus_counted": lost,
+        }
 
 
 def documents(path: Path) -> Iterator[str]:
-    texts = jsonl_texts(path) if path.suffix in JSONL_SUFFIXES else blocks(decode_utf8(path, path.read_bytes()), MIN_CHARACTERS)
+    texts = (
+        jsonl_texts(path)
+        if path.suffix in JSONL_SUFFIXES
+        else blocks(decode_utf8(path, path.read_bytes()), MIN_CHARACTERS)
+    )
     return (text for text in texts if text.strip())
 
 
@@ -40,11 +49,15 @@ def measure(tokenizers: dict[str, Tokenizer], files: list[Path]) -> Iterator[Tru
 
 
 def print_report(tokenizers: dict[str, Tokenizer], files: list[Path]) -> None:
-    print(f"{'tokenizer':28} {'file':24} {'documents':>9} {'source':>11} {'counted':>11} {'lost':>9} {'unknown':>8} {'bytes/token':>11}")
+    print(
+        f"{'tokenizer':28} {'file':24} {'documents':>9} {'source':>11} {'counted':>11} {'lost':>9} {'unknown':>8} {'bytes/token':>11}"
+    )
     for truth in measure(tokenizers, files):
         c = truth.counts
         print(
             f"{truth.tokenizer:28} {truth.file:24} {c.documents:9,} {c.source_bytes:11,} {c.counted_bytes:11,} "
             f"{c.source_bytes - c.counted_bytes:9,} {c.unknown:8,} {c.counted_bytes / max(1, c.tokens):11.4f}"
         )
-    print("counted bytes equal decoded bytes in every document; lost is source less counted: what normalisation and unknown pieces drop")
+    print(
+        "counted bytes equal decoded bytes in every document; lost is source less counted: what normalisation and unknown pieces drop"
+    )

@@ -17,7 +17,10 @@ from data.manifest import Manifest, Split, load_manifest, tokenizer_path
 from data.shards import read_shard
 from data.tokenizer import Tokenizer
 
-SAMPLE_DOCUMENTS, SAMPLE_TOKENS = 200, 4_000_000  # at most so much of the validation split is encoded again
+SAMPLE_DOCUMENTS, SAMPLE_TOKENS = (
+    200,
+    4_000_000,
+)  # at most so much of the validation split is encoded again
 SAMPLE_AGREES = 0.95  # a foreign tokenizer of the same size agrees on none; a lossy one of the right kind on all but odd characters
 
 
@@ -47,12 +50,16 @@ class Digests:
 def digest(table: ByteTable, documents: list[np.ndarray], want_text: bool) -> Digests:
     return Digests(
         [hashlib.sha256(ids.tobytes()).digest()[:16] for ids in documents],
-        b"".join(hashlib.sha256(table.decode(ids)).digest() for ids in documents) if want_text else b"",
+        b"".join(hashlib.sha256(table.decode(ids)).digest() for ids in documents)
+        if want_text
+        else b"",
         sum(table.count(ids) for ids in documents),
     )
 
 
-def scan_shard(tokenizer: Path, want_text: bool, shard: Path) -> tuple[np.ndarray, Digests, np.ndarray]:
+def scan_shard(
+    tokenizer: Path, want_text: bool, shard: Path
+) -> tuple[np.ndarray, Digests, np.ndarray]:
     """What precedes the first BOS, the digests of the whole documents, and the last document, which may go on in the next shard."""
     tokens = np.array(read_shard(shard))
     starts = np.flatnonzero(tokens == BOS)
@@ -61,12 +68,16 @@ def scan_shard(tokenizer: Path, want_text: bool, shard: Path) -> tuple[np.ndarra
     return head, digest(worker_tokenizer(tokenizer).table, documents, want_text), tail
 
 
-def scan_split(pool: ProcessPoolExecutor, folder: Path, split: Split, tokenizer: Path, want_text: bool) -> Iterator[Digests]:
+def scan_split(
+    pool: ProcessPoolExecutor, folder: Path, split: Split, tokenizer: Path, want_text: bool
+) -> Iterator[Digests]:
     """Digests of a split's documents in order, shards scanned in parallel, documents that cross shards put together again."""
     table = worker_tokenizer(tokenizer).table
     open_document: list[np.ndarray] = []
     shards = [folder / file.name for file in split.files]
-    for head, digests, tail in pool.map(functools.partial(scan_shard, tokenizer, want_text), shards):
+    for head, digests, tail in pool.map(
+        functools.partial(scan_shard, tokenizer, want_text), shards
+    ):
         open_document.append(head)
         if len(tail):  # a document begins in this shard, so the open one has ended
             yield digest(table, [d for d in [np.concatenate(open_document)] if len(d)], want_text)
@@ -88,9 +99,18 @@ def check_shards(folder: Path, name: str, split: Split, vocab_size: int) -> list
         tokens += len(array)
         highest = max(highest, int(array.max()))
         rows.append(Row("tokens", file.name, f"{file.tokens:,}", f"{len(array):,}"))
-        rows.append(Row("sha256", file.name, file.sha256[:16], sha256_file(folder / file.name)[:16]))
+        rows.append(
+            Row("sha256", file.name, file.sha256[:16], sha256_file(folder / file.name)[:16])
+        )
     rows.append(Row("tokens", name, f"{split.tokens:,}", f"{tokens:,}"))
-    rows.append(Row("ids below the vocabulary", name, f"{vocab_size:,}", f"{vocab_size:,}" if highest < vocab_size else f"id {highest:,}"))
+    rows.append(
+        Row(
+            "ids below the vocabulary",
+            name,
+            f"{vocab_size:,}",
+            f"{vocab_size:,}" if highest < vocab_size else f"id {highest:,}",
+        )
+    )
     rows.append(Row("first token", name, str(BOS), str(first)))
     return rows
 
@@ -101,9 +121,20 @@ def check_sidecar(folder: Path, name: str, split: Split) -> list[Row]:
     for shard, sidecar in zip(split.files, split.byte_files, strict=True):
         tokens, sizes = read_shard(folder / shard.name), read_shard(folder / sidecar.name)
         rows.append(Row("sidecar length", sidecar.name, f"{len(tokens):,}", f"{len(sizes):,}"))
-        rows.append(Row("sha256", sidecar.name, sidecar.sha256[:16], sha256_file(folder / sidecar.name)[:16]))
+        rows.append(
+            Row(
+                "sha256", sidecar.name, sidecar.sha256[:16], sha256_file(folder / sidecar.name)[:16]
+            )
+        )
         if rows[-2].ok:
-            rows.append(Row("sidecar bytes of BOS", sidecar.name, "0", f"{int(sizes[tokens == BOS].sum(dtype=np.int64)):,}"))
+            rows.append(
+                Row(
+                    "sidecar bytes of BOS",
+                    sidecar.name,
+                    "0",
+                    f"{int(sizes[tokens == BOS].sum(dtype=np.int64)):,}",
+                )
+            )
         total += int(sizes.sum(dtype=np.int64))
     rows.append(Row("bytes by the sidecar", name, f"{split.counted_bytes:,}", f"{total:,}"))
     if split.source_bytes is not None:
@@ -120,7 +151,12 @@ def check_encoding(folder: Path, split: Split, tokenizer: Tokenizer) -> Row:
     known = [ids[1:] for ids in documents[:SAMPLE_DOCUMENTS] if not (ids == UNK).any()]
     same = sum(np.array_equal(tokenizer.encode(tokenizer.decode(ids)), ids) for ids in known)
     enough = same >= SAMPLE_AGREES * len(known)
-    return Row("encode(decode(x)) = x", "val", "yes", "yes" if enough else f"{same} of {len(known)} documents")
+    return Row(
+        "encode(decode(x)) = x",
+        "val",
+        "yes",
+        "yes" if enough else f"{same} of {len(known)} documents",
+    )
 
 
 def check_documents(folder: Path, manifest: Manifest, tokenizer: Path, workers: int) -> list[Row]:
@@ -132,7 +168,13 @@ def check_documents(folder: Path, manifest: Manifest, tokenizer: Path, workers: 
     with process_pool(workers) as pool:
         for name in ("val", "train"):
             split, count, counted, overlap = manifest.splits[name], 0, 0, 0
-            bar = tqdm(scan_split(pool, folder, split, tokenizer, want_text), f"documents of {name}", unit="shard", disable=None, leave=False)
+            bar = tqdm(
+                scan_split(pool, folder, split, tokenizer, want_text),
+                f"documents of {name}",
+                unit="shard",
+                disable=None,
+                leave=False,
+            )
             for digests in bar:
                 count += len(digests.keys)
                 counted += digests.counted
@@ -144,13 +186,22 @@ def check_documents(folder: Path, manifest: Manifest, tokenizer: Path, workers: 
                     version.update(digests.texts)
             rows.append(Row("documents", name, f"{split.documents:,}", f"{count:,}"))
             if not split.byte_files:
-                rows.append(Row("bytes by the table", name, f"{split.counted_bytes:,}", f"{counted:,}"))
+                rows.append(
+                    Row("bytes by the table", name, f"{split.counted_bytes:,}", f"{counted:,}")
+                )
             if manifest.tokenizer.lossless:
                 rows.append(Row("source bytes", name, f"{split.source_bytes:,}", f"{counted:,}"))
     rows.append(Row("train documents also in val", "both", "0", f"{overlap:,}"))
     if want_text:
         version.update(val_texts)
-        rows.append(Row("corpus version, from decoded text", "both", manifest.version[:16], version.hexdigest()[:16]))
+        rows.append(
+            Row(
+                "corpus version, from decoded text",
+                "both",
+                manifest.version[:16],
+                version.hexdigest()[:16],
+            )
+        )
     return rows
 
 
@@ -161,14 +212,25 @@ def verify(folder: Path, workers: int = default_workers()) -> bool:
     tokenizer = worker_tokenizer(path)
     rows = [
         Row("tokenizer kind", manifest.tokenizer.file, manifest.tokenizer.kind, tokenizer.kind),
-        Row("vocabulary", manifest.tokenizer.file, f"{manifest.tokenizer.vocab_size:,}", f"{tokenizer.vocab_size:,}"),
+        Row(
+            "vocabulary",
+            manifest.tokenizer.file,
+            f"{manifest.tokenizer.vocab_size:,}",
+            f"{tokenizer.vocab_size:,}",
+        ),
     ]
-    named = {file.name for split in manifest.splits.values() for file in split.files + split.byte_files}
+    named = {
+        file.name for split in manifest.splits.values() for file in split.files + split.byte_files
+    }
     strays = sorted(path.name for path in folder.glob("*.bin") if path.name not in named)
-    rows.append(Row("shards outside the manifest", folder.name, "none", ", ".join(strays) or "none"))
+    rows.append(
+        Row("shards outside the manifest", folder.name, "none", ", ".join(strays) or "none")
+    )
     for name, split in manifest.splits.items():
         rows += check_shards(folder, name, split, tokenizer.vocab_size)
-    if all(row.ok for row in rows):  # ids outside the table or missing shards would make the rest meaningless
+    if all(
+        row.ok for row in rows
+    ):  # ids outside the table or missing shards would make the rest meaningless
         for name, split in manifest.splits.items():
             rows += check_sidecar(folder, name, split) if split.byte_files else []
         rows.append(check_encoding(folder, manifest.splits["val"], tokenizer))
@@ -178,10 +240,18 @@ def verify(folder: Path, workers: int = default_workers()) -> bool:
 
 
 def print_table(folder: Path, rows: list[Row]) -> None:
-    cells = [("check", "where", "expected", "found", ""), *((r.check, r.where, r.expected, r.found, "ok" if r.ok else "WRONG") for r in rows)]
+    cells = [
+        ("check", "where", "expected", "found", ""),
+        *((r.check, r.where, r.expected, r.found, "ok" if r.ok else "WRONG") for r in rows),
+    ]
     widths = [max(len(line[i]) for line in cells) for i in range(4)]
     print(folder)
     for line in cells:
-        print("  " + "  ".join(cell.ljust(width) for cell, width in zip(line, (*widths, 5), strict=True)).rstrip())
+        print(
+            "  "
+            + "  ".join(
+                cell.ljust(width) for cell, width in zip(line, (*widths, 5), strict=True)
+            ).rstrip()
+        )
     wrong = sum(not row.ok for row in rows)
     print(f"  {len(rows)} checks, {wrong} wrong" if wrong else f"  {len(rows)} checks, all right")

@@ -39,7 +39,10 @@ from eval.sandbox import WALL_CLOCK
 LN2 = float(np.log(2))
 LAMBDAS = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001])
 TINY = (2, 24)  # tokens of a tiny pair's prefix
-LONG_SWEEP, LONG_SWEEP_TOKENS = (48, 512), 1 << 16  # tokens of a long sweep's prefix, and of all its streams together
+LONG_SWEEP, LONG_SWEEP_TOKENS = (
+    (48, 512),
+    1 << 16,
+)  # tokens of a long sweep's prefix, and of all its streams together
 NEAR = 16  # scores before a changed token, where what looks ahead a little would move
 FEWEST = 16  # differences of which a mean is taken
 CONTROL_AT = 0.7  # share of the real stream that control documents should stand behind, as near as a splice lies
@@ -49,7 +52,9 @@ RULE_SUM = "the next-token probabilities sum to one"
 RULE_ROW = "the score is -ln of the probability that the distribution gives to the token"
 RULE_TOKEN = "a token may not influence its own probability"
 RULE_PROBES = "asking for a distribution must not change a score"
-RULE_CANARY = "a probability measure gains k bits on text of known probability with probability at most 2^-k"
+RULE_CANARY = (
+    "a probability measure gains k bits on text of known probability with probability at most 2^-k"
+)
 
 
 @dataclass
@@ -118,21 +123,42 @@ class Behaviour:
     """All behaviour tests of one artifact on one validation stream `x` (int64 [N]). Results go to `into`, one Collector for each test."""
 
     def __init__(
-        self, scorer: Scorer, x: np.ndarray, generator: KneserNey, profile: Profile, rules: Rules, rng: np.random.Generator, into: dict[str, Collector]
+        self,
+        scorer: Scorer,
+        x: np.ndarray,
+        generator: KneserNey,
+        profile: Profile,
+        rules: Rules,
+        rng: np.random.Generator,
+        into: dict[str, Collector],
     ):
         self.scorer, self.x, self.generator = scorer, x, generator
         self.profile, self.rules, self.rng, self.into = profile, rules, rng, into
         self.noise = Noise(rules)
         self.official: np.ndarray | None = None
-        self.lengths = np.diff(np.append(np.flatnonzero(x == BOS), len(x))) if (x == BOS).any() else np.array([len(x)])
+        self.lengths = (
+            np.diff(np.append(np.flatnonzero(x == BOS), len(x)))
+            if (x == BOS).any()
+            else np.array([len(x)])
+        )
         self.extra_streams: list[Stream] = []  # scored with part one, for the fresh-slice test
         self.extra_scored: list[Scored] = []
-        self.control: np.ndarray | None = None  # documents that one splice puts behind the real stream, for the same test
-        self.control_scored: tuple[np.ndarray, np.ndarray] | None = None  # those of them that had room, with their losses
+        self.control: np.ndarray | None = (
+            None  # documents that one splice puts behind the real stream, for the same test
+        )
+        self.control_scored: tuple[np.ndarray, np.ndarray] | None = (
+            None  # those of them that had room, with their losses
+        )
         self.log_ratios: list[np.ndarray] = []  # log2 q - log2 g over sampled text
-        self.row_differences: list[np.ndarray] = []  # signed, nats: score - its own row's, over all probed positions
-        self.token_differences: list[np.ndarray] = []  # score of a substituted token - what the row said
-        self.near_differences: list[np.ndarray] = []  # the last scores before a changed token, after - before
+        self.row_differences: list[
+            np.ndarray
+        ] = []  # signed, nats: score - its own row's, over all probed positions
+        self.token_differences: list[
+            np.ndarray
+        ] = []  # score of a substituted token - what the row said
+        self.near_differences: list[
+            np.ndarray
+        ] = []  # the last scores before a changed token, after - before
         self.tail_point = len(x) - 2 - int(rng.integers(1, min(64, len(x) // 4)))
 
     # --- Runs ---
@@ -167,8 +193,18 @@ class Behaviour:
         scored = self.scorer.score(streams, label)
         for index, result in enumerate(scored):
             for problem in result.problems:
-                where = f"{label} run" + (f", stream {index + 1} of {len(scored)} ({len(streams[index].tokens):,} tokens)" if len(scored) > 1 else "")
-                self.into["coverage"].add("INVALID", where, "one finite, non-negative loss for every target", problem, "scoring contract")
+                where = f"{label} run" + (
+                    f", stream {index + 1} of {len(scored)} ({len(streams[index].tokens):,} tokens)"
+                    if len(scored) > 1
+                    else ""
+                )
+                self.into["coverage"].add(
+                    "INVALID",
+                    where,
+                    "one finite, non-negative loss for every target",
+                    problem,
+                    "scoring contract",
+                )
         self.into["coverage"].ran_check()
         return scored
 
@@ -180,7 +216,10 @@ class Behaviour:
         if self.profile.late_splices == 1:
             return [int(self.rng.integers(int(0.55 * n), int(0.8 * n)))]
         edges = np.linspace(0.02, 0.98, self.profile.late_splices + 1)
-        return [int(self.rng.integers(int(a * n), max(int(b * n), int(a * n) + 1))) for a, b in itertools.pairwise(edges)]
+        return [
+            int(self.rng.integers(int(a * n), max(int(b * n), int(a * n) + 1)))
+            for a, b in itertools.pairwise(edges)
+        ]
 
     def _probed(self, step: Callable[[str], None], splices: list[int]) -> dict[int, np.ndarray]:
         """Run with probes on the real stream with other last tokens; returns the row at each probed position before those."""
@@ -189,7 +228,10 @@ class Behaviour:
         t = self.tail_point
         end = n - 1 - self.rng.integers(0, min(64, n), size=max(k // 16, 1))
         near_bos = np.flatnonzero(self.x == BOS)
-        near_bos = (self.rng.choice(near_bos, min(len(near_bos), max(k // 16, 1)), replace=False)[:, None] + np.array([-1, 0, 1])).ravel()
+        near_bos = (
+            self.rng.choice(near_bos, min(len(near_bos), max(k // 16, 1)), replace=False)[:, None]
+            + np.array([-1, 0, 1])
+        ).ravel()
         anywhere = self.rng.choice(n, max(k - len(end) - len(near_bos), 1), replace=False)
         positions = np.concatenate([anywhere, end, near_bos, splices, [n - 1, t]]).astype(np.int64)
         positions = np.unique(positions[(positions >= 0) & (positions < n)])
@@ -198,7 +240,10 @@ class Behaviour:
         if scored.nll is not None:
             difference = scored.nll[:t] - self.official[:t]
             self.into["future"].ran_check()
-            self.into["future"].figure("largest_change_before_a_changed_token_nats", float(np.abs(difference).max(initial=0.0)))
+            self.into["future"].figure(
+                "largest_change_before_a_changed_token_nats",
+                float(np.abs(difference).max(initial=0.0)),
+            )
             if np.abs(difference).max(initial=0.0) <= self.rules.tolerance.exact:
                 self.noise.add(difference)
             else:
@@ -226,7 +271,12 @@ class Behaviour:
             return
         signed = exact.nll - self.official
         self._check_mean("normalisation", signed, "scores with and without probes", RULE_PROBES)
-        self._check_mean("normalisation", signed[positions[positions < len(signed)]], "scores of probed positions with and without probes", RULE_PROBES)
+        self._check_mean(
+            "normalisation",
+            signed[positions[positions < len(signed)]],
+            "scores of probed positions with and without probes",
+            RULE_PROBES,
+        )
         difference = np.abs(signed)
         if difference.max() > self.noise.limit:
             place = int(difference.argmax())
@@ -237,31 +287,55 @@ class Behaviour:
                 f"{exact.nll[place]:.6f}; {np.count_nonzero(difference > self.noise.limit):,} positions differ",
                 RULE_PROBES,
             )
-        self._compare_prefix(exact.nll[:t], nll[:t], f"real stream, its last {len(self.x) - t - 1} tokens replaced")
+        self._compare_prefix(
+            exact.nll[:t], nll[:t], f"real stream, its last {len(self.x) - t - 1} tokens replaced"
+        )
 
     def _too_noisy(self, difference: np.ndarray) -> bool:
         t = self.rules.tolerance
         if not len(difference):
             return False
-        return bool(np.abs(difference).max() > t.noise_max or np.percentile(np.abs(difference), 95) > t.noise_p95)
+        return bool(
+            np.abs(difference).max() > t.noise_max
+            or np.percentile(np.abs(difference), 95) > t.noise_p95
+        )
 
     def _report_noise(self, difference: np.ndarray, what: str) -> None:
         t, size = self.rules.tolerance, np.abs(difference)
         found = f"95 % within {np.percentile(size, 95):.3g}, largest difference {size.max():.3g} at token {int(size.argmax()) + 2:,}"
-        self.into["future"].add("INVALID", what, f"equal losses (95 % within {t.noise_p95} nats, all within {t.noise_max})", found, RULE_FRESH)
+        self.into["future"].add(
+            "INVALID",
+            what,
+            f"equal losses (95 % within {t.noise_p95} nats, all within {t.noise_max})",
+            found,
+            RULE_FRESH,
+        )
 
     def _splice(self, t: int, probed: dict[int, np.ndarray], control: np.ndarray | None) -> None:
         """Real up to t, then v, control documents for at most half of the rest, and sampled text, as long as the real stream."""
         v = self._other_token(probed.get(t), int(self.x[t + 1]))
-        control = np.zeros(0, np.int64) if control is None else control[: (len(self.x) - t - 2) // 2]
+        control = (
+            np.zeros(0, np.int64) if control is None else control[: (len(self.x) - t - 2) // 2]
+        )
         head = np.concatenate([self.x[: t + 1], [v], control])
         stream = self._sampled(head, len(self.x))
         (scored,) = self._score([Stream(stream)], f"splice at {t:,}")
         if scored.nll is None:
             return
-        self._compare_prefix(self.official[:t], scored.nll[:t], f"real stream, everything from token {t + 1:,} on replaced")
+        self._compare_prefix(
+            self.official[:t],
+            scored.nll[:t],
+            f"real stream, everything from token {t + 1:,} on replaced",
+        )
         if t in probed:
-            self._check_substitution(t, v, float(scored.nll[t]), probed[t], self.noise.limit, f"real stream, token {t + 1:,} replaced")
+            self._check_substitution(
+                t,
+                v,
+                float(scored.nll[t]),
+                probed[t],
+                self.noise.limit,
+                f"real stream, token {t + 1:,} replaced",
+            )
         if len(control) > 1:
             self.control_scored = control, scored.nll[t + 2 : t + 1 + len(control)]
         sampled = t + 1 + len(control)  # position before the first sampled token
@@ -274,10 +348,20 @@ class Behaviour:
         (scored,) = self._score([Stream(np.append(self.x[: t + 1], v))], f"tail cut at {t:,}")
         if scored.nll is None:
             return
-        self._compare_cut([(self.official[:t], scored.nll[:t])], f"real stream cut after token {t + 1:,} of {len(self.x):,}")
+        self._compare_cut(
+            [(self.official[:t], scored.nll[:t])],
+            f"real stream cut after token {t + 1:,} of {len(self.x):,}",
+        )
         if t in probed:
             limit = max(self.noise.limit, self.rules.tolerance.noise_max)
-            self._check_substitution(t, v, float(scored.nll[t]), probed[t], limit, f"real stream cut after token {t + 1:,}")
+            self._check_substitution(
+                t,
+                v,
+                float(scored.nll[t]),
+                probed[t],
+                limit,
+                f"real stream cut after token {t + 1:,}",
+            )
 
     def _sampled(self, head: np.ndarray, length: int) -> np.ndarray:
         """`head` continued to `length` tokens by documents of the n-gram model; document lengths are those of the real stream."""
@@ -287,7 +371,9 @@ class Behaviour:
             sizes.append(int(self.rng.choice(self.lengths)))
         prefixes = [head] + [np.array([BOS])] * (len(sizes) - 1)
         grown = self.generator.sample(self.rng, prefixes, np.array(sizes))
-        parts = [head, grown[0]] + [part for tokens in grown[1:] for part in (np.array([BOS]), tokens)]
+        parts = [head, grown[0]] + [
+            part for tokens in grown[1:] for part in (np.array([BOS]), tokens)
+        ]
         return np.concatenate(parts)[:length]
 
     def _other_token(self, log_row: np.ndarray | None, actual: int) -> int:
@@ -325,7 +411,9 @@ class Behaviour:
             )
 
     def _mean_limit(self, difference: np.ndarray, noise: float = 0.0) -> float:
-        return self.rules.tolerance.noise_mean + 4 * max(float(difference.std()), noise) / np.sqrt(len(difference))
+        return self.rules.tolerance.noise_mean + 4 * max(float(difference.std()), noise) / np.sqrt(
+            len(difference)
+        )
 
     def _check_mean(self, test: str, difference: np.ndarray, what: str, rule: str) -> None:
         """Rounding has no sign that it prefers: the mean of the differences [n], nats, vanishes as 1/sqrt(n)."""
@@ -336,7 +424,13 @@ class Behaviour:
         mean, limit = float(difference.mean()), self._mean_limit(difference, self.noise.rms)
         self.into[test].figure("largest_mean_difference_nats", abs(mean))
         if abs(mean) > limit:
-            self.into[test].add("INVALID", f"{what}: mean of {len(difference):,} differences", f"0 ± {limit:.2g} nats", f"{mean:+.3g} nats", rule)
+            self.into[test].add(
+                "INVALID",
+                f"{what}: mean of {len(difference):,} differences",
+                f"0 ± {limit:.2g} nats",
+                f"{mean:+.3g} nats",
+                rule,
+            )
 
     def _compare_cut(self, pairs: list[tuple[np.ndarray, np.ndarray]], what: str) -> None:
         """Streams of different length may be computed in other batch shapes, which rounds differently: single scores may move by rounding,
@@ -348,7 +442,9 @@ class Behaviour:
         t, difference = self.rules.tolerance, after - before
         p95, mean = float(np.percentile(np.abs(difference), 95)), float(difference.mean())
         mean_limit = self._mean_limit(difference)
-        self.into["future"].figure("largest_change_before_a_cut_nats", float(np.abs(difference).max()))
+        self.into["future"].figure(
+            "largest_change_before_a_cut_nats", float(np.abs(difference).max())
+        )
         if np.abs(difference).max() > t.noise_max or p95 > t.noise_p95 or abs(mean) > mean_limit:
             place = int(np.abs(difference).argmax())
             self.into["future"].add(
@@ -359,7 +455,9 @@ class Behaviour:
                 RULE_FUTURE,
             )
 
-    def _check_substitution(self, t: int, v: int, nll: float, log_row: np.ndarray, limit: float, what: str) -> None:
+    def _check_substitution(
+        self, t: int, v: int, nll: float, log_row: np.ndarray, limit: float, what: str
+    ) -> None:
         """The score of v must be what the row, asked for when another token stood there, gave to v."""
         into = self.into["normalisation"]
         into.ran_check()
@@ -368,9 +466,17 @@ class Behaviour:
         off = abs(signed)
         into.figure("largest_substitution_error_nats", off)
         if off > limit:
-            into.add("INVALID", f"{what}, by id {v}", f"loss {-log_row[v]:.6f} ± {limit:.2g}", f"{nll:.6f}", RULE_TOKEN)
+            into.add(
+                "INVALID",
+                f"{what}, by id {v}",
+                f"loss {-log_row[v]:.6f} ± {limit:.2g}",
+                f"{nll:.6f}",
+                RULE_TOKEN,
+            )
 
-    def _check_rows(self, tokens: np.ndarray, positions: np.ndarray, scored: Scored, what: str) -> None:
+    def _check_rows(
+        self, tokens: np.ndarray, positions: np.ndarray, scored: Scored, what: str
+    ) -> None:
         """Rows sum to one and contain the scores of the same run."""
         into, t = self.into["normalisation"], self.rules.tolerance
         into.ran_check(len(positions))
@@ -381,10 +487,22 @@ class Behaviour:
         if sums.max() > 1 + t.sum:
             place = int(sums.argmax())
             over = int(np.count_nonzero(sums > 1 + t.sum))
-            into.add("INVALID", f"{what}, position {positions[place]:,}", f"sum 1 ± {t.sum}", f"{sums[place]:.6g}; {over} of {len(sums)} rows above", RULE_SUM)
+            into.add(
+                "INVALID",
+                f"{what}, position {positions[place]:,}",
+                f"sum 1 ± {t.sum}",
+                f"{sums[place]:.6g}; {over} of {len(sums)} rows above",
+                RULE_SUM,
+            )
         elif sums.min() < 1 - t.sum:
             place = int(sums.argmin())
-            into.add("WARN", f"{what}, position {positions[place]:,}", f"sum 1 ± {t.sum}", f"{sums[place]:.6g}: bits are wasted, none are gained", RULE_SUM)
+            into.add(
+                "WARN",
+                f"{what}, position {positions[place]:,}",
+                f"sum 1 ± {t.sum}",
+                f"{sums[place]:.6g}: bits are wasted, none are gained",
+                RULE_SUM,
+            )
         if scored.nll is None:
             return
         inside = positions < len(tokens) - 1
@@ -410,7 +528,12 @@ class Behaviour:
     # --- Many short streams ---
 
     def _many(self, step: Callable[[str], None]) -> None:
-        pairs, dense, sweeps, borders = self._pairs(), self._dense(), self._sweeps(), self._borders()
+        pairs, dense, sweeps, borders = (
+            self._pairs(),
+            self._dense(),
+            self._sweeps(),
+            self._borders(),
+        )
         streams = []
         for pair in pairs:
             pair.at_first = len(streams)
@@ -420,7 +543,10 @@ class Behaviour:
         for sweep in sweeps:
             sweep.indices = list(range(len(streams), len(streams) + len(sweep.tokens)))
             probe = np.array([len(sweep.prefix) - 1])
-            streams += [Stream(np.append(sweep.prefix, v), probe if k == 0 else None) for k, v in enumerate(sweep.tokens.tolist())]
+            streams += [
+                Stream(np.append(sweep.prefix, v), probe if k == 0 else None)
+                for k, v in enumerate(sweep.tokens.tolist())
+            ]
         borders_at = len(streams)
         streams += [Stream(side) for border in borders for side in (border.first, border.second)]
         twice_at = len(streams)
@@ -431,7 +557,9 @@ class Behaviour:
         step("many, part one")
         scored = self._score(streams, "many, part one")
         self.extra_scored = scored[extra_at:]
-        repeats = [(scored[pairs[k].at_first].nll, scored[twice_at + j].nll) for j, k in enumerate(twice)]
+        repeats = [
+            (scored[pairs[k].at_first].nll, scored[twice_at + j].nll) for j, k in enumerate(twice)
+        ]
 
         # Part two: each pair's second stream takes a token drawn from the first one's row.
         second, rows = [], {}
@@ -439,7 +567,11 @@ class Behaviour:
             first = scored[pair.at_first]
             row = first.probe[0] if first.probe is not None else None
             v = self._other_token(row, int(pair.first[pair.shared]))
-            tail = np.zeros(0, np.int64) if pair.cut else self._other_tail(pair.first[pair.shared + 1 :])
+            tail = (
+                np.zeros(0, np.int64)
+                if pair.cut
+                else self._other_tail(pair.first[pair.shared + 1 :])
+            )
             pair.second = np.concatenate([pair.first[: pair.shared], [v], tail])
             pair.at_second = len(second)
             rows[pair.at_second] = row
@@ -448,12 +580,17 @@ class Behaviour:
         second += [Stream(pairs[k].first) for k in twice]
         step("many, part two")
         scored_second = self._score(second, "many, part two")
-        repeats += [(scored[pairs[k].at_first].nll, scored_second[again_at + j].nll) for j, k in enumerate(twice)]
+        repeats += [
+            (scored[pairs[k].at_first].nll, scored_second[again_at + j].nll)
+            for j, k in enumerate(twice)
+        ]
         self._check_repeats(repeats)
         self._check_pairs(pairs, scored, scored_second, rows)
         for k, tokens in enumerate(dense):
             if scored[dense_at + k].probe is not None:
-                self._check_rows(tokens, np.arange(len(tokens)), scored[dense_at + k], f"short stream {k + 1}")
+                self._check_rows(
+                    tokens, np.arange(len(tokens)), scored[dense_at + k], f"short stream {k + 1}"
+                )
         for sweep in sweeps:
             self._check_sweep(sweep, scored)
         self._check_borders(borders, scored[borders_at:twice_at])
@@ -484,10 +621,20 @@ class Behaviour:
                 power = 2 ** int(self.rng.integers(4, max(5, int(np.log2(high)) + 1)))
                 size = size // power * power + int(self.rng.integers(-1, 2))
             elif not tiny and kind < 0.3 and (text[low:high] == BOS).any():
-                size = low + int(self.rng.choice(np.flatnonzero(text[low:high] == BOS))) + int(self.rng.integers(-1, 3))
+                size = (
+                    low
+                    + int(self.rng.choice(np.flatnonzero(text[low:high] == BOS)))
+                    + int(self.rng.integers(-1, 3))
+                )
             size = min(max(size, low), high)
-            rest = int(self.rng.integers(1, 4)) if tiny else int(self.rng.integers(1, 1 + max(4, size // 4)))
-            pairs.append(Pair(text[: size + 1 + rest], size, cut=not tiny and self.rng.random() < 0.25))
+            rest = (
+                int(self.rng.integers(1, 4))
+                if tiny
+                else int(self.rng.integers(1, 1 + max(4, size // 4)))
+            )
+            pairs.append(
+                Pair(text[: size + 1 + rest], size, cut=not tiny and self.rng.random() < 0.25)
+            )
         return pairs
 
     def _other_tail(self, tail: np.ndarray) -> np.ndarray:
@@ -509,7 +656,11 @@ class Behaviour:
     def _sweeps(self) -> list[Sweep]:
         out, v = [], self.scorer.vocab_size
         for _ in range(self.profile.sweeps):
-            tokens = np.arange(v) if v <= self.profile.sweep_limit else np.sort(self.rng.choice(v, self.profile.sweep_limit, replace=False))
+            tokens = (
+                np.arange(v)
+                if v <= self.profile.sweep_limit
+                else np.sort(self.rng.choice(v, self.profile.sweep_limit, replace=False))
+            )
             out.append(Sweep(self._excerpt(int(self.rng.integers(4, 33))), tokens))
             prefix = self._excerpt(int(np.exp(self.rng.uniform(*np.log(LONG_SWEEP)))))
             count = min(v, LONG_SWEEP_TOKENS // len(prefix), self.profile.sweep_limit)
@@ -519,7 +670,10 @@ class Behaviour:
     def _likeliest(self, prefix: np.ndarray, count: int) -> np.ndarray:
         """BOS and the tokens that the n-gram model expects after `prefix`: few of them hold most of the mass, so that their sum can pass one."""
         v = self.scorer.vocab_size
-        contexts = [np.repeat(keys[-1:], v) for keys in context_keys(prefix, self.generator.order - 1, self.generator.bits)]
+        contexts = [
+            np.repeat(keys[-1:], v)
+            for keys in context_keys(prefix, self.generator.order - 1, self.generator.bits)
+        ]
         p = self.generator.probabilities(contexts, np.arange(v))
         p[BOS] = np.inf
         return np.sort(np.argsort(-p, kind="stable")[:count])
@@ -537,7 +691,9 @@ class Behaviour:
                 continue
             first, second = self.x[a:end], self.x[a:end].copy()
             other = int(self.rng.integers(0, len(self.x) - (b - a)))
-            second[1 : b - a] = np.where(self.x[other + 1 : other + b - a] == BOS, 2, self.x[other + 1 : other + b - a])
+            second[1 : b - a] = np.where(
+                self.x[other + 1 : other + b - a] == BOS, 2, self.x[other + 1 : other + b - a]
+            )
             out.append(DocumentPair(first, second, b - a))
         return out
 
@@ -553,12 +709,20 @@ class Behaviour:
         elif len(difference):
             self.noise.add(difference)
 
-    def _check_pairs(self, pairs: list[Pair], first: list[Scored], second: list[Scored], rows: dict[int, np.ndarray | None]) -> None:
+    def _check_pairs(
+        self,
+        pairs: list[Pair],
+        first: list[Scored],
+        second: list[Scored],
+        rows: dict[int, np.ndarray | None],
+    ) -> None:
         cuts, moved, signed, tested = [], [], [], 0
         for pair in pairs:
             a, b, m = first[pair.at_first], second[pair.at_second], pair.shared
             if a.probe is not None:
-                self._check_rows(pair.first, np.array([m - 1]), a, f"short stream of {len(pair.first)} tokens")
+                self._check_rows(
+                    pair.first, np.array([m - 1]), a, f"short stream of {len(pair.first)} tokens"
+                )
             if a.nll is None or b.nll is None:
                 continue
             tested += 1
@@ -570,15 +734,31 @@ class Behaviour:
                 moved.append((float(difference.max()), pair, int(difference.argmax()), a, b))
             row = rows[pair.at_second]
             if row is not None:
-                limit = max(self.noise.limit, self.rules.tolerance.noise_max) if pair.cut else self.noise.limit
-                self._check_substitution(m - 1, int(pair.second[m]), float(b.nll[m - 1]), row, limit, f"short stream, token {m + 1:,} replaced")
+                limit = (
+                    max(self.noise.limit, self.rules.tolerance.noise_max)
+                    if pair.cut
+                    else self.noise.limit
+                )
+                self._check_substitution(
+                    m - 1,
+                    int(pair.second[m]),
+                    float(b.nll[m - 1]),
+                    row,
+                    limit,
+                    f"short stream, token {m + 1:,} replaced",
+                )
         future = self.into["future"]
         future.ran_check(tested)
         future.figure("pairs_compared", tested, lambda a, b: a + b)
         if cuts:
             self._compare_cut(cuts, f"{len(cuts)} short streams cut")
         if moved:
-            self._check_mean("future", np.concatenate(signed), f"{len(moved)} short streams, their last tokens replaced", RULE_FUTURE)
+            self._check_mean(
+                "future",
+                np.concatenate(signed),
+                f"{len(moved)} short streams, their last tokens replaced",
+                RULE_FUTURE,
+            )
             self.near_differences += [difference[-NEAR:] for difference in signed]
             future.figure("largest_change_before_a_changed_token_nats", max(m[0] for m in moved))
         bad = [m for m in moved if m[0] > self.noise.limit]
@@ -605,11 +785,19 @@ class Behaviour:
         if total > 1 + t.sum:
             into.add("INVALID", what, f"sum 1 ± {t.sum}", f"{total:.6g}", RULE_SUM)
         elif whole and total < 1 - t.sum:
-            into.add("WARN", what, f"sum 1 ± {t.sum}", f"{total:.6g}: bits are wasted, none are gained", RULE_SUM)
+            into.add(
+                "WARN",
+                what,
+                f"sum 1 ± {t.sum}",
+                f"{total:.6g}: bits are wasted, none are gained",
+                RULE_SUM,
+            )
         if results[0].probe is not None:
             signed = last + results[0].probe[0][sweep.tokens]
             signed = np.where(np.isfinite(signed), signed, 0.0)
-            self.token_differences.append(signed.mean(keepdims=True))  # one context rounds in one way: one difference, not one for each token
+            self.token_differences.append(
+                signed.mean(keepdims=True)
+            )  # one context rounds in one way: one difference, not one for each token
             off = np.abs(signed)
             into.figure("largest_substitution_error_nats", float(off.max()))
             if off.max() > self.noise.limit:
@@ -627,7 +815,13 @@ class Behaviour:
             self.into["future"].ran_check()
             self.into["future"].figure("largest_change_before_a_changed_token_nats", spread)
             if spread > self.noise.limit:
-                self.into["future"].add("INVALID", f"{what}: an earlier token", f"equal losses ± {self.noise.limit:.2g}", f"{spread:.3g} apart", RULE_FUTURE)
+                self.into["future"].add(
+                    "INVALID",
+                    f"{what}: an earlier token",
+                    f"equal losses ± {self.noise.limit:.2g}",
+                    f"{spread:.3g} apart",
+                    RULE_FUTURE,
+                )
 
     def _check_borders(self, borders: list[DocumentPair], scored: list[Scored]) -> None:
         into, largest, place = self.into["documents"], 0.0, 0
@@ -666,7 +860,9 @@ class Behaviour:
         ratios = np.concatenate(self.log_ratios)
         into.ran_check()
         w = np.exp2(np.minimum(ratios, 200.0))
-        growth = np.array([np.log2(1 - lam + lam * w).sum() if lam < 1 else ratios.sum() for lam in LAMBDAS])
+        growth = np.array(
+            [np.log2(1 - lam + lam * w).sum() if lam < 1 else ratios.sum() for lam in LAMBDAS]
+        )
         top = growth.max()
         bits = float(top + np.log2(np.exp2(growth - top).mean()))
         capped = np.minimum(w, 1e6)
@@ -675,7 +871,12 @@ class Behaviour:
         into.figure("log_likelihood_ratio_bits", float(ratios.sum()))
         into.figure("sampled_tokens", len(ratios))
         into.figure("mean_of_q_over_g", float(capped.mean()))
-        into.figure("smallest_visible_excess_of_the_sum", float(np.sqrt(2 * LN2 * (t.canary_bits + np.log2(len(LAMBDAS))) * variance / len(ratios))))
+        into.figure(
+            "smallest_visible_excess_of_the_sum",
+            float(
+                np.sqrt(2 * LN2 * (t.canary_bits + np.log2(len(LAMBDAS))) * variance / len(ratios))
+            ),
+        )
         into.tolerance = f"{t.canary_bits:g} bits"
         into.tolerance_source = f"Markov's inequality: a valid scorer gets there with probability 2^-{t.canary_bits:g}; no noise enters"
         if bits > t.canary_bits:
@@ -691,8 +892,18 @@ class Behaviour:
         t = self.rules.tolerance
         for test, held, what, rule in (
             ("normalisation", self.row_differences, "scores and their own rows", RULE_ROW),
-            ("normalisation", self.token_differences, "substituted tokens and their rows", RULE_TOKEN),
-            ("future", self.near_differences, f"the last {NEAR} scores before a changed token", RULE_FUTURE),
+            (
+                "normalisation",
+                self.token_differences,
+                "substituted tokens and their rows",
+                RULE_TOKEN,
+            ),
+            (
+                "future",
+                self.near_differences,
+                f"the last {NEAR} scores before a changed token",
+                RULE_FUTURE,
+            ),
         ):
             self._check_mean(test, np.concatenate([np.zeros(0), *held]), what, rule)
         if self.noise.largest > t.noise_bfloat16:
@@ -705,7 +916,9 @@ class Behaviour:
             f"at least {t.exact:g}, at most {t.noise_limit:g}; the mean of the signed differences: {t.noise_mean:g} + 4 standard errors"
         )
         for name in ("future", "normalisation", "documents"):
-            self.into[name].tolerance = f"{self.noise.limit:.3g} nats" + (f"; sums 1 ± {self.rules.tolerance.sum:g}" if name == "normalisation" else "")
+            self.into[name].tolerance = f"{self.noise.limit:.3g} nats" + (
+                f"; sums 1 ± {self.rules.tolerance.sum:g}" if name == "normalisation" else ""
+            )
             self.into[name].tolerance_source = source
         self.into["future"].figure("noise_floor_nats", self.noise.largest)
 
@@ -716,4 +929,10 @@ def failed(error: RunFailed, into: dict[str, Collector]) -> None:
     found = error.outcome.why()
     if error.outcome.killed == WALL_CLOCK:
         found += f", after {error.outcome.seconds:.0f} s (--wall-seconds allows more)"
-    into["coverage"].add("INVALID", f"{error.args[0].split(':')[0]} run", "exit code 0 and scores", found, "scoring contract")
+    into["coverage"].add(
+        "INVALID",
+        f"{error.args[0].split(':')[0]} run",
+        "exit code 0 and scores",
+        found,
+        "scoring contract",
+    )

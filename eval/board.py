@@ -55,20 +55,32 @@ class Entry:
     def label(self) -> str:
         if self.audit is None:
             return "not audited"
-        return "audit does not count" if self.mismatch else f"{self.audit.verdict} ({self.audit.level})"
+        return (
+            "audit does not count"
+            if self.mismatch
+            else f"{self.audit.verdict} ({self.audit.level})"
+        )
 
     @property
     def reasons(self) -> list[str]:
         """Findings as heavy as the verdict, or why the audit does not count, cut to what a table cell can hold."""
         findings = [] if self.audit is None or self.mismatch else audit_findings(self.audit)
-        heavy = [f.removeprefix(f"{self.audit.verdict} ") for f in findings if f.startswith(self.audit.verdict)]
+        heavy = [
+            f.removeprefix(f"{self.audit.verdict} ")
+            for f in findings
+            if f.startswith(self.audit.verdict)
+        ]
         heavy += [self.mismatch] if self.mismatch else []
         return [f if len(f) <= REASON_LENGTH else f[: REASON_LENGTH - 1] + "…" for f in heavy]
 
     @property
     def board(self) -> str:
         data = self.submission.data
-        return f"{self.track}, corpus {data.corpus} {data.version[:12]}" if data else f"{self.track}, corpus not stated"
+        return (
+            f"{self.track}, corpus {data.corpus} {data.version[:12]}"
+            if data
+            else f"{self.track}, corpus not stated"
+        )
 
     @property
     def seeds(self) -> int | None:
@@ -81,7 +93,14 @@ class Entry:
         return schema.mean(values) if values and None not in values else None
 
     def largest(self, name: str) -> float | None:
-        return max((v for row in self.submission.seed_results.values() if (v := getattr(row, name)) is not None), default=None)
+        return max(
+            (
+                v
+                for row in self.submission.seed_results.values()
+                if (v := getattr(row, name)) is not None
+            ),
+            default=None,
+        )
 
     @cached_property
     def logs(self) -> list[Log]:
@@ -91,8 +110,14 @@ class Entry:
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("board", help="write the boards from the records", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 where files and records disagree")
+    parser = subparsers.add_parser(
+        "board", help="write the boards from the records", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument(
+        "--check",
+        action="store_true",
+        help="write nothing; exit 1 where files and records disagree",
+    )
     parser.add_argument("--root", type=Path, default=REPOSITORY, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
@@ -100,15 +125,24 @@ def register(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> int:
     entries = collect(args.root / "records")
     wanted = generate(args.root, entries)
-    stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text(encoding="utf-8") != text]
+    stale = [
+        path
+        for path, text in wanted.items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != text
+    ]
     if args.check:
         for path in stale:
             print(difference(path, wanted[path], args.root))
-        print(f"{len(wanted)} files, {len(entries)} records: " + (f"{len(stale)} out of date; run python -m eval board" if stale else "in step"))
+        print(
+            f"{len(wanted)} files, {len(entries)} records: "
+            + (f"{len(stale)} out of date; run python -m eval board" if stale else "in step")
+        )
         return int(bool(stale))
     for path in stale:
         schema.write_atomic(path, wanted[path])
-    print(f"{len(entries)} records; wrote {', '.join(str(p.relative_to(args.root)) for p in stale) or 'nothing, all in step'}")
+    print(
+        f"{len(entries)} records; wrote {', '.join(str(p.relative_to(args.root)) for p in stale) or 'nothing, all in step'}"
+    )
     print(f"look at {args.root / 'records' / 'index.html'}")
     return 0
 
@@ -116,17 +150,32 @@ def run(args: argparse.Namespace) -> int:
 def collect(records: Path) -> list[Entry]:
     """All records below records/track_*/: within a board the audited ones, then those without an audit that counts, then the rejected ones,
     best score first. Raises UserError for a broken one."""
-    folders = [path.parent for path in sorted(records.glob(f"track_*/*/{SUBMISSION_FILE}")) if not path.parent.name.startswith(".")]
+    folders = [
+        path.parent
+        for path in sorted(records.glob(f"track_*/*/{SUBMISSION_FILE}"))
+        if not path.parent.name.startswith(".")
+    ]
     entries = []
     for folder in folders:
         submission = schema.load_submission(folder)
         track = folder.parent.name
         if submission.track not in (None, track):
-            raise UserError(f"{folder}: lies in {track} but states {submission.track}; move the folder or pack it again")
+            raise UserError(
+                f"{folder}: lies in {track} but states {submission.track}; move the folder or pack it again"
+            )
         entries.append(Entry(folder, track, submission, read_audit(folder)))
     sizes = {entry.board: sum(other.board == entry.board for other in entries) for entry in entries}
     group = {status: i for i, status in enumerate(UNRANKED, 1)}
-    return sorted(entries, key=lambda e: (-sizes[e.board], e.board, group.get(e.status, 0), e.submission.val_bpb, e.folder.name))
+    return sorted(
+        entries,
+        key=lambda e: (
+            -sizes[e.board],
+            e.board,
+            group.get(e.status, 0),
+            e.submission.val_bpb,
+            e.folder.name,
+        ),
+    )
 
 
 def generate(root: Path, entries: list[Entry]) -> dict[Path, str]:
@@ -135,16 +184,27 @@ def generate(root: Path, entries: list[Entry]) -> dict[Path, str]:
     return {
         records / "README.md": records_readme(entries),
         records / "index.html": page(entries),
-        records / "schema.json": json.dumps(schema.json_schema(), indent=2, ensure_ascii=False) + "\n",
+        records / "schema.json": json.dumps(schema.json_schema(), indent=2, ensure_ascii=False)
+        + "\n",
         root / "README.md": root_readme(root / "README.md", entries),
     }
 
 
 def difference(path: Path, wanted: str, root: Path) -> str:
     found = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    lines = list(difflib.unified_diff(found, wanted.splitlines(), "found", "from the records", lineterm="", n=0))
+    lines = list(
+        difflib.unified_diff(
+            found, wanted.splitlines(), "found", "from the records", lineterm="", n=0
+        )
+    )
     shown = [line[:160] for line in lines[2:8]]
-    return "\n".join([f"{path.relative_to(root)}:", *(f"  {line}" for line in shown), *(["  …"] if len(lines) > 8 else [])])
+    return "\n".join(
+        [
+            f"{path.relative_to(root)}:",
+            *(f"  {line}" for line in shown),
+            *(["  …"] if len(lines) > 8 else []),
+        ]
+    )
 
 
 # --- Markdown ---
@@ -169,15 +229,31 @@ def table(entries: list[Entry], prefix: str) -> str:
         s = entry.submission
         spread = f" ± {s.val_bpb_std:.5f}" if s.val_bpb_std is not None else ""
         seeds = f" (n = {entry.seeds})" if entry.seeds else ""
-        score, name = f"{s.val_bpb:.5f}{spread}{seeds}", f"[{_cell(s.name)}]({prefix}{entry.track}/{entry.folder.name}/)"
+        score, name = (
+            f"{s.val_bpb:.5f}{spread}{seeds}",
+            f"[{_cell(s.name)}]({prefix}{entry.track}/{entry.folder.name}/)",
+        )
         if entry.status == "rejected":
             score, name = f"~~{score}~~", f"~~{name}~~"
         rank += entry.status not in UNRANKED
         place = "–" if entry.status in UNRANKED else str(rank)
         name += f"<br>{_cell(s.blurb)}" if s.blurb else ""
-        numbers = [_number(entry.largest("parameters")), _number(s.bytes_total), _number(entry.largest("train_s")), _number(entry.largest("eval_s"))]
-        verdict = _cell("; ".join([entry.label, *entry.reasons]) if entry.status != "accepted" else entry.label)
-        lines.append("| " + " | ".join([place, score, name, *numbers, _cell(s.author or "–"), str(s.date or "–"), verdict]) + " |")
+        numbers = [
+            _number(entry.largest("parameters")),
+            _number(s.bytes_total),
+            _number(entry.largest("train_s")),
+            _number(entry.largest("eval_s")),
+        ]
+        verdict = _cell(
+            "; ".join([entry.label, *entry.reasons]) if entry.status != "accepted" else entry.label
+        )
+        lines.append(
+            "| "
+            + " | ".join(
+                [place, score, name, *numbers, _cell(s.author or "–"), str(s.date or "–"), verdict]
+            )
+            + " |"
+        )
     return "\n".join(lines)
 
 
@@ -201,8 +277,19 @@ def records_readme(entries: list[Entry]) -> str:
     for board, members in boards(entries).items():
         track, _, corpus = board.partition(", ")
         title = TRACKS[track].title if track in TRACKS else "unknown track"
-        scale = next((e.submission.data for e in members if e.submission.data and e.submission.data.xz_bytes), None)
-        parts += [f"## {track}: {title}", f"{_cell(corpus).capitalize()}." + (f" `xz -9e`: {bits_per_byte(scale):.4f} bits per byte." if scale else "")]
+        scale = next(
+            (
+                e.submission.data
+                for e in members
+                if e.submission.data and e.submission.data.xz_bytes
+            ),
+            None,
+        )
+        parts += [
+            f"## {track}: {title}",
+            f"{_cell(corpus).capitalize()}."
+            + (f" `xz -9e`: {bits_per_byte(scale):.4f} bits per byte." if scale else ""),
+        ]
         parts.append(table(members, ""))
     if not entries:
         parts.append("No records yet.")
@@ -215,8 +302,13 @@ def root_readme(path: Path, entries: list[Entry]) -> str:
     before, begin, rest = text.partition(BEGIN)
     _, end, after = rest.rpartition(END)
     if not (begin and end):
-        raise UserError(f"{path}: expected the markers {BEGIN} and {END}, found none; put them where the table of records belongs")
-    tables = [f"`{_cell(board)}`\n\n{table(members, 'records/')}" for board, members in boards(entries).items()]
+        raise UserError(
+            f"{path}: expected the markers {BEGIN} and {END}, found none; put them where the table of records belongs"
+        )
+    tables = [
+        f"`{_cell(board)}`\n\n{table(members, 'records/')}"
+        for board, members in boards(entries).items()
+    ]
     return f"{before}{BEGIN}\n" + ("\n\n".join(tables) or "No records yet.") + f"\n{END}{after}"
 
 
@@ -228,9 +320,13 @@ def page(entries: list[Entry]) -> str:
     template = (ASSETS / "board.html").read_text(encoding="utf-8")
     chart = (ASSETS / f"chart-{CHART_VERSION}.umd.min.js").read_text(encoding="utf-8").strip()
     # "<" can begin a closing script tag inside a record's name; its escape means the same to JSON.
-    data = json.dumps([page_row(entry) for entry in entries], ensure_ascii=False, separators=(",", ":")).replace("<", "\\u003c")
+    data = json.dumps(
+        [page_row(entry) for entry in entries], ensure_ascii=False, separators=(",", ":")
+    ).replace("<", "\\u003c")
     values = {"CHART_VERSION": CHART_VERSION, "DATA": data, "CHART_JS": chart}
-    return re.sub(r"@@([A-Z_]+)@@", lambda mark: values[mark[1]], template)  # one pass: a record may be called @@DATA@@
+    return re.sub(
+        r"@@([A-Z_]+)@@", lambda mark: values[mark[1]], template
+    )  # one pass: a record may be called @@DATA@@
 
 
 def page_row(entry: Entry) -> dict[str, Any]:

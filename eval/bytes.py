@@ -48,7 +48,11 @@ class ByteTable:
     def table_bytes(self, tokens: np.ndarray) -> np.ndarray:
         """Contest's bytes of each target, int64 [N-1], for a stream of ids [N]; the first token is context only, never scored."""
         target, previous = tokens[1:], tokens[:-1]
-        free = self.leading[target] & self.boundary[previous] if self.eats_prefix else np.zeros(len(target), bool)
+        free = (
+            self.leading[target] & self.boundary[previous]
+            if self.eats_prefix
+            else np.zeros(len(target), bool)
+        )
         return self.counted[target] - free
 
     def decode(self, ids: np.ndarray) -> bytes:
@@ -96,15 +100,21 @@ def load_byte_table(path: Path) -> ByteTable:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: tokenizer cannot be read ({error.strerror}); build the dataset again or pass --dataset") from None
+        raise UserError(
+            f"{path}: tokenizer cannot be read ({error.strerror}); build the dataset again or pass --dataset"
+        ) from None
     if path.suffix == ".json":
         return _pure_bytes(raw, path)
     try:
         pieces, options, trainer = _model_proto(raw)
     except (IndexError, ValueError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: expected a SentencePiece model, found {len(raw):,} bytes that are none ({error})") from None
+        raise UserError(
+            f"{path}: expected a SentencePiece model, found {len(raw):,} bytes that are none ({error})"
+        ) from None
     if [kind for _, kind in pieces[: UNK + 1]] != [CONTROL, CONTROL, CONTROL, UNKNOWN]:
-        raise UserError(f"{path}: expected ids pad 0, BOS 1, EOS 2, UNK 3, found piece types {[k for _, k in pieces[:4]]}")
+        raise UserError(
+            f"{path}: expected ids pad 0, BOS 1, EOS 2, UNK 3, found piece types {[k for _, k in pieces[:4]]}"
+        )
     return _table(pieces, options, trainer)
 
 
@@ -113,14 +123,22 @@ def _pure_bytes(raw: bytes, path: Path) -> ByteTable:
         spec = json.loads(raw)
         found = spec["vocab_size"], spec.get("config", {}).get("byte_offset", FIRST_BYTE_ID)
     except (ValueError, KeyError, TypeError, AttributeError):
-        raise UserError(f"{path}: expected the JSON description of a byte vocabulary with vocab_size, found {raw[:40]!r}") from None
+        raise UserError(
+            f"{path}: expected the JSON description of a byte vocabulary with vocab_size, found {raw[:40]!r}"
+        ) from None
     if found != (FIRST_BYTE_ID + 256, FIRST_BYTE_ID):
-        raise UserError(f"{path}: expected 260 ids with the byte values from id 4, found vocab_size {found[0]}, byte_offset {found[1]}")
-    pieces = [("", CONTROL)] * 3 + [("", UNKNOWN)] + [(f"<0x{value:02X}>", BYTE) for value in range(256)]
+        raise UserError(
+            f"{path}: expected 260 ids with the byte values from id 4, found vocab_size {found[0]}, byte_offset {found[1]}"
+        )
+    pieces = (
+        [("", CONTROL)] * 3 + [("", UNKNOWN)] + [(f"<0x{value:02X}>", BYTE) for value in range(256)]
+    )
     return _table(pieces, {}, {"byte_fallback": True})
 
 
-def _table(pieces: list[tuple[str, int]], options: dict[str, object], trainer: dict[str, object]) -> ByteTable:
+def _table(
+    pieces: list[tuple[str, int]], options: dict[str, object], trainer: dict[str, object]
+) -> ByteTable:
     surface = []
     for text, kind in pieces:
         if kind in (CONTROL, UNKNOWN, UNUSED):
@@ -130,7 +148,10 @@ def _table(pieces: list[tuple[str, int]], options: dict[str, object], trainer: d
         else:
             surface.append(text.replace(SPACE, " ").encode())
     written = [kind in (NORMAL, USER_DEFINED) for _, kind in pieces]
-    dummy, extra = bool(options.get("add_dummy_prefix")), bool(options.get("remove_extra_whitespaces"))
+    dummy, extra = (
+        bool(options.get("add_dummy_prefix")),
+        bool(options.get("remove_extra_whitespaces")),
+    )
     lossy = []
     if options.get("charsmap"):
         lossy.append(f"normalises characters ({options.get('name') or 'custom rule'})")
@@ -141,7 +162,9 @@ def _table(pieces: list[tuple[str, int]], options: dict[str, object], trainer: d
     return ByteTable(
         surface=tuple(surface),
         counted=np.array([len(text) for text in surface], np.int64),
-        leading=np.array([w and text.startswith(SPACE) for w, (text, _) in zip(written, pieces, strict=True)]),
+        leading=np.array(
+            [w and text.startswith(SPACE) for w, (text, _) in zip(written, pieces, strict=True)]
+        ),
         boundary=np.array([kind in (CONTROL, UNKNOWN, UNUSED) for _, kind in pieces]),
         eats_prefix=dummy or extra,
         eats_all_leading=extra,
@@ -237,14 +260,27 @@ def implied_bytes(val_tokens: int, val_loss: float, val_bpb: float) -> float:
     return val_tokens * (val_loss / val_bpb) / math.log(2)
 
 
-def check_fineweb_bytes(val_tokens: int, val_loss: float, val_bpb: float) -> tuple[KnownExport | None, float, str | None]:
+def check_fineweb_bytes(
+    val_tokens: int, val_loss: float, val_bpb: float
+) -> tuple[KnownExport | None, float, str | None]:
     """(export of that many tokens, implied bytes, complaint). The complaint is None when the byte count is right to 0.1 %; the export is
     None when no published export has that many tokens (a cut or foreign validation set), and then the whole split is the yardstick."""
     implied = implied_bytes(val_tokens, val_loss, val_bpb)
-    export = next((e for e in KNOWN_EXPORTS if any(abs(val_tokens - n) <= 1e-3 * n for n in e.val_tokens)), None)
+    export = next(
+        (e for e in KNOWN_EXPORTS if any(abs(val_tokens - n) <= 1e-3 * n for n in e.val_tokens)),
+        None,
+    )
     expected = export.bytes if export else FINEWEB_BYTES
     off = implied / expected - 1
     if abs(off) <= BYTES_TOLERANCE:
         return export, implied, None
-    what = f"the {export.label} export holds {expected:,.0f}" if export else f"no published export has {val_tokens:,} tokens; the split holds {expected:,.0f}"
-    return export, implied, f"val_loss / val_bpb implies {implied:,.0f} bytes ({off:+.2%}); {what}; corrected val_bpb {val_bpb * (1 + off):.5f}"
+    what = (
+        f"the {export.label} export holds {expected:,.0f}"
+        if export
+        else f"no published export has {val_tokens:,} tokens; the split holds {expected:,.0f}"
+    )
+    return (
+        export,
+        implied,
+        f"val_loss / val_bpb implies {implied:,.0f} bytes ({off:+.2%}); {what}; corrected val_bpb {val_bpb * (1 + off):.5f}",
+    )

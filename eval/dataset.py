@@ -93,12 +93,18 @@ class Dataset:
             raw = path.read_bytes()
             self.manifest = Manifest.model_validate(json.loads(raw))
         except FileNotFoundError:
-            raise UserError(f"{path}: missing; build the dataset (python -m data docs) or pass --dataset with a folder that has one") from None
+            raise UserError(
+                f"{path}: missing; build the dataset (python -m data docs) or pass --dataset with a folder that has one"
+            ) from None
         except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path}: expected JSON, found {error}; build the dataset again") from None
+            raise UserError(
+                f"{path}: expected JSON, found {error}; build the dataset again"
+            ) from None
         except ValidationError as error:
             first = error.errors()[0]
-            raise UserError(f"{path}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}; build the dataset again") from None
+            raise UserError(
+                f"{path}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}; build the dataset again"
+            ) from None
         self.manifest_sha256 = hashlib.sha256(raw).hexdigest()
         self.tokenizer_path = self._find_tokenizer()
         self._splits: dict[str, Split] = {}
@@ -109,7 +115,9 @@ class Dataset:
         for place in places:
             if place.is_file():
                 return place
-        raise UserError(f"{name}: tokenizer of {self.folder} is neither in {places[0].parent} nor in {places[1].parent}; build the dataset again")
+        raise UserError(
+            f"{name}: tokenizer of {self.folder} is neither in {places[0].parent} nor in {places[1].parent}; build the dataset again"
+        )
 
     @cached_property
     def table(self) -> ByteTable:
@@ -117,14 +125,23 @@ class Dataset:
 
     @cached_property
     def tokenizer_complaints(self) -> list[str]:
-        stated, found = self.manifest.tokenizer, hashlib.sha256(self.tokenizer_path.read_bytes()).hexdigest()
+        stated, found = (
+            self.manifest.tokenizer,
+            hashlib.sha256(self.tokenizer_path.read_bytes()).hexdigest(),
+        )
         complaints = []
         if found != stated.sha256:
-            complaints.append(f"{self.tokenizer_path.name}: sha256 {found[:12]}… is not the manifest's {stated.sha256[:12]}…")
+            complaints.append(
+                f"{self.tokenizer_path.name}: sha256 {found[:12]}… is not the manifest's {stated.sha256[:12]}…"
+            )
         if self.table.vocab_size != stated.vocab_size:
-            complaints.append(f"{self.tokenizer_path.name}: {self.table.vocab_size} ids, the manifest says {stated.vocab_size}")
+            complaints.append(
+                f"{self.tokenizer_path.name}: {self.table.vocab_size} ids, the manifest says {stated.vocab_size}"
+            )
         if stated.lossless and self.table.lossy:
-            complaints.append(f"{self.tokenizer_path.name}: stated lossless, but it {' and '.join(self.table.lossy)}")
+            complaints.append(
+                f"{self.tokenizer_path.name}: stated lossless, but it {' and '.join(self.table.lossy)}"
+            )
         return complaints
 
     @property
@@ -144,29 +161,45 @@ class Dataset:
         if key not in self._splits:
             stated = self.manifest.splits.get(name)
             if stated is None:
-                raise UserError(f"{self.folder / MANIFEST}: no split {name!r}; it has {', '.join(self.manifest.splits)}")
+                raise UserError(
+                    f"{self.folder / MANIFEST}: no split {name!r}; it has {', '.join(self.manifest.splits)}"
+                )
             complaints: list[str] = []
             stream = self._read(stated.files, limit, complaints)
-            sidecar = self._read(stated.byte_files, limit, complaints) if stated.byte_files else None
+            sidecar = (
+                self._read(stated.byte_files, limit, complaints) if stated.byte_files else None
+            )
             if limit is None and len(stream) != stated.tokens:
-                complaints.append(f"{self.folder.name}: {name} holds {len(stream):,} tokens, the manifest says {stated.tokens:,}")
+                complaints.append(
+                    f"{self.folder.name}: {name} holds {len(stream):,} tokens, the manifest says {stated.tokens:,}"
+                )
             if len(stream) and stream.max() >= self.vocab_size:
-                raise UserError(f"{self.folder}: {name} holds id {stream.max()}, the tokenizer has {self.vocab_size} ids; they do not belong together")
+                raise UserError(
+                    f"{self.folder}: {name} holds id {stream.max()}, the tokenizer has {self.vocab_size} ids; they do not belong together"
+                )
             if sidecar is not None and len(sidecar) != len(stream):
-                raise UserError(f"{self.folder}: the {name} byte sidecar has {len(sidecar):,} entries for {len(stream):,} tokens; build it again")
+                raise UserError(
+                    f"{self.folder}: the {name} byte sidecar has {len(sidecar):,} entries for {len(stream):,} tokens; build it again"
+                )
             self._splits[key] = Split(stated, stream[:limit], complaints, sidecar)
         return self._splits[key]
 
-    def _read(self, files: list[ManifestFile], limit: int | None, complaints: list[str]) -> np.ndarray:
+    def _read(
+        self, files: list[ManifestFile], limit: int | None, complaints: list[str]
+    ) -> np.ndarray:
         if [f.name for f in files] != sorted(f.name for f in files):
             complaints.append(f"{self.folder.name}: shards are not listed in name order")
         parts, held = [], 0
         for file in sorted(files, key=lambda f: f.name):
             tokens, found = read_shard(self.folder / file.name)
             if found != file.sha256:
-                complaints.append(f"{file.name}: sha256 {found[:12]}… is not the manifest's {file.sha256[:12]}…")
+                complaints.append(
+                    f"{file.name}: sha256 {found[:12]}… is not the manifest's {file.sha256[:12]}…"
+                )
             if len(tokens) != file.tokens:
-                complaints.append(f"{file.name}: {len(tokens):,} tokens, the manifest says {file.tokens:,}")
+                complaints.append(
+                    f"{file.name}: {len(tokens):,} tokens, the manifest says {file.tokens:,}"
+                )
             parts.append(tokens)
             held += len(tokens)
             if limit is not None and held >= limit:
@@ -188,13 +221,19 @@ def read_shard(path: Path) -> tuple[np.ndarray, str]:
     try:
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); build the dataset again or correct the path") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); build the dataset again or correct the path"
+        ) from None
     header = np.frombuffer(raw[:HEADER_BYTES], "<i4") if len(raw) >= HEADER_BYTES else None
     if header is None or (header[0], header[1]) != (MAGIC, VERSION):
-        raise UserError(f"{path}: expected a shard (magic {MAGIC}, version {VERSION}), found {len(raw):,} bytes of something else; build it again")
+        raise UserError(
+            f"{path}: expected a shard (magic {MAGIC}, version {VERSION}), found {len(raw):,} bytes of something else; build it again"
+        )
     expected = HEADER_BYTES + 2 * int(header[2])
     if header[2] < 1 or len(raw) != expected:
-        raise UserError(f"{path}: header promises {header[2]:,} tokens ({expected:,} bytes), file holds {len(raw):,}; build it again")
+        raise UserError(
+            f"{path}: header promises {header[2]:,} tokens ({expected:,} bytes), file holds {len(raw):,}; build it again"
+        )
     return np.frombuffer(raw, "<u2", offset=HEADER_BYTES), hashlib.sha256(raw).hexdigest()
 
 

@@ -34,17 +34,28 @@ LEFT_OUT = {"__pycache__", "tests"}  # a scorer imports no tests of its packages
 TEXT_SUFFIXES = (".py", ".pyi", ".pyc", ".txt", ".md", ".rst", ".html", ".ipynb")
 
 
-def visible_environment(manifest: Manifest, docs_track: bool, rules: Rules) -> tuple[list[str], dict[str, Path]]:
+def visible_environment(
+    manifest: Manifest, docs_track: bool, rules: Rules
+) -> tuple[list[str], dict[str, Path]]:
     """(folders to empty, target -> file or folder to show there) for one run. Targets lie in this environment's site-packages."""
     site = Path(sysconfig.get_paths()["purelib"])
     allowed = rules.packages.visible + ([] if docs_track else rules.packages.compilers)
-    shown = {str(e): e for e in sorted(site.iterdir()) if any(fnmatch(_top_name(e), pattern) for pattern in allowed)}
+    shown = {
+        str(e): e
+        for e in sorted(site.iterdir())
+        if any(fnmatch(_top_name(e), pattern) for pattern in allowed)
+    }
     for name, folder in corpus_folders(manifest, site):
         if str(folder) in shown:
             shown |= without_docstrings(name, folder)
     # The interpreter that a virtual environment was made from has packages of its own, out of reach for imports but not for open().
-    others = {sysconfig.get_path(kind, vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix}) for kind in ("purelib", "platlib")}
-    hidden = others | ({os.path.join(sysconfig.get_paths()["stdlib"], "distutils")} if docs_track else set())
+    others = {
+        sysconfig.get_path(kind, vars={"base": sys.base_prefix, "platbase": sys.base_exec_prefix})
+        for kind in ("purelib", "platlib")
+    }
+    hidden = others | (
+        {os.path.join(sysconfig.get_paths()["stdlib"], "distutils")} if docs_track else set()
+    )
     return [str(site), *sorted(path for path in hidden - {str(site)} if Path(path).is_dir())], shown
 
 
@@ -63,8 +74,16 @@ def corpus_folders(manifest: Manifest, site: Path) -> list[tuple[str, Path]]:
             distribution = metadata.distribution(name)
         except metadata.PackageNotFoundError:
             continue
-        tops = {Path(str(f)).parts[0] for f in distribution.files or [] if len(Path(str(f)).parts) > 1 and f.suffix == ".py"}
-        found += [(f"{name}-{distribution.version}", site / top) for top in sorted(tops) if (site / top / "__init__.py").is_file()]
+        tops = {
+            Path(str(f)).parts[0]
+            for f in distribution.files or []
+            if len(Path(str(f)).parts) > 1 and f.suffix == ".py"
+        }
+        found += [
+            (f"{name}-{distribution.version}", site / top)
+            for top in sorted(tops)
+            if (site / top / "__init__.py").is_file()
+        ]
     return found
 
 
@@ -91,8 +110,14 @@ def survey(folder: Path) -> tuple[list[Path], list[Path]]:
     for path, names, files in os.walk(folder, topdown=False):
         here = Path(path)
         names = [n for n in names if n not in LEFT_OUT]
-        holds[here] = any(f.endswith(TEXT_SUFFIXES) for f in files) or any(holds.get(here / n, False) for n in names)
-    kept = {path: text for path, text in holds.items() if not LEFT_OUT.intersection(path.relative_to(folder).parts)}
+        holds[here] = any(f.endswith(TEXT_SUFFIXES) for f in files) or any(
+            holds.get(here / n, False) for n in names
+        )
+    kept = {
+        path: text
+        for path, text in holds.items()
+        if not LEFT_OUT.intersection(path.relative_to(folder).parts)
+    }
     texts = [path for path, text in kept.items() if text]
     plain = [path for path, text in kept.items() if not text and kept.get(path.parent, False)]
     return sorted(texts), sorted(plain)
@@ -116,7 +141,13 @@ def build_copy(folder: Path, copy: Path, texts: Iterable[Path], plain: Iterable[
             (work / here.relative_to(folder)).mkdir()
         with ProcessPoolExecutor() as pool:
             done = pool.map(_strip_file, jobs, chunksize=32)
-            for _ in tqdm(done, total=len(jobs), desc=f"{folder.name} without docstrings (once)", unit="file", leave=False):
+            for _ in tqdm(
+                done,
+                total=len(jobs),
+                desc=f"{folder.name} without docstrings (once)",
+                unit="file",
+                leave=False,
+            ):
                 pass
         os.replace(work, copy)
     finally:
@@ -150,12 +181,27 @@ def strip_docstrings(raw: bytes) -> bytes:
     """Source without docstrings; lines keep their numbers. Raises SyntaxError for what is no Python."""
     lines, found = raw.splitlines(keepends=True), []
     for node in ast.walk(ast.parse(raw)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and node.body:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and node.body
+        ):
             first = node.body[0]
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
-                found.append((first, b"pass" if len(node.body) == 1 else b""))  # a body may not be empty, `from __future__` stays first
-    for node, instead in sorted(found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
+                found.append(
+                    (first, b"pass" if len(node.body) == 1 else b"")
+                )  # a body may not be empty, `from __future__` stays first
+    for node, instead in sorted(
+        found, key=lambda pair: (pair[0].lineno, pair[0].col_offset), reverse=True
+    ):
         begin, end = node.lineno - 1, node.end_lineno - 1
-        tail = lines[end][node.end_col_offset :].rstrip(b"\r\n").lstrip(b" ;" if not instead else b"")
-        lines[begin : end + 1] = [lines[begin][: node.col_offset] + instead + tail + b"\n" * (end - begin + 1)]
+        tail = (
+            lines[end][node.end_col_offset :].rstrip(b"\r\n").lstrip(b" ;" if not instead else b"")
+        )
+        lines[begin : end + 1] = [
+            lines[begin][: node.col_offset] + instead + tail + b"\n" * (end - begin + 1)
+        ]
     return b"".join(lines)

@@ -56,12 +56,17 @@ class Saved:
 class FreshSlices:
     """Chooses the slices, hands out streams to score, and judges. `held_out` are training documents that the baseline must not see."""
 
-    def __init__(self, dataset: Dataset, fresh: Dataset | None, tokens: int, rng: np.random.Generator):
+    def __init__(
+        self, dataset: Dataset, fresh: Dataset | None, tokens: int, rng: np.random.Generator
+    ):
         self.dataset, self.rng = dataset, rng
         self.x = dataset.split("val").tokens
         self.table = dataset.table
         whole = dataset.split("val").spans
-        count = max(int(np.searchsorted([end for _, end in whole], tokens, side="right")), min(2, len(whole)))
+        count = max(
+            int(np.searchsorted([end for _, end in whole], tokens, side="right")),
+            min(2, len(whole)),
+        )
         self.val = whole[:count]
         self.size = self.val[-1][1]
         self.drawn = self._drawn(whole)
@@ -81,12 +86,20 @@ class FreshSlices:
 
     def control(self) -> np.ndarray | None:
         """Held-out training documents for the long run, None where the first part is the whole split or there are none."""
-        return np.concatenate(self.held_out)[: self.size] if self.drawn is not None and self.held_out else None
+        return (
+            np.concatenate(self.held_out)[: self.size]
+            if self.drawn is not None and self.held_out
+            else None
+        )
 
     def later_parts(self) -> list[tuple[int, int]]:
         """[start, end) of the parts of the stream behind the first one, each of whole documents."""
         rest = self.dataset.split("val").spans[len(self.val) :]
-        count = min(MAX_PARTS, len(rest), max(1, round((len(self.x) - self.size) / self.size))) if rest else 0
+        count = (
+            min(MAX_PARTS, len(rest), max(1, round((len(self.x) - self.size) / self.size)))
+            if rest
+            else 0
+        )
         edges = np.linspace(self.size, len(self.x), count + 1)
         ends = np.array([end for _, end in rest])
         cuts = np.unique([self.size, *(ends[np.abs(ends - edge).argmin()] for edge in edges[1:])])
@@ -117,8 +130,12 @@ class FreshSlices:
 
     def _outside(self, fresh: Dataset | None) -> None:
         if fresh is not None:
-            split = fresh.split("val" if "val" in fresh.manifest.splits else next(iter(fresh.manifest.splits)))
-            cut = max(int(np.searchsorted([end for _, end in split.spans], self.size, side="right")), 1)
+            split = fresh.split(
+                "val" if "val" in fresh.manifest.splits else next(iter(fresh.manifest.splits))
+            )
+            cut = max(
+                int(np.searchsorted([end for _, end in split.spans], self.size, side="right")), 1
+            )
             self.fresh_stream = split.tokens[: split.spans[min(cut, len(split.spans)) - 1][1]]
         elif self.dataset.manifest.corpus == "docs":
             texts = short_docstrings(self.dataset.manifest.provenance, self.rng, self.size // 40)
@@ -130,7 +147,11 @@ class FreshSlices:
             lengths = self.rng.permutation([len(t) for t in tokens])
             cut = [
                 self.x[start : min(end, start + n)]
-                for (start, end), n in zip(self.dataset.split("val").spans, np.resize(lengths, len(self.dataset.split("val").spans)), strict=True)
+                for (start, end), n in zip(
+                    self.dataset.split("val").spans,
+                    np.resize(lengths, len(self.dataset.split("val").spans)),
+                    strict=True,
+                )
             ]
             self.short_val = np.concatenate(cut)[: len(self.fresh_stream)]
         else:
@@ -140,7 +161,9 @@ class FreshSlices:
         """Streams to score beside the official one: moved, training, drawn, fresh, short validation, as far as there are any."""
         self.named: dict[str, np.ndarray] = {}
         if len(self.val) > 2 and self.held_out:
-            first = min(self.held_out, key=lambda t: abs(len(t) - (self.val[0][1] - self.val[0][0])))
+            first = min(
+                self.held_out, key=lambda t: abs(len(t) - (self.val[0][1] - self.val[0][0]))
+            )
             self.named["moved"] = np.concatenate([first, self.x[self.val[1][0] : self.size]])
         if self.held_out:
             self.named["training"] = np.concatenate([t for t in self.held_out])[: self.size]
@@ -152,35 +175,81 @@ class FreshSlices:
             self.named["short"] = self.short_val
         return [Stream(tokens) for tokens in self.named.values()]
 
-    def judge(self, official: np.ndarray, scored: list[Scored], later: Scores | None, baseline: KneserNey, rules: Rules, into: Collector) -> None:
+    def judge(
+        self,
+        official: np.ndarray,
+        scored: list[Scored],
+        later: Scores | None,
+        baseline: KneserNey,
+        rules: Rules,
+        into: Collector,
+    ) -> None:
         """`scored` belong to `streams()`; `later` are the control documents behind the real stream, None where that run gave no scores."""
-        losses = {name: result.nll for name, result in zip(self.named, scored, strict=True) if result.nll is not None}
+        losses = {
+            name: result.nll
+            for name, result in zip(self.named, scored, strict=True)
+            if result.nll is not None
+        }
         t = rules.tolerance
         for reason in self.skipped:
             into.skip(reason)
         into.tolerance = f"{t.fresh_bpb:g}, {t.fresh_opening_bpb:g} and {t.fresh_outside_bpb:g} bits per byte beyond {t.fresh_z:g} standard errors"
-        into.tolerance_source = "standard errors over documents, measured here; the floors are the rule set's"
+        into.tolerance_source = (
+            "standard errors over documents, measured here; the floors are the rule set's"
+        )
         val = self.x[: self.size], official[: self.size - 1]
         if "training" in losses:
             control = self.named["training"], losses["training"]
             self._compare(into, "training", {"": val}, control, baseline, t.fresh_bpb, t.fresh_z)
             if "drawn" in losses:
-                self._compare(into, "training", {"": (self.named["drawn"], losses["drawn"])}, control, baseline, t.fresh_bpb, t.fresh_z)
+                self._compare(
+                    into,
+                    "training",
+                    {"": (self.named["drawn"], losses["drawn"])},
+                    control,
+                    baseline,
+                    t.fresh_bpb,
+                    t.fresh_z,
+                )
         if later is not None and np.count_nonzero(later[0] == BOS) >= FEWEST:
-            parts = {f"tokens {begin:,} to {end:,}: ": (self.x[begin:end], official[begin : end - 1]) for begin, end in self.later_parts()}
+            parts = {
+                f"tokens {begin:,} to {end:,}: ": (self.x[begin:end], official[begin : end - 1])
+                for begin, end in self.later_parts()
+            }
             self._compare(into, "training_later", parts, later, baseline, t.fresh_bpb, t.fresh_z)
         elif self.drawn is not None and self.held_out:
-            into.skip(f"fewer than {FEWEST} control documents behind the real stream, so the official run was judged in its first part only")
+            into.skip(
+                f"fewer than {FEWEST} control documents behind the real stream, so the official run was judged in its first part only"
+            )
         if "fresh" in losses:
             inside = (self.named["short"], losses["short"]) if "short" in losses else val
-            self._compare(into, "outside", {"": inside}, (self.named["fresh"], losses["fresh"]), baseline, t.fresh_outside_bpb, t.fresh_z)
+            self._compare(
+                into,
+                "outside",
+                {"": inside},
+                (self.named["fresh"], losses["fresh"]),
+                baseline,
+                t.fresh_outside_bpb,
+                t.fresh_z,
+            )
         if "moved" in losses:
             self._opening(into, official, losses["moved"], t.fresh_opening_bpb, t.fresh_z)
 
-    def _compare(self, into: Collector, name: str, parts: dict[str, Scores], control: Scores, baseline: KneserNey, floor: float, z_limit: float) -> None:
+    def _compare(
+        self,
+        into: Collector,
+        name: str,
+        parts: dict[str, Scores],
+        control: Scores,
+        baseline: KneserNey,
+        floor: float,
+        z_limit: float,
+    ) -> None:
         """Regress on `control`, apply to each of the `parts` and to all of them together; control and parts are (ids [N], nats [N-1])."""
         inside = control[0][1:] != BOS
-        line, *_ = np.linalg.lstsq(baseline.features(control[0])[inside], control[1][inside] / LN2, rcond=None)
+        line, *_ = np.linalg.lstsq(
+            baseline.features(control[0])[inside], control[1][inside] / LN2, rcond=None
+        )
 
         def saved(scores: Scores) -> np.ndarray:
             tokens, nats = scores
@@ -190,7 +259,11 @@ class FreshSlices:
         if len(rows) > 1:
             rows["the official run behind its first part: "] = np.concatenate(list(rows.values()))
         expected = ratio(*saved(control).T)
-        text = "text of neither split" if name == "outside" else "training text, which it has trained on,"
+        text = (
+            "text of neither split"
+            if name == "outside"
+            else "training text, which it has trained on,"
+        )
         into.ran_check()
         for where, documents in rows.items():
             found = ratio(*documents.T)
@@ -205,7 +278,9 @@ class FreshSlices:
                     f"{excess:.4f} bits per byte less ({z:.1f} standard errors)", RULE,
                 )  # fmt: skip
 
-    def _opening(self, into: Collector, official: np.ndarray, moved: np.ndarray, floor: float, z_limit: float) -> None:
+    def _opening(
+        self, into: Collector, official: np.ndarray, moved: np.ndarray, floor: float, z_limit: float
+    ) -> None:
         begin = self.val[1][0]
         shift = len(self.named["moved"]) - self.size
         here, there = official[begin : self.size - 1], moved[begin + shift :]
@@ -246,7 +321,11 @@ def ratio(bits: np.ndarray, length: np.ndarray) -> Saved:
 
 def short_docstrings(provenance: dict, rng: np.random.Generator, wanted: int) -> list[str]:
     """Docstrings too short for the embedded corpus, from the packages that its manifest names; distinct, in random order."""
-    packages = provenance.get("recipe", {}).get("packages", {}) if isinstance(provenance.get("recipe"), dict) else {}
+    packages = (
+        provenance.get("recipe", {}).get("packages", {})
+        if isinstance(provenance.get("recipe"), dict)
+        else {}
+    )
     files: list[Path] = []
     for name in packages:
         try:

@@ -48,11 +48,15 @@ class KneserNey:
             grams, counts = unique[n - 1]
             if n < self.order and len(unique[n][0]):
                 # Distinct left extensions; an n-gram that only ever opens a document keeps its plain count (it has nothing to its left).
-                extended, left = np.unique(unique[n][0] & ((1 << self.bits * n) - 1), return_counts=True)
+                extended, left = np.unique(
+                    unique[n][0] & ((1 << self.bits * n) - 1), return_counts=True
+                )
                 where = np.minimum(np.searchsorted(extended, grams), len(extended) - 1)
                 counts = np.where(extended[where] == grams, left[where], counts)
             if n > 1:
-                self.levels += [self._level(grams, counts)] if len(grams) else []  # no text holds longer n-grams but no shorter ones
+                self.levels += (
+                    [self._level(grams, counts)] if len(grams) else []
+                )  # no text holds longer n-grams but no shorter ones
                 continue
             bottom = np.full(vocab_size, EPSILON / vocab_size)
             bottom[grams] += (1 - EPSILON) * counts / max(counts.sum(), 1)
@@ -71,14 +75,24 @@ class KneserNey:
         distinct = np.diff(np.append(first, len(grams)))
         discounted = counts - d
         cumulated = np.concatenate([[0.0], np.cumsum(discounted)])
-        return Level(grams, discounted, cumulated, context[first], np.append(first, len(grams)), total, d * distinct / total)
+        return Level(
+            grams,
+            discounted,
+            cumulated,
+            context[first],
+            np.append(first, len(grams)),
+            total,
+            d * distinct / total,
+        )
 
     def _context(self, level: Level, keys: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(index of each context, whether it was seen)."""
         at = np.minimum(np.searchsorted(level.contexts, keys), len(level.contexts) - 1)
         return at, level.contexts[at] == keys
 
-    def _climb(self, contexts: list[np.ndarray], targets: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def _climb(
+        self, contexts: list[np.ndarray], targets: np.ndarray
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(p_n of each target, whether the order-n context was seen) for n = 1, 2, ... `contexts[n-2]` holds the int64 keys of the last
         n-1 tokens, -1 where they would reach across BOS."""
         p = self.bottom[targets]
@@ -115,9 +129,18 @@ class KneserNey:
         stream = np.asarray(stream, np.int64)
         targets = np.where(stream[1:] == BOS, 0, stream[1:])
         rows = list(self._climb(context_keys(stream[:-1], self.order - 1, self.bits), targets))
-        return np.stack([*(-np.log2(p) for p, _ in rows), *(seen.astype(float) for _, seen in rows[1:]), np.ones(len(targets))], 1)
+        return np.stack(
+            [
+                *(-np.log2(p) for p, _ in rows),
+                *(seen.astype(float) for _, seen in rows[1:]),
+                np.ones(len(targets)),
+            ],
+            1,
+        )
 
-    def sample(self, rng: np.random.Generator, prefixes: list[np.ndarray], lengths: np.ndarray) -> list[np.ndarray]:
+    def sample(
+        self, rng: np.random.Generator, prefixes: list[np.ndarray], lengths: np.ndarray
+    ) -> list[np.ndarray]:
         """Continue each prefix by `lengths[k]` tokens drawn from p; all continuations grow side by side.
 
         Ancestral sampling of the mixture: from the highest order down, a context keeps its discounted counts with probability 1 - back
@@ -164,11 +187,20 @@ class KneserNey:
             stay = seen & (rng.random(len(open_rows)) >= level.back[at])
             rows, at = open_rows[stay], at[stay]
             low, high = level.cumulated[level.first[at]], level.cumulated[level.first[at + 1]]
-            pick = np.searchsorted(level.cumulated, low + rng.random(len(rows)) * (high - low), side="right") - 1
+            pick = (
+                np.searchsorted(
+                    level.cumulated, low + rng.random(len(rows)) * (high - low), side="right"
+                )
+                - 1
+            )
             pick = np.clip(pick, level.first[at], level.first[at + 1] - 1)
             token[rows] = level.grams[pick] & ((1 << self.bits) - 1)
             open_rows = open_rows[~stay]
-        drawn = np.searchsorted(self.bottom_cumulated, rng.random(len(open_rows)) * self.bottom_cumulated[-1], side="right")
+        drawn = np.searchsorted(
+            self.bottom_cumulated,
+            rng.random(len(open_rows)) * self.bottom_cumulated[-1],
+            side="right",
+        )
         token[open_rows] = np.minimum(drawn, self.vocab_size - 1)
         return token
 
@@ -179,7 +211,9 @@ def context_keys(context: np.ndarray, longest: int, bits: int) -> list[np.ndarra
 
     def back(n: int) -> np.ndarray:
         """The token n before each position, -1 before the start."""
-        return np.concatenate([np.full(min(n, len(context)), -1, np.int64), context[: max(len(context) - n, 0)]])
+        return np.concatenate(
+            [np.full(min(n, len(context)), -1, np.int64), context[: max(len(context) - n, 0)]]
+        )
 
     out, keys, valid = [], np.zeros(len(context), np.int64), np.ones(len(context), bool)
     for n in range(longest):

@@ -27,7 +27,9 @@ MAX_LINE = 2000  # characters; lines that state a result are far shorter, and pa
 ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 RANK_PREFIX = re.compile(rb"(?m)^\[(?:rank|default)?\d+\]:[ ]?")
 RANK_BREAK = re.compile(r"\[(?:rank|default)\d+\]:\s?")
-SOURCE_BEGIN = re.compile(rb"(?m)^===== source (?P<name>\S+) bytes:(?P<bytes>\d{1,12}) sha256:(?P<sha256>[0-9a-f]{64}) =====[ \t\r]*\n")
+SOURCE_BEGIN = re.compile(
+    rb"(?m)^===== source (?P<name>\S+) bytes:(?P<bytes>\d{1,12}) sha256:(?P<sha256>[0-9a-f]{64}) =====[ \t\r]*\n"
+)
 SOURCE_END = b"===== end source ====="
 # Only where the source's stated length is of no use: the marker counts if the line that must follow it does.
 SOURCE_END_LINE = re.compile(rb"\n===== end source =====[ \t\r]*\n(?=env )")
@@ -36,7 +38,9 @@ NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 DURATION = re.compile(rf"({NUMBER})(ms|s|m)?$")
 STEP = re.compile(r"(?:step:\s*)?(\d{1,12})/(\d{1,12})\s+(?=(?:train|val)_(?:loss|bpb):)")
 # Two writers without a newline between them: a step or result line may begin in the middle of another one.
-BREAK = re.compile(rf"(?<!^)(?=step:\d+/\d+ (?:train|val)_loss:)|(?<!^)(?=result val_loss:{NUMBER} )")
+BREAK = re.compile(
+    rf"(?<!^)(?=step:\d+/\d+ (?:train|val)_loss:)|(?<!^)(?=result val_loss:{NUMBER} )"
+)
 UNBROKEN = ("config:", "config ", "env ", "data ")  # quoted values of these may hold anything
 
 RESULT_TYPES = {
@@ -55,11 +59,34 @@ RESULT_TYPES = {
     "seed": int,
 }
 # Smallest value that each count can have.
-COUNTS = dict.fromkeys(("data.val_tokens", "data.val_bytes", "data.train_tokens", "result.scored_tokens", "result.scored_bytes"), 1)
+COUNTS = dict.fromkeys(
+    (
+        "data.val_tokens",
+        "data.val_bytes",
+        "data.train_tokens",
+        "result.scored_tokens",
+        "result.scored_bytes",
+    ),
+    1,
+)
 COUNTS |= dict.fromkeys(("data.train_files", "env.world_size", "env.cores"), 1)
-COUNTS |= dict.fromkeys(("result.steps", "result.seed", "result.artifact_bytes", "result.code_bytes", "result.bytes_total", "artifact.bytes"), 0)
+COUNTS |= dict.fromkeys(
+    (
+        "result.steps",
+        "result.seed",
+        "result.artifact_bytes",
+        "result.code_bytes",
+        "result.bytes_total",
+        "artifact.bytes",
+    ),
+    0,
+)
 COUNTS |= dict.fromkeys(("result.code_bytes_packed", "model.parameters", "env.gpus"), 0)
-MEASURES = {f"{head}{name}" for head in ("result.", "neural.", "final.pre_quant_") for name in ("val_loss", "val_bpb")}
+MEASURES = {
+    f"{head}{name}"
+    for head in ("result.", "neural.", "final.pre_quant_")
+    for name in ("val_loss", "val_bpb")
+}
 MEASURES |= {"result.nats", "result.train_s", "result.eval_s", "config.max_wallclock_seconds"}
 NATIVE_HEADS = ("env", "data", "model", "artifact", "neural", "final", "result")
 
@@ -105,7 +132,9 @@ class Score:
 
     def same_as(self, other: "Score") -> bool:
         """Equal bpb to the digits that both print."""
-        return abs(self.val_bpb - other.val_bpb) <= 0.51 * 10.0 ** -min(self.decimals, other.decimals)
+        return abs(self.val_bpb - other.val_bpb) <= 0.51 * 10.0 ** -min(
+            self.decimals, other.decimals
+        )
 
 
 @dataclass(frozen=True)
@@ -130,7 +159,9 @@ class Log:
     steps: list[Step] = field(default_factory=list)
     scores: list[Score] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
-    resumes: list[Fact] = field(default_factory=list)  # where an interrupted run went on from a checkpoint; the value is its step
+    resumes: list[Fact] = field(
+        default_factory=list
+    )  # where an interrupted run went on from a checkpoint; the value is its step
     problems: list[str] = field(default_factory=list)
 
     def text(self, name: str) -> str | None:
@@ -152,7 +183,9 @@ class Log:
     def final(self) -> Score | None:
         """The score that the log ends on: the last one named a result or printed with a loss or a time, else the last val_bpb."""
         scores = sorted(self.scores, key=lambda score: score.line)
-        measured = [s for s in scores if s.named_result or s.val_loss is not None or s.eval_s is not None]
+        measured = [
+            s for s in scores if s.named_result or s.val_loss is not None or s.eval_s is not None
+        ]
         return (measured or scores or [None])[-1]
 
     @property
@@ -180,7 +213,9 @@ class Log:
             return
         known = self.facts.setdefault(name, Fact(value, line, text))
         if known.value != value:
-            self.problems.append(f"line {line} says {name} = {value}, line {known.line} says {known.value}")
+            self.problems.append(
+                f"line {line} says {name} = {value}, line {known.line} says {known.value}"
+            )
 
 
 def parse_log(path: Path) -> Log:
@@ -190,10 +225,14 @@ def parse_log(path: Path) -> Log:
     try:
         size = path.stat().st_size
         if size > MAX_LOG_BYTES:
-            raise UserError(f"{path}: expected a training log of at most {MAX_LOG_BYTES:,} bytes, found {size:,}")
+            raise UserError(
+                f"{path}: expected a training log of at most {MAX_LOG_BYTES:,} bytes, found {size:,}"
+            )
         raw = path.read_bytes()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); give the train.log of a run") from None
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); give the train.log of a run"
+        ) from None
     log = Log(path, hashlib.sha256(raw).hexdigest())
     plain = raw.replace(b"\r\n", b"\n")
     lead = ANSI.sub(b"", RANK_PREFIX.sub(b"", ANSI.sub(b"", plain[:4096])))
@@ -225,13 +264,24 @@ def _cut_source(log: Log, raw: bytes) -> bytes:
             log.source = body
             head = text[: begin.end()]
             line = head.count(b"\n")
-            log._state("source.sha256", begin["sha256"].decode(), line, begin[0].decode("utf-8", "replace").strip())
-            log._state("source.bytes", str(length), line, begin[0].decode("utf-8", "replace").strip())
+            log._state(
+                "source.sha256",
+                begin["sha256"].decode(),
+                line,
+                begin[0].decode("utf-8", "replace").strip(),
+            )
+            log._state(
+                "source.bytes", str(length), line, begin[0].decode("utf-8", "replace").strip()
+            )
             if not text[begin.end() + length :].lstrip(b"\r\n").startswith(SOURCE_END):
-                log.problems.append(f"the source that begins at line {line} is not followed by '{SOURCE_END.decode()}'")
+                log.problems.append(
+                    f"the source that begins at line {line} is not followed by '{SOURCE_END.decode()}'"
+                )
             return head + b"\n" * body.count(b"\n") + text[begin.end() + length :]
     if stated is None:
-        log.problems.append("no embedded source: expected '===== source train_gpt.py bytes:N sha256:HEX ====='")
+        log.problems.append(
+            "no embedded source: expected '===== source train_gpt.py bytes:N sha256:HEX ====='"
+        )
         return candidates[-1]
     text = stated.string
     promised = f"{int(stated['bytes']):,} bytes with sha256 {stated['sha256'].decode()[:12]}…"
@@ -272,7 +322,9 @@ def seconds(value: str) -> float | None:
     """`1234ms`, `0.8m`, `508.8s` or a bare number of seconds; None for anything else."""
     match = DURATION.match(value)
     number = _float(match[1]) if match else None
-    return None if number is None else number * {"ms": 1e-3, "s": 1.0, "m": 60.0, None: 1.0}[match[2]]
+    return (
+        None if number is None else number * {"ms": 1e-3, "s": 1.0, "m": 60.0, None: 1.0}[match[2]]
+    )
 
 
 def _float(value: str | None) -> float | None:
@@ -290,7 +342,11 @@ def _implausible(name: str, value: str) -> str | None:
     """Why a value cannot be what its name says, None when it can. `none` is how a log says that there is no such thing."""
     if name in COUNTS:
         count = _integer(value)
-        return f"no integer from {COUNTS[name]}" if value != "none" and (count is None or count < COUNTS[name]) else None
+        return (
+            f"no integer from {COUNTS[name]}"
+            if value != "none" and (count is None or count < COUNTS[name])
+            else None
+        )
     if name in MEASURES:
         measure = _float(value)
         return "no number from 0" if measure is None or measure < 0 else None
@@ -319,10 +375,15 @@ def _settle_steps(log: Log) -> list[Step]:
     seen: dict[tuple[int, bool], Step] = {}
     for step in log.steps:
         known = seen.setdefault((step.step, step.val_loss is None), step)
-        complete = (step.train_loss, step.val_loss) != (None, None) and (known.train_loss, known.val_loss) != (None, None)
+        complete = (step.train_loss, step.val_loss) != (None, None) and (
+            known.train_loss,
+            known.val_loss,
+        ) != (None, None)
         if complete and (known.train_loss, known.val_loss) != (step.train_loss, step.val_loss):
             pair = f"lines {known.line} and {step.line}"
-            log.problems.append(f"{pair} give different losses for step {step.step}: more than one run in this log")
+            log.problems.append(
+                f"{pair} give different losses for step {step.step}: more than one run in this log"
+            )
     return sorted(seen.values(), key=lambda step: (step.step, step.val_loss is not None))
 
 
@@ -358,7 +419,17 @@ def _parse_native(log: Log, lines: list[tuple[int, str]]) -> None:
             else:
                 for key in RESULT_TYPES:
                     log._state(f"result.{key}", tokens[key], number, text)
-                log.scores.append(Score("result", float(tokens["val_bpb"]), float(tokens["val_loss"]), float(tokens["eval_s"]), 8, number, text))
+                log.scores.append(
+                    Score(
+                        "result",
+                        float(tokens["val_bpb"]),
+                        float(tokens["val_loss"]),
+                        float(tokens["eval_s"]),
+                        8,
+                        number,
+                        text,
+                    )
+                )
         else:
             head = text.split(" ", 1)[0]
             if head in NATIVE_HEADS:
@@ -377,7 +448,11 @@ def _is(value: str | None, kind: type) -> bool:
 def override_settings(log: Log) -> list[str]:
     """`name=value` of every override that makes a run another experiment, in log order; seed, places and checkpoints do not."""
     settings = [re.split(r" \(default ", text, maxsplit=1)[0] for text in log.overrides]
-    return [text for text in settings if text.split("=", 1)[0] not in ("seed", "data_dir", "out", "checkpoint_every", "resume")]
+    return [
+        text
+        for text in settings
+        if text.split("=", 1)[0] not in ("seed", "data_dir", "out", "checkpoint_every", "resume")
+    ]
 
 
 def other_machine(log: Log, resume: Fact) -> list[str]:
@@ -385,7 +460,9 @@ def other_machine(log: Log, resume: Fact) -> list[str]:
     told = _tokens(resume.text.partition(" env ")[2])
     keys = ("gpu", "gpus", "world_size", "cpu", "cores", "torch", "cuda", "python", "train_dtype")
     return [
-        f"{k} {told[k]} after {log.facts[f'env.{k}'].value}" for k in keys if k in told and f"env.{k}" in log.facts and told[k] != log.facts[f"env.{k}"].value
+        f"{k} {told[k]} after {log.facts[f'env.{k}'].value}"
+        for k in keys
+        if k in told and f"env.{k}" in log.facts and told[k] != log.facts[f"env.{k}"].value
     ]
 
 
@@ -393,7 +470,9 @@ def environment_of(log: Log) -> Environment:
     """Environment of a log of either dialect."""
     names = ("python", "torch", "cuda", "driver", "gpu", "cpu", "platform", "git_commit")
     counts = ("gpus", "cores", "world_size")
-    return Environment(**{n: log.text(f"env.{n}") for n in names}, **{n: log.integer(f"env.{n}") for n in counts})
+    return Environment(
+        **{n: log.text(f"env.{n}") for n in names}, **{n: log.integer(f"env.{n}") for n in counts}
+    )
 
 
 def data_of(log: Log) -> Data:
@@ -402,8 +481,12 @@ def data_of(log: Log) -> Data:
     counts = ("train_tokens", "val_tokens", "val_bytes", "train_files")
     missing = [name for name in (*text[:4], *counts) if log.text(f"data.{name}") is None]
     if missing:
-        raise UserError(f"{log.path}: its data line lacks {', '.join(missing)}; train again with the current script")
-    return Data(**{n: log.text(f"data.{n}") for n in text}, **{n: log.integer(f"data.{n}") for n in counts})
+        raise UserError(
+            f"{log.path}: its data line lacks {', '.join(missing)}; train again with the current script"
+        )
+    return Data(
+        **{n: log.text(f"data.{n}") for n in text}, **{n: log.integer(f"data.{n}") for n in counts}
+    )
 
 
 SEED_FACTS = {
@@ -433,10 +516,18 @@ def seed_result(log: Log) -> SeedResult | None:
         return None
     values = {name: log.text(fact) for name, fact in SEED_FACTS.items()}
     try:
-        return SeedResult(val_loss=final.val_loss, val_bpb=final.val_bpb, log=log.path.name, log_sha256=log.sha256, **values)
+        return SeedResult(
+            val_loss=final.val_loss,
+            val_bpb=final.val_bpb,
+            log=log.path.name,
+            log_sha256=log.sha256,
+            **values,
+        )
     except ValidationError as error:
         problem = error.errors()[0]
-        raise UserError(f"{log.path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}, found {problem['input']!r}; train again") from None
+        raise UserError(
+            f"{log.path}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}, found {problem['input']!r}; train again"
+        ) from None
 
 
 # --- Public logs ---
@@ -461,7 +552,9 @@ PUBLIC_FACTS = {
     "result.artifact_bytes": (r"^Serialized model (?!int8\+zlib \(|: )\S+: (\d+) bytes",),
     "result.peak_mib": (r"^peak memory allocated: (\d+) MiB",),
 }
-PUBLIC_PATTERNS = [(name, re.compile(pattern)) for name, patterns in PUBLIC_FACTS.items() for pattern in patterns]
+PUBLIC_PATTERNS = [
+    (name, re.compile(pattern)) for name, patterns in PUBLIC_FACTS.items() for pattern in patterns
+]
 STOP = re.compile(r"^stopping_early:.*\btrain_time:\s*(\d+)ms step:\s*(\d+)/(\d+)")
 TOTAL = re.compile(r"^Total submission size (\S+): (\d+) bytes")
 VAL_BPB = re.compile(rf"\bval_bpb:\s*({NUMBER})(?=\s|$|,)")
@@ -469,7 +562,9 @@ VAL_LOSS = re.compile(rf"\bval_loss:\s*({NUMBER})(?=\s|$|,)")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
 TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
 TIMED_WORD = re.compile(r"\b(?:done|calibrated|collected|took)\b")
-RESULT_LABEL = re.compile(r"final|quantized|result")  # how the contest's scripts name the score of the artifact
+RESULT_LABEL = re.compile(
+    r"final|quantized|result"
+)  # how the contest's scripts name the score of the artifact
 RULER = re.compile(r"^={40,}$")
 CODE_HEAD = re.compile(r"^(?:import |from \w+|\"\"\"|'''|#|@|def |class )")
 
@@ -479,11 +574,17 @@ def _without_public_source(lines: list[tuple[int, str]]) -> list[tuple[int, str]
     ruler inside a docstring belongs to the code, so the longest stretch that parses wins."""
     rulers = [-1, *[i for i, (_, text) in enumerate(lines) if RULER.match(text)], len(lines)]
     for first in range(min(len(rulers) - 1, 6)):
-        start = next((i for i in range(rulers[first] + 1, len(lines)) if CODE_HEAD.match(lines[i][1])), None)
+        start = next(
+            (i for i in range(rulers[first] + 1, len(lines)) if CODE_HEAD.match(lines[i][1])), None
+        )
         if start is None:
             break
         for last in reversed(rulers[first + 1 : first + 7]):
-            if last - start >= 3 and last < len(lines) and _is_python([text for _, text in lines[start:last]]):
+            if (
+                last - start >= 3
+                and last < len(lines)
+                and _is_python([text for _, text in lines[start:last]])
+            ):
                 return lines[:start] + lines[last:]
     return lines
 
@@ -493,7 +594,10 @@ def _is_python(lines: list[str]) -> bool:
         tree = ast.parse("\n".join(lines))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return any(isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef) for node in tree.body)
+    return any(
+        isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
+        for node in tree.body
+    )
 
 
 def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
@@ -526,9 +630,15 @@ def _parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
     if gpus:
         log._state("env.gpus", str(len(gpus)), log.facts["env.gpu"].line, log.facts["env.gpu"].text)
     if log.final is None:
-        log.problems.append("truncated: no score was printed after training (no val_bpb outside the step lines)")
+        log.problems.append(
+            "truncated: no score was printed after training (no val_bpb outside the step lines)"
+        )
         return
-    timed = [s for s in log.scores if s.eval_s is not None and abs(s.val_bpb - log.final.val_bpb) < 5.1e-5]
+    timed = [
+        s
+        for s in log.scores
+        if s.eval_s is not None and abs(s.val_bpb - log.final.val_bpb) < 5.1e-5
+    ]
     if timed:
         log._state("result.eval_s", f"{timed[-1].eval_s:g}", timed[-1].line, timed[-1].text)
 
@@ -557,6 +667,8 @@ def _add_score(log: Log, match: re.Match, number: int, text: str, stage: str) ->
     start = min(match.start(), loss.start() if loss else match.start())
     eval_s = seconds(time[1]) if time else None
     label = text[:start].strip(" :")
-    log.scores.append(Score(label, bpb, _float(loss[1]) if loss else None, eval_s, decimals, number, text))
+    log.scores.append(
+        Score(label, bpb, _float(loss[1]) if loss else None, eval_s, decimals, number, text)
+    )
     if eval_s is not None and stage != "train":
         log.phases.append(Phase(label, eval_s, stage, number, text))

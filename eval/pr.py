@@ -16,13 +16,24 @@ from eval.errors import UserError
 from eval.pack import PACKED_NAMES, REPOSITORY
 from eval.schema import ANONYMOUS, Submission
 
-KEPT = re.compile(r"GIT_(?:AUTHOR|COMMITTER)_|GIT_CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM)$")  # who commits; everything else says where
+KEPT = re.compile(
+    r"GIT_(?:AUTHOR|COMMITTER)_|GIT_CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM)$"
+)  # who commits; everything else says where
 
 
 def register(subparsers: argparse._SubParsersAction) -> None:
-    parser = subparsers.add_parser("pr", help="make the branch and the text of a record's pull request", description=__doc__, allow_abbrev=False)
+    parser = subparsers.add_parser(
+        "pr",
+        help="make the branch and the text of a record's pull request",
+        description=__doc__,
+        allow_abbrev=False,
+    )
     parser.add_argument("folder", type=Path, metavar="FOLDER")
-    parser.add_argument("--base", default="main", help="branch or commit that the pull request goes to (default: main)")
+    parser.add_argument(
+        "--base",
+        default="main",
+        help="branch or commit that the pull request goes to (default: main)",
+    )
     parser.add_argument("--root", type=Path, default=REPOSITORY, help=argparse.SUPPRESS)
     parser.set_defaults(run=run)
 
@@ -42,7 +53,9 @@ def run(args: argparse.Namespace) -> int:
     text = args.root / "runs" / f"{folder.name}.pr.md"
     text.parent.mkdir(exist_ok=True)
     schema.write_atomic(text, f"{title}\n\n{body}")
-    print(f"branch       {branch} at {commit[:12]}: one commit on {args.base}, {len(files_of(folder))} files added, nothing else")
+    print(
+        f"branch       {branch} at {commit[:12]}: one commit on {args.base}, {len(files_of(folder))} files added, nothing else"
+    )
     print(f"title        {title}")
     print(f"body         {text} (first line is the title)")
     print(f"next         git push origin {branch}, then open the pull request against {args.base}")
@@ -55,17 +68,33 @@ class Git:
     def __init__(self, root: Path) -> None:
         self.root = root
 
-    def __call__(self, *args: str, stdin: str | None = None, env: dict[str, str] | None = None) -> str:
+    def __call__(
+        self, *args: str, stdin: str | None = None, env: dict[str, str] | None = None
+    ) -> str:
         # Inherited variables may mean another repository or index; `status` would rewrite the index to refresh its times.
-        inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_") or KEPT.match(name)}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("GIT_") or KEPT.match(name)
+        }
         clean = inherited | {"GIT_OPTIONAL_LOCKS": "0"} | (env or {})
         try:
-            done = subprocess.run(["git", *args], cwd=self.root, input=stdin, capture_output=True, text=True, check=False, env=clean)
+            done = subprocess.run(
+                ["git", *args],
+                cwd=self.root,
+                input=stdin,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=clean,
+            )
         except FileNotFoundError:
             raise UserError("pr: git is not installed; install it and run again") from None
         if done.returncode:
             reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            raise UserError(f"git {args[0]}: {reason[0] if reason else f'exit code {done.returncode}'}")
+            raise UserError(
+                f"git {args[0]}: {reason[0] if reason else f'exit code {done.returncode}'}"
+            )
         return done.stdout
 
     def commit(self, name: str) -> str:
@@ -73,7 +102,9 @@ class Git:
         try:
             return self("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
         except UserError:
-            raise UserError(f"--base {name}: expected a branch or commit of {self.root}, found none; fetch it or name another") from None
+            raise UserError(
+                f"--base {name}: expected a branch or commit of {self.root}, found none; fetch it or name another"
+            ) from None
 
 
 def examine(folder: Path) -> tuple[Submission, Report]:
@@ -81,12 +112,18 @@ def examine(folder: Path) -> tuple[Submission, Report]:
     report = check_folder(folder, with_audit=True)
     failed = [check for check in report.checks if check.verdict is Verdict.FAIL]
     if failed:
-        raise UserError(f"{folder}: {len(failed)} check(s) fail, first {failed[0].name}: {failed[0].detail}; run python -m eval check {folder}")
+        raise UserError(
+            f"{folder}: {len(failed)} check(s) fail, first {failed[0].name}: {failed[0].detail}; run python -m eval check {folder}"
+        )
     submission = schema.load_submission(folder)
     if submission.origin != "packed":
-        raise UserError(f"{folder}: expected a record made by python -m eval pack, found an imported one")
+        raise UserError(
+            f"{folder}: expected a record made by python -m eval pack, found an imported one"
+        )
     if ANONYMOUS in (submission.author, submission.github_id):
-        raise UserError(f"{folder}: the author is {ANONYMOUS}; pack again with --author and --github-id")
+        raise UserError(
+            f"{folder}: the author is {ANONYMOUS}; pack again with --author and --github-id"
+        )
     return submission, report
 
 
@@ -95,7 +132,9 @@ def files_of(folder: Path) -> list[Path]:
     files = [item for item in sorted(folder.iterdir()) if item.name != "__pycache__"]
     for item in files:
         if item.is_symlink() or not item.is_file() or not PACKED_NAMES.fullmatch(item.name):
-            raise UserError(f"{item}: not a file that pack writes; a record's commit holds only those, move it away")
+            raise UserError(
+                f"{item}: not a file that pack writes; a record's commit holds only those, move it away"
+            )
     return files
 
 
@@ -112,11 +151,17 @@ def place_of(folder: Path, root: Path) -> str:
 
 def refuse_conflicts(repository: Git, base: str, base_name: str, place: str, branch: str) -> None:
     if repository("ls-tree", "--name-only", base, "--", place).strip():
-        raise UserError(f"{place}: already in {base_name}; a record's pull request only adds a folder, name an older --base or a new record")
+        raise UserError(
+            f"{place}: already in {base_name}; a record's pull request only adds a folder, name an older --base or a new record"
+        )
     if repository("status", "--porcelain", "--untracked-files=no", "--", place).strip():
-        raise UserError(f"{place}: has uncommitted changes; commit or undo them, so that what is checked is what is known")
+        raise UserError(
+            f"{place}: has uncommitted changes; commit or undo them, so that what is checked is what is known"
+        )
     if repository("for-each-ref", f"refs/heads/{branch}").strip():
-        raise UserError(f"branch {branch} exists; delete it (git branch -D {branch}) or rename the record")
+        raise UserError(
+            f"branch {branch} exists; delete it (git branch -D {branch}) or rename the record"
+        )
 
 
 def add_folder(repository: Git, base: str, folder: Path, place: str, title: str) -> str:
@@ -127,17 +172,32 @@ def add_folder(repository: Git, base: str, folder: Path, place: str, title: str)
         for item in files_of(folder):
             # --no-filters: the record's hashes are of the bytes on disk, no line-ending conversion may touch them.
             blob = repository("hash-object", "-w", "--no-filters", "--", str(item)).strip()
-            repository("update-index", "--add", "--cacheinfo", f"100644,{blob},{place}/{item.name}", env=env)
+            repository(
+                "update-index",
+                "--add",
+                "--cacheinfo",
+                f"100644,{blob},{place}/{item.name}",
+                env=env,
+            )
         tree = repository("write-tree", env=env).strip()
     return repository("commit-tree", tree, "-p", base, "-F", "-", stdin=title + "\n").strip()
 
 
 def verify(repository: Git, base: str, commit: str, place: str, folder: Path) -> None:
     """The commit adds exactly the folder's files, byte for byte. Raises UserError otherwise, before any branch points to it."""
-    changes = [line.split("\t", 1) for line in repository("diff-tree", "-r", "--no-renames", "--name-status", base, commit).splitlines()]
+    changes = [
+        line.split("\t", 1)
+        for line in repository(
+            "diff-tree", "-r", "--no-renames", "--name-status", base, commit
+        ).splitlines()
+    ]
     expected = sorted(f"{place}/{item.name}" for item in files_of(folder))
-    if sorted(path for status, path in changes if status == "A") != expected or len(changes) != len(expected):
-        raise UserError(f"{place}: the commit would change {changes}, expected only additions of {expected}; is the folder being written to?")
+    if sorted(path for status, path in changes if status == "A") != expected or len(changes) != len(
+        expected
+    ):
+        raise UserError(
+            f"{place}: the commit would change {changes}, expected only additions of {expected}; is the folder being written to?"
+        )
     for item in files_of(folder):
         stored = repository("rev-parse", f"{commit}:{place}/{item.name}").strip()
         if stored != repository("hash-object", "--no-filters", "--", str(item)).strip():
@@ -149,10 +209,31 @@ def pull_request(submission: Submission, folder: Path, report: Report) -> tuple[
     s = submission
     seeds = f"{len(s.seeds)}-seed mean" if len(s.seeds) > 1 else "1 seed"
     title = f"Record: {s.name}, val_bpb {s.val_bpb:.5f} ({seeds})"
-    tally = {verdict: sum(check.verdict is verdict for check in report.checks) for verdict in Verdict}
-    unclear = [f"* {check.name}: {check.detail}" for check in report.checks if check.verdict is Verdict.CANNOT_TELL]
+    tally = {
+        verdict: sum(check.verdict is verdict for check in report.checks) for verdict in Verdict
+    }
+    unclear = [
+        f"* {check.name}: {check.detail}"
+        for check in report.checks
+        if check.verdict is Verdict.CANNOT_TELL
+    ]
     evidence = f"`python -m eval check`: {', '.join(f'{count} {verdict}' for verdict, count in tally.items())}."
-    parts = [s.blurb, "## What changed", pack.changes_of(folder) or pack.default_changes(s), "## Results", pack.results_table(s)]
-    parts += ["## Evidence", "\n".join([evidence, *unclear]), "## Audit", pack.audit_text(pack.read_audit(folder), linked=False)]
-    parts += ["## Reproduce", pack.reproduction(s, folder), "This pull request adds one folder and changes nothing else."]
+    parts = [
+        s.blurb,
+        "## What changed",
+        pack.changes_of(folder) or pack.default_changes(s),
+        "## Results",
+        pack.results_table(s),
+    ]
+    parts += [
+        "## Evidence",
+        "\n".join([evidence, *unclear]),
+        "## Audit",
+        pack.audit_text(pack.read_audit(folder), linked=False),
+    ]
+    parts += [
+        "## Reproduce",
+        pack.reproduction(s, folder),
+        "This pull request adds one folder and changes nothing else.",
+    ]
     return title, "\n\n".join(part for part in parts if part) + "\n"

@@ -39,7 +39,11 @@ class RecordFolder:
         if self.submission is None:
             return None
         results = self.submission.seed_results
-        return next(iter(results.values())) if seed == GIVEN and len(results) == 1 else results.get(seed)
+        return (
+            next(iter(results.values()))
+            if seed == GIVEN and len(results) == 1
+            else results.get(seed)
+        )
 
     def claimed_environment(self, seed: str) -> schema.Environment | None:
         claim = self.claim(seed)
@@ -48,13 +52,19 @@ class RecordFolder:
         return self.submission.environment if self.submission else None
 
 
-def open_record(folder: Path, artifact: Path | None = None, seed: int | None = None) -> RecordFolder:
+def open_record(
+    folder: Path, artifact: Path | None = None, seed: int | None = None
+) -> RecordFolder:
     """Raises UserError when there is no script or no artifact to run."""
     if not folder.is_dir():
-        raise UserError(f"{folder}: expected a record folder, found {'a file' if folder.exists() else 'nothing'}")
+        raise UserError(
+            f"{folder}: expected a record folder, found {'a file' if folder.exists() else 'nothing'}"
+        )
     code = folder / schema.CODE_FILE
     if not code.is_file() or code.is_symlink():
-        raise UserError(f"{code}: expected the record's script, found {'a symbolic link' if code.is_symlink() else 'none'}")
+        raise UserError(
+            f"{code}: expected the record's script, found {'a symbolic link' if code.is_symlink() else 'none'}"
+        )
     record = RecordFolder(folder, code, {})
     try:
         record.submission = schema.load_submission(folder)
@@ -65,16 +75,26 @@ def open_record(folder: Path, artifact: Path | None = None, seed: int | None = N
             raise UserError(f"{artifact}: expected an artifact file, found none")
         record.artifacts[GIVEN if seed is None else str(seed)] = artifact
         return record
-    found = {m[1]: path for path in folder.iterdir() if (m := ARTIFACT.fullmatch(path.name)) and path.is_file() and not path.is_symlink()}
+    found = {
+        m[1]: path
+        for path in folder.iterdir()
+        if (m := ARTIFACT.fullmatch(path.name)) and path.is_file() and not path.is_symlink()
+    }
     order = [str(s) for s in record.submission.seeds] if record.submission else []
-    record.artifacts = {s: found[s] for s in [*order, *sorted(set(found) - set(order), key=int)] if s in found}
+    record.artifacts = {
+        s: found[s] for s in [*order, *sorted(set(found) - set(order), key=int)] if s in found
+    }
     record.missing = [s for s in order if s not in found]
     if seed is not None:
         if str(seed) not in found:
-            raise UserError(f"{folder}: no artifact_seed{seed}.bin; it has seeds {', '.join(found) or 'none'}")
+            raise UserError(
+                f"{folder}: no artifact_seed{seed}.bin; it has seeds {', '.join(found) or 'none'}"
+            )
         record.artifacts = {str(seed): found[str(seed)]}
     if not record.artifacts:
-        raise UserError(f"{folder}: no artifact_seed*.bin; tracks with large weights keep them outside git, pass --artifact FILE")
+        raise UserError(
+            f"{folder}: no artifact_seed*.bin; tracks with large weights keep them outside git, pass --artifact FILE"
+        )
     return record
 
 
@@ -98,7 +118,12 @@ def machine() -> dict[str, str]:
                 break
     except OSError:
         pass
-    facts = {"python": platform.python_version(), "cpu": cpu, "cores": str(os.cpu_count()), "platform": platform.platform()}
+    facts = {
+        "python": platform.python_version(),
+        "cpu": cpu,
+        "cores": str(os.cpu_count()),
+        "platform": platform.platform(),
+    }
     for package in ("torch", "numpy"):
         try:
             facts[package] = metadata.version(package)
@@ -112,7 +137,11 @@ def tolerance(record: RecordFolder, seed: str, rules: Rules) -> tuple[float, str
     stated, here = record.claimed_environment(seed), machine()
     if stated is None or stated.cpu is None:
         return rules.score.relative_elsewhere, "the record does not say where it ran"
-    differ = [name for name in ("cpu", "torch") if (getattr(stated, name) or here[name]).split("+")[0] != here[name].split("+")[0]]
+    differ = [
+        name
+        for name in ("cpu", "torch")
+        if (getattr(stated, name) or here[name]).split("+")[0] != here[name].split("+")[0]
+    ]
     if stated.gpu is not None:
         differ.append("gpu")
     if differ:

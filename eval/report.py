@@ -16,8 +16,22 @@ from eval.schema import CODE_FILE, TRACKS, SeedResult, Submission, allowed_diffe
 
 Verdict = Literal["PASS", "NOT RUN", "WARN", "POLICY", "INVALID"]
 SEVERITY: tuple[Verdict, ...] = ("NOT RUN", "PASS", "WARN", "POLICY", "INVALID")
-TEST_NAMES = ("future", "normalisation", "canary", "coverage", "bytes", "isolation", "budget", "fresh", "documents", "evidence")
-MAY_LACK_TEXT = ("fresh", "documents")  # a corpus may have too few documents for these two; the rest always runs
+TEST_NAMES = (
+    "future",
+    "normalisation",
+    "canary",
+    "coverage",
+    "bytes",
+    "isolation",
+    "budget",
+    "fresh",
+    "documents",
+    "evidence",
+)
+MAY_LACK_TEXT = (
+    "fresh",
+    "documents",
+)  # a corpus may have too few documents for these two; the rest always runs
 MAX_FINDINGS = 12  # a broken scorer fails everywhere; the first places are enough to see why
 
 MEANING = {
@@ -97,8 +111,13 @@ class AuditReport(Model):
     level: str
     rules_version: str
     random_seed: int
-    audited: list[str] = Field(default_factory=list, description="seeds whose artifacts the behaviour tests ran on")
-    code_sha256: str = Field("", description="of the script that was run; with artifact_sha256 of each score it binds the report to its files")
+    audited: list[str] = Field(
+        default_factory=list, description="seeds whose artifacts the behaviour tests ran on"
+    )
+    code_sha256: str = Field(
+        "",
+        description="of the script that was run; with artifact_sha256 of each score it binds the report to its files",
+    )
     dataset: str = ""
     corpus_version: str = ""
     sandbox: str = ""
@@ -132,25 +151,49 @@ def mismatch(report: AuditReport, folder: Path, submission: Submission) -> str |
 def _mismatches(report: AuditReport, folder: Path, s: Submission) -> Iterator[str]:
     code = _sha256(folder / CODE_FILE)
     if not code or report.code_sha256 != code:
-        yield _differs("code_sha256", f"that of {CODE_FILE}, {code[:12]}…" if code else f"a {CODE_FILE} in the folder", report.code_sha256)
-    verdict = worst([v for test in report.tests for v in (test.verdict, *(finding.verdict for finding in test.findings))])
+        yield _differs(
+            "code_sha256",
+            f"that of {CODE_FILE}, {code[:12]}…" if code else f"a {CODE_FILE} in the folder",
+            report.code_sha256,
+        )
+    verdict = worst(
+        [
+            v
+            for test in report.tests
+            for v in (test.verdict, *(finding.verdict for finding in test.findings))
+        ]
+    )
     if report.verdict != verdict:
         yield _differs("verdict", f"{verdict}, the worst of its tests", report.verdict)
     claims = {score.seed: _claim(score, s) for score in report.scores}
     for score in report.scores:
         if (claim := claims[score.seed]) is None:
-            yield _differs("seed", f"one of {', '.join(s.seed_results) or 'several without a score each'}", score.seed)
+            yield _differs(
+                "seed",
+                f"one of {', '.join(s.seed_results) or 'several without a score each'}",
+                score.seed,
+            )
             continue
-        known = [sha for sha in (_sha256(folder / f"artifact_seed{score.seed}.bin"), claim.artifact_sha256) if sha]
+        known = [
+            sha
+            for sha in (_sha256(folder / f"artifact_seed{score.seed}.bin"), claim.artifact_sha256)
+            if sha
+        ]
         # An audit that found file and statement to differ rejects for it, so there either will do.
         fits = any if report.verdict == "INVALID" else all
         if known and not fits(sha == score.artifact_sha256 for sha in known):
-            yield _differs(f"artifact_sha256 of seed {score.seed}", " and ".join(f"{sha[:12]}…" for sha in known), score.artifact_sha256)
+            yield _differs(
+                f"artifact_sha256 of seed {score.seed}",
+                " and ".join(f"{sha[:12]}…" for sha in known),
+                score.artifact_sha256,
+            )
     if report.verdict != "INVALID":  # one violation is enough to reject
         yield from _gaps(report, s, claims)
 
 
-def _gaps(report: AuditReport, s: Submission, claims: dict[str, SeedResult | None]) -> Iterator[str]:
+def _gaps(
+    report: AuditReport, s: Submission, claims: dict[str, SeedResult | None]
+) -> Iterator[str]:
     """What an accepting report leaves open."""
     if s.data is not None and report.corpus_version != s.data.version:
         yield _differs("corpus_version", f"{s.data.version[:12]}…", report.corpus_version)
@@ -161,11 +204,25 @@ def _gaps(report: AuditReport, s: Submission, claims: dict[str, SeedResult | Non
         yield _differs("sandbox", "a run inside one", report.sandbox)
     scored = [score.seed for score in report.scores]
     # Weights outside git reach an audit one file at a time.
-    if s.track in TRACKS and TRACKS[s.track].commits_artifacts and sorted(scored) != sorted(map(str, s.seeds)):
-        yield _differs("scores", f"one for each of the seeds {', '.join(map(str, s.seeds))}", ", ".join(scored))
+    if (
+        s.track in TRACKS
+        and TRACKS[s.track].commits_artifacts
+        and sorted(scored) != sorted(map(str, s.seeds))
+    ):
+        yield _differs(
+            "scores", f"one for each of the seeds {', '.join(map(str, s.seeds))}", ", ".join(scored)
+        )
     audited = set(report.audited)
-    if not audited or not audited <= set(scored) or (report.level == "full" and audited != set(scored)):
-        yield _differs("audited", f"{'all' if report.level == 'full' else 'some'} of the scored seeds", ", ".join(report.audited))
+    if (
+        not audited
+        or not audited <= set(scored)
+        or (report.level == "full" and audited != set(scored))
+    ):
+        yield _differs(
+            "audited",
+            f"{'all' if report.level == 'full' else 'some'} of the scored seeds",
+            ", ".join(report.audited),
+        )
     try:
         rules = load_rules(report.rules_version)
     except UserError:
@@ -177,7 +234,11 @@ def _gaps(report: AuditReport, s: Submission, claims: dict[str, SeedResult | Non
         claim = claims[score.seed].val_bpb if claims[score.seed] else math.inf
         limit = allowed_difference(claim, rules.score.relative_elsewhere)
         if not abs(score.val_bpb - claim) <= limit:
-            yield _differs(f"val_bpb of seed {score.seed}", f"{claim:.8f} ± {limit:.1e}", f"{score.val_bpb:.8f}")
+            yield _differs(
+                f"val_bpb of seed {score.seed}",
+                f"{claim:.8f} ± {limit:.1e}",
+                f"{score.val_bpb:.8f}",
+            )
 
 
 def _differs(what: str, expected: str, found: str) -> str:
@@ -191,7 +252,9 @@ def _claim(score: SeedScore, s: Submission) -> SeedResult | None:
     rows = s.seed_results
     if not rows:
         return SeedResult(val_bpb=s.val_bpb) if len(s.seeds) < 2 else None
-    same = next((row for row in rows.values() if row.artifact_sha256 == score.artifact_sha256), None)
+    same = next(
+        (row for row in rows.values() if row.artifact_sha256 == score.artifact_sha256), None
+    )
     only, row = next(iter(rows.items()))
     nameless = len(rows) == 1 and not (only.isdecimal() and score.seed.isdecimal())
     return rows.get(score.seed) or same or (row if nameless else None)
@@ -226,14 +289,18 @@ class Collector:
         value = float(value)
         if not math.isfinite(value):
             value = math.copysign(1e308, value)
-        self.figures[name] = value if name not in self.figures else combine(self.figures[name], value)
+        self.figures[name] = (
+            value if name not in self.figures else combine(self.figures[name], value)
+        )
 
     def add(self, verdict: Verdict, where: str, expected: str, found: str, rule: str) -> None:
         if len([f for f in self.findings if f.verdict == verdict]) >= MAX_FINDINGS:
             self.dropped += 1
             return
         where = f"{self.label}: {where}" if self.label else where
-        self.findings.append(Finding(verdict=verdict, where=where, expected=expected, found=found, rule=rule))
+        self.findings.append(
+            Finding(verdict=verdict, where=where, expected=expected, found=found, rule=rule)
+        )
 
     def result(self, summary: str, seconds: float = 0.0) -> TestResult:
         ordered = sorted(self.findings, key=lambda f: -SEVERITY.index(f.verdict))
@@ -269,15 +336,24 @@ def to_json(report: AuditReport) -> str:
 def to_terminal(report: AuditReport) -> str:
     lines = [f"record    {report.record}"]
     for score in report.scores:
-        claim = "" if score.claimed_val_bpb is None else f"  claimed {score.claimed_val_bpb:.8f} ({score.val_bpb - score.claimed_val_bpb:+.1e})"
+        claim = (
+            ""
+            if score.claimed_val_bpb is None
+            else f"  claimed {score.claimed_val_bpb:.8f} ({score.val_bpb - score.claimed_val_bpb:+.1e})"
+        )
         lines.append(
             f"score     seed {score.seed}: val_bpb {score.val_bpb:.8f}  nats {score.nats:.3f}  tokens {score.scored_tokens:,}"
             f"  bytes {score.scored_bytes:,}  {score.seconds:.1f} s{claim}"
         )
-    lines.append(f"rules     {report.rules_version}, {report.level}, random seed {report.random_seed}, sandbox {report.sandbox}")
+    lines.append(
+        f"rules     {report.rules_version}, {report.level}, random seed {report.random_seed}, sandbox {report.sandbox}"
+    )
     for test in report.tests:
         lines.append(f"{test.verdict:<8}  {test.name:<14} {test.reason}")
-        lines += [f"{'':<10}  {'':<14} {f.where}: expected {f.expected}, found {f.found} [{f.rule}]" for f in test.findings[1:4]]
+        lines += [
+            f"{'':<10}  {'':<14} {f.where}: expected {f.expected}, found {f.found} [{f.rule}]"
+            for f in test.findings[1:4]
+        ]
     lines.append(f"verdict   {report.verdict}  ({report.seconds:.0f} s)")
     return "\n".join(lines)
 
@@ -292,15 +368,43 @@ def to_markdown(report: AuditReport) -> str:
     ]
     if report.scores:
         rows = [_score_row(score) for score in report.scores]
-        parts += ["## Score by the referee", _table(["seed", "val_bpb", "claimed", "nats", "tokens", "bytes", "artifact bytes", "seconds"], rows)]
+        parts += [
+            "## Score by the referee",
+            _table(
+                [
+                    "seed",
+                    "val_bpb",
+                    "claimed",
+                    "nats",
+                    "tokens",
+                    "bytes",
+                    "artifact bytes",
+                    "seconds",
+                ],
+                rows,
+            ),
+        ]
     rows = [[test.name, f"**{test.verdict}**", _cell(test.reason)] for test in report.tests]
     parts += ["## Verdicts", _table(["test", "verdict", "reason"], rows)]
     for test in report.tests:
         if test.verdict != "NOT RUN":
             parts.append(_section(test))
     if report.runs:
-        rows = [[_cell(r.label), str(r.streams), f"{r.tokens:,}", f"{r.probes:,}", f"{r.seconds:.1f}", f"{r.peak_memory / 2**20:.0f}"] for r in report.runs]
-        parts += ["## Runs", _table(["run", "streams", "tokens", "probes", "seconds", "peak MiB"], rows)]
+        rows = [
+            [
+                _cell(r.label),
+                str(r.streams),
+                f"{r.tokens:,}",
+                f"{r.probes:,}",
+                f"{r.seconds:.1f}",
+                f"{r.peak_memory / 2**20:.0f}",
+            ]
+            for r in report.runs
+        ]
+        parts += [
+            "## Runs",
+            _table(["run", "streams", "tokens", "probes", "seconds", "peak MiB"], rows),
+        ]
     environment = "; ".join(f"{key} {value}" for key, value in report.environment.items())
     parts.append(f"Machine of the referee: {environment}.")
     return "\n\n".join(parts) + "\n"
@@ -317,9 +421,17 @@ def _section(test: TestResult) -> str:
     if test.tolerance:
         lines.append(f"Tolerance: {test.tolerance}. How it was obtained: {test.tolerance_source}.")
     if test.figures:
-        lines.append(_table(["figure", "value"], [[name.replace("_", " "), f"{value:.6g}"] for name, value in test.figures.items()]))
+        lines.append(
+            _table(
+                ["figure", "value"],
+                [[name.replace("_", " "), f"{value:.6g}"] for name, value in test.figures.items()],
+            )
+        )
     if test.findings:
-        rows = [[f.verdict, _cell(f.where), _cell(f.expected), _cell(f.found), _cell(f.rule)] for f in test.findings]
+        rows = [
+            [f.verdict, _cell(f.where), _cell(f.expected), _cell(f.found), _cell(f.rule)]
+            for f in test.findings
+        ]
         lines.append(_table(["verdict", "where", "expected", "found", "rule"], rows))
     if test.more_findings:
         lines.append(f"{test.more_findings} more findings of the same kinds are left out.")

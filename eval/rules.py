@@ -95,5 +95,7 @@ def load_rules(name: str = CURRENT) -> Rules:
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise UserError(f"{path}: not a rule set: {error}") from None
     if rules.name != name:
-        raise UserError(f"{path}: expected name {name!r}, found {rules.name!r}; a rule set is named as its file")
+        raise UserError(
+            f"{path}: expected name {name!r}, found {rules.name!r}; a rule set is named as its file"
+        )
     return rules

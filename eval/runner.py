@@ -60,7 +60,15 @@ class RunRecord:
 class Scorer:
     """One artifact under one script. Every call of `score` is one run in a fresh sandbox."""
 
-    def __init__(self, code: Path, artifact: Path, vocab_size: int, rules: Rules, mechanism: str, rng: np.random.Generator):
+    def __init__(
+        self,
+        code: Path,
+        artifact: Path,
+        vocab_size: int,
+        rules: Rules,
+        mechanism: str,
+        rng: np.random.Generator,
+    ):
         self.code, self.artifact, self.vocab_size, self.rules = code, artifact, vocab_size, rules
         self.mechanism, self.rng = mechanism, rng
         self.nproc = 1
@@ -72,10 +80,19 @@ class Scorer:
 
     def score(self, streams: Sequence[Stream], label: str) -> list[Scored]:
         """Scores of `streams`, in their order. Raises RunFailed when the process fails, is killed, or overruns."""
-        names = [f"{value:012x}" for value in self.rng.choice(1 << 47, size=len(streams), replace=False)]
+        names = [
+            f"{value:012x}" for value in self.rng.choice(1 << 47, size=len(streams), replace=False)
+        ]
         order = self.rng.permutation(len(streams))
         inputs: dict[str, Path | bytes] = {"artifact.bin": self.artifact}
-        argv = [*self._launcher(), "{code}/" + CODE_FILE, "score", "--artifact", "{in}/artifact.bin", "--tokens"]
+        argv = [
+            *self._launcher(),
+            "{code}/" + CODE_FILE,
+            "score",
+            "--artifact",
+            "{in}/artifact.bin",
+            "--tokens",
+        ]
         collect, wanted = [], {}
         for index in order:
             inputs[f"{names[index]}.bin"] = shard_bytes(streams[index].tokens)
@@ -88,14 +105,34 @@ class Scorer:
         if wanted:
             inputs["probes.json"] = json.dumps(wanted).encode()
             argv += ["--probes", "{in}/probes.json"]
-        job = Job({CODE_FILE: self.code}, inputs, argv, collect, self._limits(streams), self.binds, self.emptied)
+        job = Job(
+            {CODE_FILE: self.code},
+            inputs,
+            argv,
+            collect,
+            self._limits(streams),
+            self.binds,
+            self.emptied,
+        )
         outcome = sandbox.run(job, self.mechanism)
         self.outcomes.append(outcome)
         tokens, probes = sum(len(s.tokens) for s in streams), sum(len(p) for p in wanted.values())
-        self.runs.append(RunRecord(label, len(streams), tokens, probes, outcome.seconds, outcome.cpu_seconds, outcome.peak_memory))
+        self.runs.append(
+            RunRecord(
+                label,
+                len(streams),
+                tokens,
+                probes,
+                outcome.seconds,
+                outcome.cpu_seconds,
+                outcome.peak_memory,
+            )
+        )
         if not outcome.ok:
             raise RunFailed(label, outcome)
-        scored = [self._read(outcome, name, stream) for name, stream in zip(names, streams, strict=True)]
+        scored = [
+            self._read(outcome, name, stream) for name, stream in zip(names, streams, strict=True)
+        ]
         outcome.files.clear()
         return scored
 
@@ -106,27 +143,55 @@ class Scorer:
 
     def _limits(self, streams: Sequence[Stream]) -> Limits:
         limits = self.rules.limits
-        scores = sum(8 * len(s.tokens) + 8 * self.vocab_size * (0 if s.probes is None else len(s.probes)) + 4096 for s in streams)
+        scores = sum(
+            8 * len(s.tokens)
+            + 8 * self.vocab_size * (0 if s.probes is None else len(s.probes))
+            + 4096
+            for s in streams
+        )
         room = GIB + 2 * scores  # each array is written under a temporary name first
-        return Limits(self.wall_seconds, limits.memory_gib * GIB, room, room, processes=limits.processes)
+        return Limits(
+            self.wall_seconds, limits.memory_gib * GIB, room, room, processes=limits.processes
+        )
 
     def _read(self, outcome: Outcome, name: str, stream: Stream) -> Scored:
         scored = Scored()
-        scored.nll = self._array(outcome, f"{name}.nll.npy", (len(stream.tokens) - 1,), scored.problems)
-        if scored.nll is not None and len(scored.nll) and scored.nll.min() < -self.rules.score.negative_nats:
+        scored.nll = self._array(
+            outcome, f"{name}.nll.npy", (len(stream.tokens) - 1,), scored.problems
+        )
+        if (
+            scored.nll is not None
+            and len(scored.nll)
+            and scored.nll.min() < -self.rules.score.negative_nats
+        ):
             worst = int(scored.nll.argmin())
-            scored.problems.append(f"nll[{worst}] = {scored.nll[worst]:.6g} is negative: a probability above 1")
+            scored.problems.append(
+                f"nll[{worst}] = {scored.nll[worst]:.6g} is negative: a probability above 1"
+            )
         if stream.probes is not None:
             shape = (len(stream.probes), self.vocab_size)
-            scored.probe = self._array(outcome, f"{name}.probe.npy", shape, scored.problems, zero_probability=True)
+            scored.probe = self._array(
+                outcome, f"{name}.probe.npy", shape, scored.problems, zero_probability=True
+            )
         return scored
 
-    def _array(self, outcome: Outcome, name: str, shape: tuple[int, ...], problems: list[str], zero_probability: bool = False) -> np.ndarray | None:
+    def _array(
+        self,
+        outcome: Outcome,
+        name: str,
+        shape: tuple[int, ...],
+        problems: list[str],
+        zero_probability: bool = False,
+    ) -> np.ndarray | None:
         what = "nll" if len(shape) == 1 else "probe"
         raw = outcome.files.get(name)
         if raw is None:
             complaint = next((p for p in outcome.problems if name in p), None)
-            problems.append(complaint.replace(name, f"{what} file") if complaint else f"no {what} file was written")
+            problems.append(
+                complaint.replace(name, f"{what} file")
+                if complaint
+                else f"no {what} file was written"
+            )
             return None
         try:
             array = np.load(io.BytesIO(raw), allow_pickle=False)
@@ -144,6 +209,8 @@ class Scorer:
             bad &= array != -np.inf  # ln 0 is a legitimate entry of a distribution
         if bad.any():
             place = tuple(int(i) for i in np.argwhere(bad)[0])
-            problems.append(f"{what}{list(place)} is {array[place]}, {int(bad.sum()):,} such values")
+            problems.append(
+                f"{what}{list(place)} is {array[place]}, {int(bad.sum()):,} such values"
+            )
             return None
         return array

@@ -35,18 +35,42 @@ MECHANISMS = ("bubblewrap", "unshare", "none")
 NOBODY = 65534
 GIB = 1 << 30
 TAIL_BYTES = 1 << 16
-KILL_GRACE_S = 30.0  # beyond the supervisor's own deadline, for reading the output of a run that ended in time
+KILL_GRACE_S = (
+    30.0  # beyond the supervisor's own deadline, for reading the output of a run that ended in time
+)
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 # Shared libraries and, for compilers that torch starts, programs and headers. No /usr/share: it holds text.
-SYSTEM = ("/usr/bin", "/usr/lib", "/usr/lib32", "/usr/lib64", "/usr/libexec", "/usr/include", "/usr/sbin")
+SYSTEM = (
+    "/usr/bin",
+    "/usr/lib",
+    "/usr/lib32",
+    "/usr/lib64",
+    "/usr/libexec",
+    "/usr/include",
+    "/usr/sbin",
+)
 SYSTEM_ROOT = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
-SYSTEM_FILES = ("/etc/ld.so.cache", "/etc/ld.so.conf", "/etc/ld.so.conf.d", "/etc/alternatives", "/etc/localtime")
+SYSTEM_FILES = (
+    "/etc/ld.so.cache",
+    "/etc/ld.so.conf",
+    "/etc/ld.so.conf.d",
+    "/etc/alternatives",
+    "/etc/localtime",
+)
 CUDA_LIBRARIES = ("/usr/local/nvidia", "/usr/local/cuda", "/etc/nvidia")
-CUDA_VARIABLES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "NVIDIA_DRIVER_CAPABILITIES", "LD_LIBRARY_PATH")
+CUDA_VARIABLES = (
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+    "NVIDIA_DRIVER_CAPABILITIES",
+    "LD_LIBRARY_PATH",
+)
 # Kinds of events that the audit hook reports: paths outside the allowed set, paths below /tmp that the run never made, writes outside /out
 # and /tmp, text of the environment read other than by importing it, addresses beyond loopback, and programs started.
 EVENT_KINDS = ("outside", "absent", "write", "environment", "network", "program")
-WALL_CLOCK, HOST_MEMORY = "wall clock", "memory of the machine"  # reasons for which a run is killed, as inside/jail.py names them
+WALL_CLOCK, HOST_MEMORY = (
+    "wall clock",
+    "memory of the machine",
+)  # reasons for which a run is killed, as inside/jail.py names them
 PASSED_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -64,7 +88,9 @@ class Limits:
     def fitted(self) -> "Limits":
         """The same with memory no more than 90 % of this machine's."""
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Limits(**{**self.__dict__, "memory_bytes": min(self.memory_bytes, int(0.9 * machine))})
+        return Limits(
+            **{**self.__dict__, "memory_bytes": min(self.memory_bytes, int(0.9 * machine))}
+        )
 
 
 @dataclass(frozen=True)
@@ -111,7 +137,11 @@ class Outcome:
         if self.killed:
             return f"killed: {self.killed}"
         last = [line for line in self.stderr.splitlines() if line.strip()]
-        ended = f"exit code {self.returncode}" if self.returncode >= 0 else f"signal {signal.Signals(-self.returncode).name}"
+        ended = (
+            f"exit code {self.returncode}"
+            if self.returncode >= 0
+            else f"signal {signal.Signals(-self.returncode).name}"
+        )
         return f"{ended}{': ' + last[-1].strip()[:300] if last else ''}"
 
 
@@ -123,7 +153,11 @@ def choose(wanted: str = "auto") -> str:
     if wanted == "none":
         return "none"
     if sys.platform != "linux":
-        raise UserError("sandbox: expected Linux (namespaces), found " + sys.platform + "; pass --no-sandbox to run the submission unprotected")
+        raise UserError(
+            "sandbox: expected Linux (namespaces), found "
+            + sys.platform
+            + "; pass --no-sandbox to run the submission unprotected"
+        )
     reasons = []
     for mechanism in MECHANISMS[:2] if wanted == "auto" else [wanted]:
         reason = unavailable(mechanism)
@@ -131,7 +165,9 @@ def choose(wanted: str = "auto") -> str:
             return mechanism
         reasons.append(f"{mechanism}: {reason}")
     raise UserError(
-        "sandbox: no mechanism works here (" + "; ".join(reasons) + "); install bubblewrap or allow user namespaces, or pass --no-sandbox to run "
+        "sandbox: no mechanism works here ("
+        + "; ".join(reasons)
+        + "); install bubblewrap or allow user namespaces, or pass --no-sandbox to run "
         "the submission unprotected"
     )
 
@@ -142,9 +178,17 @@ def unavailable(mechanism: str) -> str | None:
     if mechanism == "bubblewrap":
         if shutil.which("bwrap") is None:
             return "bwrap is not installed"
-        if "--size" not in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout:
+        if (
+            "--size"
+            not in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
+        ):
             return "this bwrap has no --size (needs 0.7)"
-    job = Job({}, {}, ["-I", "-S", "-c", "print('alive')"], limits=Limits(wall_seconds=20, memory_bytes=GIB))
+    job = Job(
+        {},
+        {},
+        ["-I", "-S", "-c", "print('alive')"],
+        limits=Limits(wall_seconds=20, memory_bytes=GIB),
+    )
     try:
         outcome = run(job, mechanism)
     except SandboxError as error:
@@ -170,12 +214,19 @@ def run(job: Job, mechanism: str) -> Outcome:
 
 def _fast_folder(job: Job) -> str | None:
     """Memory for the stage where there is plenty: an audit writes a thousand small files, at a millisecond each on a disk."""
-    needed = sum(len(c) if isinstance(c, bytes) else c.stat().st_size for c in (*job.code.values(), *job.inputs.values()))
+    needed = sum(
+        len(c) if isinstance(c, bytes) else c.stat().st_size
+        for c in (*job.code.values(), *job.inputs.values())
+    )
     try:
         held = os.statvfs("/dev/shm")
     except OSError:
         return None
-    return "/dev/shm" if held.f_bavail * held.f_frsize > 4 * needed + GIB and os.access("/dev/shm", os.W_OK) else None
+    return (
+        "/dev/shm"
+        if held.f_bavail * held.f_frsize > 4 * needed + GIB and os.access("/dev/shm", os.W_OK)
+        else None
+    )
 
 
 def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
@@ -239,9 +290,13 @@ class _Reins:
         self.reason = self.reason or reason
         try:
             if self.handle is not None:
-                signal.pidfd_send_signal(self.handle, signal.SIGKILL)  # its parent reaps it and ends by itself
+                signal.pidfd_send_signal(
+                    self.handle, signal.SIGKILL
+                )  # its parent reaps it and ends by itself
             else:
-                self.process.send_signal(signal.SIGTERM)  # mechanism `none`: the supervisor ends everything itself
+                self.process.send_signal(
+                    signal.SIGTERM
+                )  # mechanism `none`: the supervisor ends everything itself
         except ProcessLookupError:
             return
 
@@ -263,7 +318,10 @@ class _Printed:
         self.total, self.limit, self.reins = 0, limit, reins
         self.lock = threading.Lock()
         self.tails = {"stdout": b"", "stderr": b""}
-        self.threads = [threading.Thread(target=self._read, args=(name, getattr(process, name)), daemon=True) for name in self.tails]
+        self.threads = [
+            threading.Thread(target=self._read, args=(name, getattr(process, name)), daemon=True)
+            for name in self.tails
+        ]
         for thread in self.threads:
             thread.start()
 
@@ -302,15 +360,40 @@ def _receive(fd: int) -> tuple[dict, dict[str, bytes]]:
         return header, files
 
 
-def _outcome(header: dict, files: dict[str, bytes], seconds: float, printed: _Printed, reins: _Reins, mechanism: str) -> Outcome:
+def _outcome(
+    header: dict,
+    files: dict[str, bytes],
+    seconds: float,
+    printed: _Printed,
+    reins: _Reins,
+    mechanism: str,
+) -> Outcome:
     if not header and reins.reason is None:
-        raise SandboxError(f"the supervisor ended without a report: {printed.text('stderr').strip()[-500:] or 'no message'}")
-    outcome = Outcome(mechanism, header.get("returncode", -signal.SIGKILL), seconds, reins.reason or header.get("killed"))
-    outcome.cpu_seconds, outcome.peak_memory = header.get("cpu_seconds"), header.get("peak_memory", 0)
-    if outcome.killed == HOST_MEMORY:  # it held less than it may, so what is missing is held by others
+        raise SandboxError(
+            f"the supervisor ended without a report: {printed.text('stderr').strip()[-500:] or 'no message'}"
+        )
+    outcome = Outcome(
+        mechanism,
+        header.get("returncode", -signal.SIGKILL),
+        seconds,
+        reins.reason or header.get("killed"),
+    )
+    outcome.cpu_seconds, outcome.peak_memory = (
+        header.get("cpu_seconds"),
+        header.get("peak_memory", 0),
+    )
+    if (
+        outcome.killed == HOST_MEMORY
+    ):  # it held less than it may, so what is missing is held by others
         held = f"{outcome.peak_memory / GIB:.1f} GiB"
-        raise SandboxError(f"sandbox: expected memory for the submission's limit, found this machine out of it when the run held {held}; free some and repeat")
-    outcome.stdout, outcome.stderr, outcome.printed = printed.text("stdout"), printed.text("stderr"), printed.total
+        raise SandboxError(
+            f"sandbox: expected memory for the submission's limit, found this machine out of it when the run held {held}; free some and repeat"
+        )
+    outcome.stdout, outcome.stderr, outcome.printed = (
+        printed.text("stdout"),
+        printed.text("stderr"),
+        printed.total,
+    )
     outcome.listing, outcome.problems = header.get("listing", []), list(header.get("problems", []))
     outcome.files = files
     for text, _ in header.get("events", []):
@@ -345,16 +428,27 @@ def _stage(job: Job, stage: Path, mechanism: str, uid: int) -> dict[str, str]:
     etc = stage / "etc"
     etc.mkdir()
     (etc / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
-    (etc / "passwd").write_text(f"root:x:0:0::/:/bin/false\nscorer:x:{uid}:{uid}::/tmp:/bin/false\n")
+    (etc / "passwd").write_text(
+        f"root:x:0:0::/:/bin/false\nscorer:x:{uid}:{uid}::/tmp:/bin/false\n"
+    )
     (etc / "group").write_text(f"root:x:0:\nscorer:x:{uid}:\n")
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
     (stage / "root").mkdir()
     if mechanism == "none":
         for name in ("out", "tmp", "channel"):
             (stage / name).mkdir()
-        place = {name: str(stage / name) for name in ("code", "in", "out", "tmp", "referee", "channel")}
+        place = {
+            name: str(stage / name) for name in ("code", "in", "out", "tmp", "referee", "channel")
+        }
     else:
-        place = {"code": "/code", "in": "/in", "out": "/out", "tmp": "/tmp", "referee": "/referee", "channel": "/channel"}
+        place = {
+            "code": "/code",
+            "in": "/in",
+            "out": "/out",
+            "tmp": "/tmp",
+            "referee": "/referee",
+            "channel": "/channel",
+        }
     (referee / "hook.json").write_text(json.dumps(_hook_facts(job, place)))
     for path in referee.iterdir():
         path.chmod(0o644)
@@ -366,24 +460,40 @@ def _hook_facts(job: Job, place: dict[str, str]) -> dict[str, object]:
     prefixes = [p + "/" for p in environment_prefixes()]
     emptied = [p + "/" for p in job.emptied]
     shown = {Path(target).name.split(".")[0] for target in job.binds}
-    packages = [folder for folder in job.emptied if folder.endswith("-packages")]  # from where a name is imported as it stands
+    packages = [
+        folder for folder in job.emptied if folder.endswith("-packages")
+    ]  # from where a name is imported as it stands
     hidden = {name.split(".")[0] for folder in packages for name in os.listdir(folder)} - shown
     return {
         "code": place["code"] + "/",
         "events": place["channel"] + "/events",
         "writable": [place["out"] + "/", place["tmp"] + "/", "/dev/"],
-        "allowed": [p + "/" for p in (*place.values(), *SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys", "/dev")] + prefixes,
+        "allowed": [
+            p + "/"
+            for p in (*place.values(), *SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys", "/dev")
+        ]
+        + prefixes,
         "environment": [p for p in prefixes if p != "/usr/"] + [_stdlib() + "/"],
         "emptied": emptied,
         "shown": [target + "/" for target in job.binds]
-        + [p + n for p in emptied for n in ("__pycache__/", "pip/", "_distutils_hack/", "sitecustomize", "usercustomize")],
+        + [
+            p + n
+            for p in emptied
+            for n in ("__pycache__/", "pip/", "_distutils_hack/", "sitecustomize", "usercustomize")
+        ],
         "hidden": sorted(hidden),
     }
 
 
 def environment_prefixes() -> list[str]:
     """Folders that make up the running Python environment."""
-    return sorted({os.path.realpath(p) for p in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)} | {sys.prefix})
+    return sorted(
+        {
+            os.path.realpath(p)
+            for p in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
+        }
+        | {sys.prefix}
+    )
 
 
 def _stdlib() -> str:
@@ -400,7 +510,9 @@ def _uid_of_run() -> int:
     if not _privileged():
         return os.getuid()
     with open("/proc/self/uid_map") as handle:
-        mapped = max(int(inside) + int(count) for inside, _, count in (line.split() for line in handle))
+        mapped = max(
+            int(inside) + int(count) for inside, _, count in (line.split() for line in handle)
+        )
     return (1 << 30) + secrets.randbelow(1 << 29) if mapped > 1 << 31 else NOBODY
 
 
@@ -417,7 +529,9 @@ def _config(job: Job, stage: Path, place: dict[str, str], mechanism: str, uid: i
         "RLIMIT_NPROC": limits.processes + (0 if alone else _processes_of(uid)),
     }
     if not gpu:
-        rlimits["RLIMIT_AS"] = limits.memory_bytes + 16 * GIB  # CUDA maps far more address space than it uses; the watchdog remains
+        rlimits["RLIMIT_AS"] = (
+            limits.memory_bytes + 16 * GIB
+        )  # CUDA maps far more address space than it uses; the watchdog remains
     words = {"{code}": place["code"], "{in}": place["in"], "{out}": place["out"]}
     argv = [sys.executable]
     for word in job.argv:
@@ -457,7 +571,9 @@ def _environment(place: dict[str, str], gpu: bool) -> dict[str, str]:
     return env | {name: os.environ[name] for name in passed if name in os.environ}
 
 
-def _mounts(job: Job, stage: Path, limits: Limits, gpu: list[str]) -> list[tuple[str, str, str, int]]:
+def _mounts(
+    job: Job, stage: Path, limits: Limits, gpu: list[str]
+) -> list[tuple[str, str, str, int]]:
     # Private memory first: an environment below /tmp is then bound on top of it instead of vanishing under it.
     mounts = [("tmpfs", "tmpfs", path, limits.output_bytes) for path in ("/tmp", "/dev/shm")]
     for path in SYSTEM_ROOT:
@@ -466,27 +582,66 @@ def _mounts(job: Job, stage: Path, limits: Limits, gpu: list[str]) -> list[tuple
         elif os.path.isdir(path):
             mounts.append(("bind", path, path, 0))
     prefixes = environment_prefixes()
-    shown = [*SYSTEM, *SYSTEM_FILES, *(CUDA_LIBRARIES if gpu else ()), "/sys", *(p for p in prefixes if p != "/usr" and not p.startswith(SYSTEM))]
-    emptied = [*job.emptied, *([] if "/usr" in prefixes or not os.path.isdir("/usr/lib/python3") else ["/usr/lib/python3"])]
+    shown = [
+        *SYSTEM,
+        *SYSTEM_FILES,
+        *(CUDA_LIBRARIES if gpu else ()),
+        "/sys",
+        *(p for p in prefixes if p != "/usr" and not p.startswith(SYSTEM)),
+    ]
+    emptied = [
+        *job.emptied,
+        *(
+            []
+            if "/usr" in prefixes or not os.path.isdir("/usr/lib/python3")
+            else ["/usr/lib/python3"]
+        ),
+    ]
     mounts += [("bind", path, path, 0) for path in shown if os.path.exists(path)]
     mounts += [("tmpfs", "tmpfs", path, 1 << 16) for path in emptied]
     mounts += [("bind", str(source), target, 0) for target, source in job.binds.items()]
     mounts += [("readonly", "", path, 0) for path in emptied]
-    mounts += [("bind", str(stage / "etc" / name), f"/etc/{name}", 0) for name in ("hosts", "passwd", "group", "nsswitch.conf")]
+    mounts += [
+        ("bind", str(stage / "etc" / name), f"/etc/{name}", 0)
+        for name in ("hosts", "passwd", "group", "nsswitch.conf")
+    ]
     mounts += [("proc", "proc", "/proc", 0)]
-    mounts += [("device", f"/dev/{name}", f"/dev/{name}", 0) for name in DEVICES] + [("device", path, path, 0) for path in gpu]
-    mounts += [("symlink", f"/proc/self/fd{end}", f"/dev/{name}", 0) for name, end in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))]
-    mounts += [("tmpfs", "tmpfs", "/out", limits.output_bytes), ("tmpfs", "tmpfs", "/channel", 1 << 16)]
+    mounts += [("device", f"/dev/{name}", f"/dev/{name}", 0) for name in DEVICES] + [
+        ("device", path, path, 0) for path in gpu
+    ]
+    mounts += [
+        ("symlink", f"/proc/self/fd{end}", f"/dev/{name}", 0)
+        for name, end in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))
+    ]
+    mounts += [
+        ("tmpfs", "tmpfs", "/out", limits.output_bytes),
+        ("tmpfs", "tmpfs", "/channel", 1 << 16),
+    ]
     mounts += [("bind", str(stage / name), f"/{name}", 0) for name in ("code", "in", "referee")]
     return mounts
 
 
-def _command(config: dict, config_fd: int, result_fd: int, info_fd: int, mechanism: str) -> list[str]:
+def _command(
+    config: dict, config_fd: int, result_fd: int, info_fd: int, mechanism: str
+) -> list[str]:
     base = [sys.executable, "-I", "-S"]
     tail = [str(config_fd), str(result_fd)]
     if mechanism != "bubblewrap":
-        return [*base, str(INSIDE / "jail.py"), "build" if mechanism == "unshare" else "supervise", *tail]
-    command = ["bwrap", "--unshare-net", "--unshare-pid", "--unshare-ipc", "--unshare-uts", "--unshare-cgroup-try", "--die-with-parent"]
+        return [
+            *base,
+            str(INSIDE / "jail.py"),
+            "build" if mechanism == "unshare" else "supervise",
+            *tail,
+        ]
+    command = [
+        "bwrap",
+        "--unshare-net",
+        "--unshare-pid",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--unshare-cgroup-try",
+        "--die-with-parent",
+    ]
     command += ["--new-session", "--as-pid-1", "--hostname", "sandbox", "--info-fd", str(info_fd)]
     if config["privileged"]:
         for name in ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_OVERRIDE", "SYS_RESOURCE"):
@@ -496,7 +651,9 @@ def _command(config: dict, config_fd: int, result_fd: int, info_fd: int, mechani
     flags = {"bind": "--ro-bind", "device": "--dev-bind", "symlink": "--symlink"}
     made = {"/"}
     for kind, source, target, size in config["mounts"]:
-        for parent in reversed(Path(target).parents):  # bwrap would make the parents of a private folder private
+        for parent in reversed(
+            Path(target).parents
+        ):  # bwrap would make the parents of a private folder private
             if str(parent) not in made:
                 command += ["--perms", "0755", "--dir", str(parent)]
                 made.add(str(parent))

@@ -42,9 +42,13 @@ class Track:
 
 
 TRACKS = {
-    "track_10min_16mb": Track("10 minutes on 8×H100, 16 MB", train_seconds=600.0, eval_seconds=600.0, gpus=8),
+    "track_10min_16mb": Track(
+        "10 minutes on 8×H100, 16 MB", train_seconds=600.0, eval_seconds=600.0, gpus=8
+    ),
     "track_non_record_16mb": Track("any budget, 16 MB"),
-    DOCS_TRACK: Track("embedded corpus, fixed steps, any CPU", commits_artifacts=True, artifact_cap=2_000_000),
+    DOCS_TRACK: Track(
+        "embedded corpus, fixed steps, any CPU", commits_artifacts=True, artifact_cap=2_000_000
+    ),
 }
 
 
@@ -54,7 +58,9 @@ class Strict(BaseModel):
     @model_validator(mode="after")
     def within_64_bits(self) -> Self:
         """An integer of hundreds of digits, which a string may hold too, is none that float64 arithmetic could take."""
-        if beyond := [name for name, value in self if isinstance(value, int) and abs(value) >= 1 << 63]:
+        if beyond := [
+            name for name, value in self if isinstance(value, int) and abs(value) >= 1 << 63
+        ]:
             raise ValueError(f"{', '.join(beyond)}: expected integers of 64 bits")
         return self
 
@@ -73,7 +79,9 @@ class Environment(Strict):
     platform: str | None = None
     git_commit: str | None = Field(None, description="commit of the working tree that trained")
     world_size: int | None = Field(None, ge=1, description="number of ranks")
-    packages: dict[str, str] = Field(default_factory=dict, description="further packages that the author names, with versions")
+    packages: dict[str, str] = Field(
+        default_factory=dict, description="further packages that the author names, with versions"
+    )
 
 
 class Data(Strict):
@@ -85,16 +93,25 @@ class Data(Strict):
     tokenizer_sha256: Sha256
     train_tokens: int = Field(ge=1)
     val_tokens: int = Field(ge=2, description="tokens of the validation stream, BOS included")
-    val_bytes: int = Field(ge=1, description="UTF-8 bytes of the validation documents before any normalisation")
+    val_bytes: int = Field(
+        ge=1, description="UTF-8 bytes of the validation documents before any normalisation"
+    )
     train_files: int = Field(ge=1)
     manifest_sha256: Sha256 | None = None
-    xz_bytes: int | None = Field(None, ge=1, description="size of the validation bytes under xz -9e, for scale")
+    xz_bytes: int | None = Field(
+        None, ge=1, description="size of the validation bytes under xz -9e, for scale"
+    )
 
 
 class RunConfig(Strict):
-    preset: str | None = Field(None, description="named preset of the script; None for scripts without presets")
+    preset: str | None = Field(
+        None, description="named preset of the script; None for scripts without presets"
+    )
     sha256: Sha256 = Field(description="canonical JSON of every setting but seed, data_dir and out")
-    overrides: list[str] = Field(default_factory=list, description="settings that differ from the preset, as `name=value`, seed excluded")
+    overrides: list[str] = Field(
+        default_factory=list,
+        description="settings that differ from the preset, as `name=value`, seed excluded",
+    )
 
 
 class SeedResult(Strict):
@@ -102,7 +119,9 @@ class SeedResult(Strict):
 
     val_loss: float | None = Field(None, ge=0)
     val_bpb: float = Field(ge=0)
-    nats: float | None = Field(None, ge=0, description="sum of the negative log-likelihoods over the scored tokens")
+    nats: float | None = Field(
+        None, ge=0, description="sum of the negative log-likelihoods over the scored tokens"
+    )
     scored_tokens: int | None = Field(None, ge=1)
     scored_bytes: int | None = Field(None, ge=1)
     steps: int | None = Field(None, ge=0)
@@ -112,15 +131,21 @@ class SeedResult(Strict):
     parameters: int | None = Field(None, ge=0)
     artifact_bytes: int | None = Field(None, ge=0)
     artifact_sha256: Sha256 | None = None
-    artifact: str | None = Field(None, description="file in the folder, on tracks that commit artifacts")
+    artifact: str | None = Field(
+        None, description="file in the folder, on tracks that commit artifacts"
+    )
     bytes_total: int | None = Field(None, ge=0, description="code + artifact of this seed")
     pre_quant_val_loss: float | None = Field(None, ge=0)
     pre_quant_val_bpb: float | None = Field(None, ge=0)
-    neural_val_loss: float | None = Field(None, ge=0, description="the model alone, without n-gram mixing or adaptation")
+    neural_val_loss: float | None = Field(
+        None, ge=0, description="the model alone, without n-gram mixing or adaptation"
+    )
     neural_val_bpb: float | None = Field(None, ge=0)
     log: str | None = None
     log_sha256: Sha256 | None = None
-    environment: Environment | None = Field(None, description="only where it differs from the record's")
+    environment: Environment | None = Field(
+        None, description="only where it differs from the record's"
+    )
 
 
 # What a folder written by `pack` always states; an imported record may lack any of it.
@@ -166,11 +191,17 @@ class Submission(Strict):
     blurb: str = ""
     date: Date | None = None
     track: str | None = None
-    rules_version: str | None = Field(None, description="rule set of the referee that the record was made under")
-    base_record: str | None = Field(None, description="folder name of the record that this one builds on")
+    rules_version: str | None = Field(
+        None, description="rule set of the referee that the record was made under"
+    )
+    base_record: str | None = Field(
+        None, description="folder name of the record that this one builds on"
+    )
     val_loss: float | None = Field(None, ge=0)
     val_bpb: float = Field(gt=0)
-    val_loss_std: float | None = Field(None, ge=0, description="sample standard deviation over the seeds, n - 1")
+    val_loss_std: float | None = Field(
+        None, ge=0, description="sample standard deviation over the seeds, n - 1"
+    )
     val_bpb_std: float | None = Field(None, ge=0)
     bytes_total: int | None = Field(None, ge=0)
     bytes_code: int | None = Field(None, ge=0)
@@ -181,18 +212,32 @@ class Submission(Strict):
     config: RunConfig | None = None
     data: Data | None = None
     environment: Environment | None = None
-    stated: dict[str, float] = Field(default_factory=dict, description="imported: aggregates by public key, recomputed by `check`")
-    notes: dict[str, str] = Field(default_factory=dict, description="imported: free text by its public key")
-    unknown: dict[str, JsonValue] = Field(default_factory=dict, description="imported: keys that the importer has no name for")
+    stated: dict[str, float] = Field(
+        default_factory=dict,
+        description="imported: aggregates by public key, recomputed by `check`",
+    )
+    notes: dict[str, str] = Field(
+        default_factory=dict, description="imported: free text by its public key"
+    )
+    unknown: dict[str, JsonValue] = Field(
+        default_factory=dict, description="imported: keys that the importer has no name for"
+    )
 
     @model_validator(mode="after")
     def _complete(self) -> "Submission":
         if self.origin == "imported":
             return self
         if list(self.seed_results) != [str(seed) for seed in self.seeds]:
-            raise ValueError(f"seeds {self.seeds} and the keys of seed_results {list(self.seed_results)} differ")
+            raise ValueError(
+                f"seeds {self.seeds} and the keys of seed_results {list(self.seed_results)} differ"
+            )
         missing = [name for name in PACKED_FIELDS if getattr(self, name) is None]
-        missing += [f"seed_results.{seed}.{name}" for seed, r in self.seed_results.items() for name in PACKED_SEED_FIELDS if getattr(r, name) is None]
+        missing += [
+            f"seed_results.{seed}.{name}"
+            for seed, r in self.seed_results.items()
+            for name in PACKED_SEED_FIELDS
+            if getattr(r, name) is None
+        ]
         if missing or not self.seeds:
             raise ValueError(f"a packed record states {', '.join(missing) or 'at least one seed'}")
         if self.stated or self.notes or self.unknown:
@@ -207,12 +252,25 @@ def json_schema() -> dict[str, Any]:
     schema = Submission.model_json_schema()
     packed = {"properties": {"origin": {"const": "packed"}}}
     stated = {name: {"not": {"type": "null"}} for name in PACKED_FIELDS}
-    seed = {"required": list(PACKED_SEED_FIELDS), "properties": {name: {"not": {"type": "null"}} for name in PACKED_SEED_FIELDS}}
+    seed = {
+        "required": list(PACKED_SEED_FIELDS),
+        "properties": {name: {"not": {"type": "null"}} for name in PACKED_SEED_FIELDS},
+    }
     then = {
         "required": [*PACKED_FIELDS, "seeds", "seed_results"],
-        "properties": stated | {"seeds": {"minItems": 1}, "track": {"enum": list(TRACKS)}, "seed_results": {"minProperties": 1, "additionalProperties": seed}},
+        "properties": stated
+        | {
+            "seeds": {"minItems": 1},
+            "track": {"enum": list(TRACKS)},
+            "seed_results": {"minProperties": 1, "additionalProperties": seed},
+        },
     }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema, "if": packed, "then": then}
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **schema,
+        "if": packed,
+        "then": then,
+    }
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -227,7 +285,14 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 def dump_submission(submission: Submission) -> str:
     """JSON text with a fixed key order; None and empty tables are left out."""
-    return json.dumps(_without_empty(submission.model_dump(mode="json", exclude_none=True)), indent=2, ensure_ascii=False) + "\n"
+    return (
+        json.dumps(
+            _without_empty(submission.model_dump(mode="json", exclude_none=True)),
+            indent=2,
+            ensure_ascii=False,
+        )
+        + "\n"
+    )
 
 
 def _without_empty(value: Any) -> Any:
@@ -248,21 +313,36 @@ def load_submission(folder: Path) -> Submission:
     try:
         raw = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
-        raise UserError(f"{path}: missing; a record folder holds submission.json (python -m eval pack writes it)") from None
+        raise UserError(
+            f"{path}: missing; a record folder holds submission.json (python -m eval pack writes it)"
+        ) from None
     except OSError as error:
-        raise UserError(f"{path}: expected a readable file, found {error.strerror}; repair it or pack the record again") from None
-    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers or nesting beyond any record
-        raise UserError(f"{path}: expected JSON, found {error}; repair the file or pack the record again") from None
+        raise UserError(
+            f"{path}: expected a readable file, found {error.strerror}; repair it or pack the record again"
+        ) from None
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # no UTF-8, no JSON, numbers or nesting beyond any record
+        raise UserError(
+            f"{path}: expected JSON, found {error}; repair the file or pack the record again"
+        ) from None
     if not isinstance(raw, dict):
         raise UserError(f"{path}: expected a JSON object, found {type(raw).__name__}")
     try:
-        return Submission.model_validate(raw) if "schema_version" in raw else import_public(raw, folder)
+        return (
+            Submission.model_validate(raw)
+            if "schema_version" in raw
+            else import_public(raw, folder)
+        )
     except ImportProblem as problem:
         raise UserError(f"{path}: {problem}; see records/schema.json") from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the record"
-        raise UserError(f"{path}: {where}: {first['msg']} ({error.error_count()} problem(s) in all); see records/schema.json") from None
+        raise UserError(
+            f"{path}: {where}: {first['msg']} ({error.error_count()} problem(s) in all); see records/schema.json"
+        ) from None
 
 
 # --- Import of public submission.json files ---
@@ -286,7 +366,18 @@ RENAMED = {
     "gpu": "environment.gpu",
     "seed": "seeds",
 }
-SAME_NAME = {"author", "github_id", "name", "blurb", "val_loss", "val_bpb", "val_loss_std", "val_bpb_std", "bytes_total", "bytes_code"}
+SAME_NAME = {
+    "author",
+    "github_id",
+    "name",
+    "blurb",
+    "val_loss",
+    "val_bpb",
+    "val_loss_std",
+    "val_bpb_std",
+    "bytes_total",
+    "bytes_code",
+}
 AGGREGATE_PATTERN = re.compile(r".*_(mean|max|min|std)$|^(delta|comparison)_.*")
 ALONE = "stated"  # seed_results key for values that a public file states without naming a seed
 
@@ -295,7 +386,14 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
     """Map one public `submission.json` (any of the contest's key sets) to a Submission with origin `imported`. Drops nothing.
 
     Raises ImportProblem for seeds that are no integers, pydantic.ValidationError when name or val_bpb is missing or a type is impossible."""
-    out: dict[str, Any] = {"origin": "imported", "track": track_of(folder), "stated": {}, "notes": {}, "unknown": {}, "environment": {}}
+    out: dict[str, Any] = {
+        "origin": "imported",
+        "track": track_of(folder),
+        "stated": {},
+        "notes": {},
+        "unknown": {},
+        "environment": {},
+    }
     alone: dict[str, Any] = {}
     for key, value in raw.items():
         if key in SAME_NAME:
@@ -311,7 +409,11 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
         elif key == "seed_results" and isinstance(value, dict):
             out["seed_results"] = _import_seeds(value, out["unknown"])
             out.setdefault("seeds", _seed_numbers(key, value))
-        elif key in ("hardware", "gpu") and isinstance(value, str) and (match := re.fullmatch(r"(\d+)\s*[x×]\s*(.+)", value)):
+        elif (
+            key in ("hardware", "gpu")
+            and isinstance(value, str)
+            and (match := re.fullmatch(r"(\d+)\s*[x×]\s*(.+)", value))
+        ):
             out["environment"] |= {"gpus": int(match[1]), "gpu": match[2]}
         elif key.startswith("bytes_model") or key == "artifact_bytes":
             alone["artifact_bytes"] = value
@@ -332,7 +434,13 @@ def import_public(raw: dict[str, Any], folder: Path | None = None) -> Submission
         else:
             out["unknown"][key] = value
     if alone and "seed_results" not in out:
-        out["seed_results"] = {str((out.get("seeds") or [ALONE])[0]): {"val_bpb": raw.get("val_bpb"), "val_loss": raw.get("val_loss")} | alone}
+        out["seed_results"] = {
+            str((out.get("seeds") or [ALONE])[0]): {
+                "val_bpb": raw.get("val_bpb"),
+                "val_loss": raw.get("val_loss"),
+            }
+            | alone
+        }
     out["environment"] = out["environment"] or None
     return Submission.model_validate(_settle_totals(out))
 
@@ -375,7 +483,9 @@ def _import_seeds(seeds: dict[str, Any], unknown: dict[str, Any]) -> dict[str, A
 def _settle_totals(out: dict[str, Any]) -> dict[str, Any]:
     """Public files use `artifact_bytes` for the whole submission as well as for the weights alone. If the record's `bytes_total` lies
     within the range of the seeds' values, they are totals: weights alone would all be smaller, by the size of the code."""
-    rows = [row for row in out.get("seed_results", {}).values() if row.get("artifact_bytes") is not None]
+    rows = [
+        row for row in out.get("seed_results", {}).values() if row.get("artifact_bytes") is not None
+    ]
     sizes = [row["artifact_bytes"] for row in rows]
     whole = all(isinstance(size, int) for size in (*sizes, out.get("bytes_total")))
     if sizes and whole and min(sizes) <= out["bytes_total"] <= max(sizes):

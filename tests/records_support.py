@@ -84,11 +84,15 @@ class FakeRun:
             loss = 3.0 + 4.0 / (1 + step / 40) + 0.001 * (self.seed % 7)
             times = f"train_time:{step * 150}ms step_avg:150.00ms tokens_per_s:9999"
             lines.append(f"step:{step}/{self.steps} train_loss:{loss:.4f} lr_scale:1.0000 {times}")
-        lines.append(f"step:{self.steps}/{self.steps} val_loss:2.9000 val_bpb:2.0919 train_time:{self.steps * 150}ms")
+        lines.append(
+            f"step:{self.steps}/{self.steps} val_loss:2.9000 val_bpb:2.0919 train_time:{self.steps * 150}ms"
+        )
         if self.neural_bits is not None:
             loss = self.neural_bits * math.log(2) * self.scored_bytes / self.scored_tokens
             lines.append(f"neural val_loss:{loss:.8f} val_bpb:{self.neural_bits:.8f}")
-        lines.append(f"artifact file:artifact.bin bytes:{len(self.artifact)} sha256:{hashlib.sha256(self.artifact).hexdigest()}")
+        lines.append(
+            f"artifact file:artifact.bin bytes:{len(self.artifact)} sha256:{hashlib.sha256(self.artifact).hexdigest()}"
+        )
         return [*lines, *self.extra, self.result()]
 
     def head(self) -> bytes:
@@ -118,7 +122,12 @@ def three_seeds(folder: Path, **overrides: object) -> list[Path]:
     """Run folders of seeds 1337, 42 and 2025 at exactly 1.00, 1.03 and 0.97 bits per byte: mean 1, sample standard deviation 0.03."""
     bits = {1337: 1.0, 42: 1.03, 2025: 0.97}
     return [
-        FakeRun(**({"seed": seed, "nats": 2000 * math.log(2) * b, "artifact": b"w" * (700 + seed % 10)} | overrides)).write(folder / f"s{seed}")
+        FakeRun(
+            **(
+                {"seed": seed, "nats": 2000 * math.log(2) * b, "artifact": b"w" * (700 + seed % 10)}
+                | overrides
+            )
+        ).write(folder / f"s{seed}")
         for seed, b in bits.items()
     ]
 
@@ -126,7 +135,16 @@ def three_seeds(folder: Path, **overrides: object) -> list[Path]:
 def pack_three(root: Path, name: str = "Example record", **overrides: object) -> Path:
     """A packed three-seed record under root/records; returns its folder."""
     logs = three_seeds(root / "runs" / name.replace(" ", "-"), **overrides)
-    options = ["--author", "Ann Author", "--github-id", "ann", "--date", "2026-11-24", "--blurb", "One sentence."]
+    options = [
+        "--author",
+        "Ann Author",
+        "--github-id",
+        "ann",
+        "--date",
+        "2026-11-24",
+        "--blurb",
+        "One sentence.",
+    ]
     assert cli(pack, *logs, "--name", name, "--records-dir", root / "records", *options) == 0
     return next((root / "records").glob(f"*/2026-11-24_{name.lower().replace(' ', '-')}"))
 
@@ -139,12 +157,22 @@ def upstream_records() -> Path:
     return path
 
 
-def audit(folder: Path, verdict: report.Verdict, test: str = "normalisation", reason: str = "sum of 512 tokens: expected 1, found 6.25") -> None:
+def audit(
+    folder: Path,
+    verdict: report.Verdict,
+    test: str = "normalisation",
+    reason: str = "sum of 512 tokens: expected 1, found 6.25",
+) -> None:
     """The referee's report beside a packed record: `verdict` on one test, PASS on the rest, artifacts as in submission.json."""
     submission = load_submission(folder)
     results = submission.seed_results
     special = {test: {"verdict": verdict, "reason": reason}}
-    tests = [report.TestResult(**{"name": name, "verdict": "PASS", "reason": "fine"} | special.get(name, {})) for name in report.TEST_NAMES]
+    tests = [
+        report.TestResult(
+            **{"name": name, "verdict": "PASS", "reason": "fine"} | special.get(name, {})
+        )
+        for name in report.TEST_NAMES
+    ]
     scores = [
         report.SeedScore(
             seed=seed, artifact_bytes=r.artifact_bytes, artifact_sha256=r.artifact_sha256, val_bpb=r.val_bpb, nats=r.nats,
@@ -152,6 +180,19 @@ def audit(folder: Path, verdict: report.Verdict, test: str = "normalisation", re
         )
         for seed, r in results.items()
     ]  # fmt: skip
-    identity = {"record": folder.name, "level": "quick", "rules_version": "2026-11", "random_seed": 1, "started": datetime(2026, 11, 24, tzinfo=UTC)}
-    about = {"audited": [next(iter(results))], "code_sha256": submission.code_sha256, "corpus_version": submission.data.version, "sandbox": "bwrap"}
-    report.write(report.AuditReport(**identity, **about, verdict=verdict, scores=scores, tests=tests), folder)
+    identity = {
+        "record": folder.name,
+        "level": "quick",
+        "rules_version": "2026-11",
+        "random_seed": 1,
+        "started": datetime(2026, 11, 24, tzinfo=UTC),
+    }
+    about = {
+        "audited": [next(iter(results))],
+        "code_sha256": submission.code_sha256,
+        "corpus_version": submission.data.version,
+        "sandbox": "bwrap",
+    }
+    report.write(
+        report.AuditReport(**identity, **about, verdict=verdict, scores=scores, tests=tests), folder
+    )

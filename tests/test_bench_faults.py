@@ -70,14 +70,41 @@ def test_a_reader_that_fails_is_counted(folder, monkeypatch):
     def hang(path):
         raise faults.Hang
 
-    for number, (action, said) in enumerate([(lambda f: 1 / 0, "ZeroDivisionError"), (hang, "more than"), (lambda f: sys.exit(1), "SystemExit")]):
+    for number, (action, said) in enumerate(
+        [
+            (lambda f: 1 / 0, "ZeroDivisionError"),
+            (hang, "more than"),
+            (lambda f: sys.exit(1), "SystemExit"),
+        ]
+    ):
         monkeypatch.setitem(faults.READERS, "planted", ("train.log", faults.mutate_bytes, action))
         assert faults.one("planted", number, folder, {}).startswith(said)
 
 
 def test_the_benchmark_runs_and_writes_its_results(tmp_path):
-    command = [sys.executable, ROOT / "bench/faults.py", "--kills", "0", "--count", "30", "--readers", "submission.json", "--out", tmp_path / "faults.json"]
-    done = subprocess.run(command, capture_output=True, text=True, env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"}, timeout=200)
+    command = [
+        sys.executable,
+        ROOT / "bench/faults.py",
+        "--kills",
+        "0",
+        "--count",
+        "30",
+        "--readers",
+        "submission.json",
+        "--out",
+        tmp_path / "faults.json",
+    ]
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"},
+        timeout=200,
+    )
     assert done.returncode == 0 and "submission.json" in done.stdout, done.stderr[-2000:]
     row = json.loads((tmp_path / "faults.json").read_text())["readers"]["submission.json"]
-    assert row["accepted"] + row["refused"] == row["mutations"] == 30 and row["faults"] == [] and row["commit"]
+    assert (
+        row["accepted"] + row["refused"] == row["mutations"] == 30
+        and row["faults"] == []
+        and row["commit"]
+    )

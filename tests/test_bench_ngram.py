@@ -21,7 +21,9 @@ def test_hashed_tables_improve_as_they_shrink_because_their_numbers_exceed_one()
     neural = np.full(len(tokens) - 1, np.log(199.0))
     claimed = {}
     for bits in (22, 8):
-        nll, tables = hashed_mix(tokens, neural, neural, np.ones_like(neural), HashedConfig(buckets=1 << bits))
+        nll, tables = hashed_mix(
+            tokens, neural, neural, np.ones_like(neural), HashedConfig(buckets=1 << bits)
+        )
         claimed[bits] = nll.mean()
     sums, orders = vocabulary_sums(tables, tokens, np.arange(59_000, 59_050), vocab)
     assert claimed[8] < 0.5 * claimed[22] and claimed[22] > 0.95 * np.log(199.0)
@@ -32,9 +34,30 @@ def test_the_benchmark_runs_and_writes_its_results(dataset, tmp_path):
     cfg = dataclasses.replace(tg.Config(), **TINY)
     torch.manual_seed(0)
     (tmp_path / "artifact.bin").write_bytes(tg.pack(tg.GPT(cfg), cfg, "0" * 64)[0])
-    command = [sys.executable, ROOT / "bench/ngram.py", "--artifact", tmp_path / "artifact.bin", "--dataset", dataset, "--out", tmp_path / "out"]
-    done = subprocess.run([*command, "--lengths", "2000", "8000"], capture_output=True, text=True, env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"}, timeout=240)
+    command = [
+        sys.executable,
+        ROOT / "bench/ngram.py",
+        "--artifact",
+        tmp_path / "artifact.bin",
+        "--dataset",
+        dataset,
+        "--out",
+        tmp_path / "out",
+    ]
+    done = subprocess.run(
+        [*command, "--lengths", "2000", "8000"],
+        capture_output=True,
+        text=True,
+        env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"},
+        timeout=240,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "out" / "ngram.json").read_text())
-    assert result["exact_bayes"] < result["neural"] and len(result["hashed"]) == 6 and result["by_order"]["0"] == result["neural"]
-    assert [row["tokens"] for row in result["speed"]["exact"]] == [2000, 8000] and (tmp_path / "out" / "ngram.png").stat().st_size > 10_000
+    assert (
+        result["exact_bayes"] < result["neural"]
+        and len(result["hashed"]) == 6
+        and result["by_order"]["0"] == result["neural"]
+    )
+    assert [row["tokens"] for row in result["speed"]["exact"]] == [2000, 8000] and (
+        tmp_path / "out" / "ngram.png"
+    ).stat().st_size > 10_000

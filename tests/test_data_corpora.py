@@ -33,7 +33,13 @@ x = """no docstring"""
 
 def test_docstrings_at_any_depth():
     assert sorted(corpora.docstrings(SOURCE.encode())) == sorted(
-        ["Module.", "First line.\n\nindented\nafter a tab\n  deeper", "Raw \\d.", "one line", "In a case."]
+        [
+            "Module.",
+            "First line.\n\nindented\nafter a tab\n  deeper",
+            "Raw \\d.",
+            "one line",
+            "In a case.",
+        ]
     )
 
 
@@ -54,11 +60,22 @@ def test_unparsable_files_are_counted_not_hidden(monkeypatch, tmp_path):
         def locate_file(file):
             return tmp_path / "site-packages" / file
 
-    names = ("p/good.py", "p/bad.py", "p/odd.py", "p/tests/good.py", "../../bin/tool.py", "p/data.txt")
+    names = (
+        "p/good.py",
+        "p/bad.py",
+        "p/odd.py",
+        "p/tests/good.py",
+        "../../bin/tool.py",
+        "p/data.txt",
+    )
     for name in names[:4]:
         path = Distribution.locate_file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text({"p/bad.py": "def (", "p/odd.py": f'"""{text}\\ud800"""'}.get(name, f'"""{text}{name}"""\ndef f(): """short"""'))
+        path.write_text(
+            {"p/bad.py": "def (", "p/odd.py": f'"""{text}\\ud800"""'}.get(
+                name, f'"""{text}{name}"""\ndef f(): """short"""'
+            )
+        )
     Distribution.files = [corpora.Path(name) for name in names]
     monkeypatch.setattr(corpora, "DOCS_PACKAGES", ("p",))
     monkeypatch.setattr(corpora.importlib.metadata, "version", lambda name: "1.0+cpu")
@@ -68,7 +85,9 @@ def test_unparsable_files_are_counted_not_hidden(monkeypatch, tmp_path):
     assert corpus.provenance["files"] == 3
     assert corpus.provenance["unparsable_files"] == ["p/bad.py"]
     assert corpus.provenance["documents_not_unicode"] == 1
-    assert corpus.provenance["recipe"]["packages"] == {"p": "1.0"}  # a build of the same sources, not another version
+    assert corpus.provenance["recipe"]["packages"] == {
+        "p": "1.0"
+    }  # a build of the same sources, not another version
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -83,7 +102,9 @@ lines = st.text(alphabet="ab \t\r\n", max_size=80)
 @given(text=lines, least=st.integers(1, 20))
 def test_blocks_lose_no_line(text, least):
     documents = [document for document in corpora.blocks(text, least) if document.strip()]
-    kept = [line.strip("\r") for document in documents for line in document.split("\n") if line.strip()]
+    kept = [
+        line.strip("\r") for document in documents for line in document.split("\n") if line.strip()
+    ]
     assert kept == [line.strip("\r") for line in text.split("\n") if line.strip()]
     assert all(document in text for document in documents)  # verbatim pieces of the file
 
@@ -119,7 +140,11 @@ def test_units_of_plain_text(tmp_path):
 
 def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes("\ufeff".encode() + b"\n".join(json.dumps({"text": t, "id": 1}).encode() for t in ("é\n\nb", " ", "c")) + b"\n\n")
+    path.write_bytes(
+        "\ufeff".encode()
+        + b"\n".join(json.dumps({"text": t, "id": 1}).encode() for t in ("é\n\nb", " ", "c"))
+        + b"\n\n"
+    )
     assert corpora.text_corpus([path], "blocks", 1).documents == ["é\n\nb", "c"]
 
 

@@ -38,7 +38,9 @@ class Hub:
 
     files: dict[str, bytes]
     faults: dict[str, list[str]] = field(default_factory=dict)
-    log: list[tuple[str, str, str, int]] = field(default_factory=list)  # method, path, Range header, status
+    log: list[tuple[str, str, str, int]] = field(
+        default_factory=list
+    )  # method, path, Range header, status
     url: str = ""
     storage: str = ""  # another host, as the hub's storage is
     small: tuple[str, ...] = ("manifest.json",)  # stored in git itself, not in large-file storage
@@ -46,7 +48,9 @@ class Hub:
     def __call__(self, environ, start_response):
         request = Request(environ)
         response = self.answer(request)
-        self.log.append((request.method, request.path, request.headers.get("Range", ""), response.status_code))
+        self.log.append(
+            (request.method, request.path, request.headers.get("Range", ""), response.status_code)
+        )
         return response(environ, start_response)
 
     def fault(self, path: str) -> str:
@@ -54,13 +58,21 @@ class Hub:
 
     def answer(self, request: Request) -> Response:
         path = request.path
-        for repo, code, status in (("gone/golf", "RepoNotFound", 404), ("gated/golf", "GatedRepo", 403)):
+        for repo, code, status in (
+            ("gone/golf", "RepoNotFound", 404),
+            ("gated/golf", "GatedRepo", 403),
+        ):
             if repo in path:
                 return error(status, code)
-        if path == f"/api/datasets/{REPO}/revision/main" or path == f"/api/datasets/{REPO}/revision/{COMMIT}":
+        if (
+            path == f"/api/datasets/{REPO}/revision/main"
+            or path == f"/api/datasets/{REPO}/revision/{COMMIT}"
+        ):
             if fault := self.fault("api"):
                 return error(int(fault.split(":")[0]), retry_after=fault.partition(":")[2])
-            return Response(json.dumps({"id": REPO, "sha": COMMIT, "siblings": []}), mimetype="application/json")
+            return Response(
+                json.dumps({"id": REPO, "sha": COMMIT, "siblings": []}), mimetype="application/json"
+            )
         if path.startswith(f"/api/datasets/{REPO}/revision/"):
             return error(404, "RevisionNotFound")
         if path.startswith(f"/api/datasets/{REPO}/tree/{COMMIT}"):
@@ -77,9 +89,18 @@ class Hub:
             return error(404, "EntryNotFound")
         entries = []
         for name in below:
-            entry = {"type": "file", "path": name, "size": len(self.files[name]), "oid": git_sha1(self.files[name])}
+            entry = {
+                "type": "file",
+                "path": name,
+                "size": len(self.files[name]),
+                "oid": git_sha1(self.files[name]),
+            }
             if not name.endswith(self.small):
-                entry["lfs"] = {"oid": hashlib.sha256(self.files[name]).hexdigest(), "size": len(self.files[name]), "pointerSize": 130}
+                entry["lfs"] = {
+                    "oid": hashlib.sha256(self.files[name]).hexdigest(),
+                    "size": len(self.files[name]),
+                    "pointerSize": 130,
+                }
             entries.append(entry)
         return Response(json.dumps(entries), mimetype="application/json")
 
@@ -91,7 +112,11 @@ class Hub:
         headers = {"X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
         if name.endswith(self.small):
             return Response(raw, headers=headers | {"ETag": f'"{git_sha1(raw)}"'})
-        headers |= {"X-Linked-Etag": f'"{hashlib.sha256(raw).hexdigest()}"', "X-Linked-Size": str(len(raw)), "Location": f"{self.storage}/storage/{name}"}
+        headers |= {
+            "X-Linked-Etag": f'"{hashlib.sha256(raw).hexdigest()}"',
+            "X-Linked-Size": str(len(raw)),
+            "Location": f"{self.storage}/storage/{name}",
+        }
         return Response(b"", 302, headers)
 
     def send(self, request: Request, name: str) -> Response:
@@ -119,7 +144,11 @@ class Hub:
 
 
 def error(status: int, code: str = "", retry_after: str = "") -> Response:
-    return Response("", status, {k: v for k, v in {"X-Error-Code": code, "Retry-After": retry_after}.items() if v})
+    return Response(
+        "",
+        status,
+        {k: v for k, v in {"X-Error-Code": code, "Retry-After": retry_after}.items() if v},
+    )
 
 
 def git_sha1(raw: bytes) -> str:
@@ -131,7 +160,21 @@ def export() -> dict[str, bytes]:
     """A miniature of the public layout: 4 train shards and 1 val shard for a SentencePiece tokenizer with the public one's settings, pure
     bytes, a transform with a byte sidecar, the document list, validation first."""
     rng = np.random.default_rng(0)
-    words = ["the", "quick  brown", "fox", "jumps", "over", "a", "lazy", "dog", "naïve", "日本", "1234", "\n", "ﬁne"]
+    words = [
+        "the",
+        "quick  brown",
+        "fox",
+        "jumps",
+        "over",
+        "a",
+        "lazy",
+        "dog",
+        "naïve",
+        "日本",
+        "1234",
+        "\n",
+        "ﬁne",
+    ]
     texts = [" ".join(rng.choice(words, rng.integers(20, 200))) for _ in range(1500)]
     writer = io.BytesIO()
     spm.SentencePieceTrainer.train(
@@ -142,15 +185,23 @@ def export() -> dict[str, bytes]:
     sp = spm.SentencePieceProcessor(model_proto=writer.getvalue())
     val, train = texts[:60], texts[60:]
     files = {
-        "datasets/docs_selected.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in texts).encode(),
+        "datasets/docs_selected.jsonl": "".join(
+            json.dumps({"text": text}) + "\n" for text in texts
+        ).encode(),
         "datasets/tokenizers/fineweb_330_bpe.model": writer.getvalue(),
-        "datasets/tokenizers/pure_byte.json": json.dumps({"tokenizer_type": "pure_byte", "vocab_size": 260}).encode(),
+        "datasets/tokenizers/pure_byte.json": json.dumps(
+            {"tokenizer_type": "pure_byte", "vocab_size": 260}
+        ).encode(),
     }
 
     def add(name: str, encode) -> None:
         for split, documents in (("val", val), ("train", train)):
             stream = np.concatenate([[1, *encode(text)] for text in documents])
-            cuts = [stream] if split == "val" else [stream[i * SHARD_TOKENS : (i + 1) * SHARD_TOKENS] for i in range(4)]
+            cuts = (
+                [stream]
+                if split == "val"
+                else [stream[i * SHARD_TOKENS : (i + 1) * SHARD_TOKENS] for i in range(4)]
+            )
             for i, tokens in enumerate(cuts):
                 files[f"datasets/datasets/{name}/fineweb_{split}_{i:06d}.bin"] = shard(tokens)
 
@@ -158,17 +209,29 @@ def export() -> dict[str, bytes]:
     add("fineweb10B_byte260", lambda text: [4 + byte for byte in text.encode()])
     mark = sp.piece_to_id("\ue001")
     add("fineweb10B_caps", lambda text: [mark, *sp.encode(text)])
-    sizes = np.concatenate([[0, 0, *(len(piece.encode()) for piece in sp.encode(text, out_type=str))] for text in val])
+    sizes = np.concatenate(
+        [[0, 0, *(len(piece.encode()) for piece in sp.encode(text, out_type=str))] for text in val]
+    )
     files["datasets/datasets/fineweb10B_caps/fineweb_val_bytes_000000.bin"] = shard(sizes)
     names = [("sp330", "sp_bpe_330"), ("byte260", "pure_byte_260"), ("caps", "sp_bpe_330")]
     files["datasets/manifest.json"] = json.dumps(
         {
             "version": "10B",
             "datasets": [
-                {"name": f"fineweb10B_{n}", "tokenizer_name": t, "stats": {"files_train": 4, "files_val": 1, "tokens_val": 1}, "bos_id": 1} for n, t in names
+                {
+                    "name": f"fineweb10B_{n}",
+                    "tokenizer_name": t,
+                    "stats": {"files_train": 4, "files_val": 1, "tokens_val": 1},
+                    "bos_id": 1,
+                }
+                for n, t in names
             ],
             "tokenizers": [
-                {"name": "sp_bpe_330", "model_path": "tokenizers/fineweb_330_bpe.model", "vocab_size": 330},
+                {
+                    "name": "sp_bpe_330",
+                    "model_path": "tokenizers/fineweb_330_bpe.model",
+                    "vocab_size": 330,
+                },
                 {"name": "pure_byte_260", "path": "tokenizers/pure_byte.json"},
             ],
         }
@@ -180,7 +243,10 @@ def export() -> dict[str, bytes]:
 def server(export) -> Iterator[Hub]:
     app = Hub(dict(export))
     http = make_server("127.0.0.1", 0, app, threaded=True)
-    app.url, app.storage = f"http://127.0.0.1:{http.server_port}", f"http://localhost:{http.server_port}"
+    app.url, app.storage = (
+        f"http://127.0.0.1:{http.server_port}",
+        f"http://localhost:{http.server_port}",
+    )
     thread = threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     yield app
@@ -190,9 +256,29 @@ def server(export) -> Iterator[Hub]:
 
 def start(server: Hub, root: Path, *arguments: str, prelude: str = "") -> subprocess.Popen:
     code = f"import sys\n{prelude}\nfrom data.__main__ import main\nsys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "fineweb", "--repo-id", REPO, "--data-root", str(root / "data"), "--workers", "2", *arguments]
-    env = {"HF_ENDPOINT": server.url, "HF_HOME": str(root / "hf"), "PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT), "HOME": str(root)}
-    return subprocess.Popen(command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        "fineweb",
+        "--repo-id",
+        REPO,
+        "--data-root",
+        str(root / "data"),
+        "--workers",
+        "2",
+        *arguments,
+    ]
+    env = {
+        "HF_ENDPOINT": server.url,
+        "HF_HOME": str(root / "hf"),
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(ROOT),
+        "HOME": str(root),
+    }
+    return subprocess.Popen(
+        command, env=env, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
 
 
 def run(server: Hub, root: Path, *arguments: str, prelude: str = "") -> tuple[int, str, str]:
@@ -206,17 +292,29 @@ SP = ("--variant", "sp330", "--train-shards", "2")
 
 def sent(server: Hub) -> Counter:
     """How often each stored file's contents were asked for."""
-    return Counter(path.rpartition("/")[2] for method, path, _, _ in server.log if method == "GET" and path.startswith("/storage/"))
+    return Counter(
+        path.rpartition("/")[2]
+        for method, path, _, _ in server.log
+        if method == "GET" and path.startswith("/storage/")
+    )
 
 
-def assert_complete(server: Hub, root: Path, name: str = "fineweb10B_sp330", train_shards: int = 2) -> dict:
+def assert_complete(
+    server: Hub, root: Path, name: str = "fineweb10B_sp330", train_shards: int = 2
+) -> dict:
     folder = root / "data" / "datasets" / name
     raw = json.loads((folder / "manifest.json").read_text())
-    assert [file["name"] for file in raw["splits"]["train"]["files"]] == [f"fineweb_train_{i:06d}.bin" for i in range(train_shards)]
+    assert [file["name"] for file in raw["splits"]["train"]["files"]] == [
+        f"fineweb_train_{i:06d}.bin" for i in range(train_shards)
+    ]
     for split in raw["splits"].values():
         for file in split["files"]:
-            assert (folder / file["name"]).read_bytes() == server.files[f"datasets/datasets/{name}/{file['name']}"]
-            assert hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest() == file["sha256"]
+            assert (folder / file["name"]).read_bytes() == server.files[
+                f"datasets/datasets/{name}/{file['name']}"
+            ]
+            assert (
+                hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest() == file["sha256"]
+            )
     assert not list(folder.glob(".*"))
     return raw
 
@@ -244,7 +342,9 @@ def test_download_then_nothing_then_more_then_fewer(server, tmp_path):
     assert sent(server) == {"fineweb_train_000002.bin": 1, "fineweb_train_000003.bin": 1}
     assert run(server, tmp_path, *SP)[0] == 0
     assert_complete(server, tmp_path)
-    assert not linked.with_name("fineweb_train_000002.bin").exists()  # or a reader would train on it
+    assert not linked.with_name(
+        "fineweb_train_000002.bin"
+    ).exists()  # or a reader would train on it
 
 
 def test_counted_bytes_are_the_decoders(server, tmp_path):
@@ -252,18 +352,45 @@ def test_counted_bytes_are_the_decoders(server, tmp_path):
     code, _, err = run(server, tmp_path, "--variant", "sp330", "--train-shards", "4", "--with-docs")
     assert code == 0, err
     raw = assert_complete(server, tmp_path, train_shards=4)
-    sp = spm.SentencePieceProcessor(model_proto=server.files["datasets/tokenizers/fineweb_330_bpe.model"])
+    sp = spm.SentencePieceProcessor(
+        model_proto=server.files["datasets/tokenizers/fineweb_330_bpe.model"]
+    )
     for split in ("val", "train"):
         names = [file["name"] for file in raw["splits"][split]["files"]]
-        stream = np.concatenate([np.frombuffer(server.files[f"datasets/datasets/fineweb10B_sp330/{name}"], "<u2", offset=1024) for name in names])
+        stream = np.concatenate(
+            [
+                np.frombuffer(
+                    server.files[f"datasets/datasets/fineweb10B_sp330/{name}"], "<u2", offset=1024
+                )
+                for name in names
+            ]
+        )
         documents = np.split(stream, np.flatnonzero(stream == 1))[1:]
-        assert raw["splits"][split]["counted_bytes"] == sum(len(sp.decode(ids.tolist()).encode()) for ids in documents)
-    texts = [json.loads(line)["text"] for line in server.files["datasets/docs_selected.jsonl"].splitlines()]
+        assert raw["splits"][split]["counted_bytes"] == sum(
+            len(sp.decode(ids.tolist()).encode()) for ids in documents
+        )
+    texts = [
+        json.loads(line)["text"]
+        for line in server.files["datasets/docs_selected.jsonl"].splitlines()
+    ]
     assert raw["splits"]["val"]["source_bytes"] == sum(len(text.encode()) for text in texts[:60])
-    assert raw["splits"]["val"]["source_bytes"] > raw["splits"]["val"]["counted_bytes"]  # NFKC and collapsed spaces cost some
-    assert (tmp_path / "data" / "docs_selected.jsonl").read_bytes() == server.files["datasets/docs_selected.jsonl"]
+    assert (
+        raw["splits"]["val"]["source_bytes"] > raw["splits"]["val"]["counted_bytes"]
+    )  # NFKC and collapsed spaces cost some
+    assert (tmp_path / "data" / "docs_selected.jsonl").read_bytes() == server.files[
+        "datasets/docs_selected.jsonl"
+    ]
     verified = subprocess.run(
-        [sys.executable, "-m", "data", "verify", tmp_path / "data" / "datasets" / "fineweb10B_sp330"], cwd=ROOT, capture_output=True, text=True
+        [
+            sys.executable,
+            "-m",
+            "data",
+            "verify",
+            tmp_path / "data" / "datasets" / "fineweb10B_sp330",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     assert verified.returncode == 0, verified.stdout
 
@@ -281,7 +408,9 @@ def test_a_transform_counts_by_its_sidecar_or_not_at_all(server, tmp_path):
     assert run(server, tmp_path, *caps)[0] == 0
     raw = assert_complete(server, tmp_path, "fineweb10B_caps", 1)
     name = "fineweb_val_bytes_000000.bin"
-    sizes = np.frombuffer(server.files[f"datasets/datasets/fineweb10B_caps/{name}"], "<u2", offset=1024)
+    sizes = np.frombuffer(
+        server.files[f"datasets/datasets/fineweb10B_caps/{name}"], "<u2", offset=1024
+    )
     assert raw["splits"]["val"]["counted_bytes"] == sizes.sum()
     assert [file["name"] for file in raw["splits"]["val"]["byte_files"]] == [name]
     del server.files[f"datasets/datasets/fineweb10B_caps/{name}"]
@@ -293,10 +422,19 @@ def test_a_transform_counts_by_its_sidecar_or_not_at_all(server, tmp_path):
 def test_a_dropped_connection_resumes_where_it_broke(server, tmp_path):
     name = "datasets/datasets/fineweb10B_sp330/fineweb_train_000001.bin"
     server.faults[name] = ["drop:9000", "drop:5000"]
-    code, _, err = run(server, tmp_path, *SP, prelude="import huggingface_hub.constants as c\nc.DOWNLOAD_CHUNK_SIZE = 1000")  # of 10 MB
+    code, _, err = run(
+        server,
+        tmp_path,
+        *SP,
+        prelude="import huggingface_hub.constants as c\nc.DOWNLOAD_CHUNK_SIZE = 1000",
+    )  # of 10 MB
     assert code == 0, err
     assert_complete(server, tmp_path)
-    ranges = [asked for method, path, asked, _ in server.log if method == "GET" and path == f"/storage/{name}"]
+    ranges = [
+        asked
+        for method, path, asked, _ in server.log
+        if method == "GET" and path == f"/storage/{name}"
+    ]
     assert ranges == ["", "bytes=9000-", "bytes=14000-"]
 
 
@@ -325,7 +463,14 @@ def test_rate_limit_waits_as_asked(server, tmp_path):
     assert code == 0, err
     assert_complete(server, tmp_path)
     statuses = [
-        status for _, path, _, status in server.log if path.endswith(("/revision/main", "storage/datasets/datasets/fineweb10B_sp330/fineweb_train_000000.bin"))
+        status
+        for _, path, _, status in server.log
+        if path.endswith(
+            (
+                "/revision/main",
+                "storage/datasets/datasets/fineweb10B_sp330/fineweb_train_000000.bin",
+            )
+        )
     ]
     assert statuses == [429, 200, 429, 200]
 
@@ -363,7 +508,9 @@ def test_a_damaged_local_file_is_replaced(server, tmp_path, how):
     elif how == "manifest":
         path.with_name("manifest.json").write_text("{")
     else:
-        path.write_bytes(raw[:-2] if how == "truncated" else raw[:-1] + b"\xff")  # writes through the link
+        path.write_bytes(
+            raw[:-2] if how == "truncated" else raw[:-1] + b"\xff"
+        )  # writes through the link
     server.log.clear()
     code, _, err = run(server, tmp_path, *SP)
     assert code == 0, err
@@ -399,7 +546,9 @@ def test_another_file_system_gets_a_copy(server, tmp_path):
     prelude = "import errno, os\ndef no(*a, **k): raise OSError(errno.EXDEV, 'Invalid cross-device link')\nos.link = no"
     assert run(server, tmp_path, *SP, prelude=prelude)[0] == 0
     assert_complete(server, tmp_path)
-    assert (tmp_path / "data" / "datasets" / "fineweb10B_sp330" / "fineweb_train_000000.bin").stat().st_nlink == 1
+    assert (
+        tmp_path / "data" / "datasets" / "fineweb10B_sp330" / "fineweb_train_000000.bin"
+    ).stat().st_nlink == 1
 
 
 def foreign_tokenizer(server: Hub) -> None:
@@ -427,14 +576,42 @@ def without(name: str):
 
 
 REFUSED = {
-    "missing shard": (without("datasets/datasets/fineweb10B_sp330/fineweb_train_000001.bin"), (), "promises fineweb10B_sp330/fineweb_train_000001.bin"),
-    "missing validation": (without("datasets/datasets/fineweb10B_sp330/fineweb_val_000000.bin"), (), "fineweb_val_000000.bin"),
-    "missing tokenizer": (without("datasets/tokenizers/fineweb_330_bpe.model"), (), "tokenizers/fineweb_330_bpe.model is not there"),
-    "no documents": (without("datasets/docs_selected.jsonl"), ("--with-docs",), "leave out --with-docs"),
-    "no manifest": (without("datasets/manifest.json"), (), "datasets/manifest.json is not there; correct --prefix"),
-    "a manifest of another kind": (lambda s: s.files.update({"datasets/manifest.json": b'{"x": 1}'}), (), "datasets: Field required"),
+    "missing shard": (
+        without("datasets/datasets/fineweb10B_sp330/fineweb_train_000001.bin"),
+        (),
+        "promises fineweb10B_sp330/fineweb_train_000001.bin",
+    ),
+    "missing validation": (
+        without("datasets/datasets/fineweb10B_sp330/fineweb_val_000000.bin"),
+        (),
+        "fineweb_val_000000.bin",
+    ),
+    "missing tokenizer": (
+        without("datasets/tokenizers/fineweb_330_bpe.model"),
+        (),
+        "tokenizers/fineweb_330_bpe.model is not there",
+    ),
+    "no documents": (
+        without("datasets/docs_selected.jsonl"),
+        ("--with-docs",),
+        "leave out --with-docs",
+    ),
+    "no manifest": (
+        without("datasets/manifest.json"),
+        (),
+        "datasets/manifest.json is not there; correct --prefix",
+    ),
+    "a manifest of another kind": (
+        lambda s: s.files.update({"datasets/manifest.json": b'{"x": 1}'}),
+        (),
+        "datasets: Field required",
+    ),
     "too many shards": (None, ("--train-shards", "5"), "has 1 to 4 for fineweb10B_sp330"),
-    "unknown variant": (None, ("--variant", "sp9999"), "no dataset fineweb10B_sp9999; it lists fineweb10B_sp330, fineweb10B_byte260"),
+    "unknown variant": (
+        None,
+        ("--variant", "sp9999"),
+        "no dataset fineweb10B_sp9999; it lists fineweb10B_sp330, fineweb10B_byte260",
+    ),
     "wrong prefix": (None, ("--prefix", "elsewhere"), "correct --prefix"),
     "unknown revision": (None, ("--revision", "v9"), "no such revision"),
     "404": (None, ("--repo-id", "gone/golf"), "no such dataset repository"),
@@ -469,6 +646,15 @@ def test_training_starts_from_it_with_no_further_step(server, tmp_path):
 
     assert run(server, tmp_path, *SP)[0] == 0
     dataset = tmp_path / "data" / "datasets" / "fineweb10B_sp330"
-    done = run_script(*flags(vocab_size=330, iterations=1, eval_stride=32, eval_batch_tokens=4096, data_dir=dataset, out=tmp_path / "run"))
+    done = run_script(
+        *flags(
+            vocab_size=330,
+            iterations=1,
+            eval_stride=32,
+            eval_batch_tokens=4096,
+            data_dir=dataset,
+            out=tmp_path / "run",
+        )
+    )
     assert done.returncode == 0, done.stderr
     assert "corpus:fineweb" in done.stdout

@@ -30,16 +30,31 @@ ROOT = Path(__file__).resolve().parents[1]
 VAL, SHARD = 50, 9_000
 ALONE = Cluster()
 rng = random.Random(0)
-TEXTS = [" ".join(rng.choices(["the", "quick", "brown", "fox", "naïve", "日本", "  indented", "12", "\n"], k=rng.randrange(1, 120))) for _ in range(700)]
+TEXTS = [
+    " ".join(
+        rng.choices(
+            ["the", "quick", "brown", "fox", "naïve", "日本", "  indented", "12", "\n"],
+            k=rng.randrange(1, 120),
+        )
+    )
+    for _ in range(700)
+]
 TEXTS[400] = TEXTS[7]  # a training document that is also a validation document
-TEXTS[500] = TEXTS[450]  # a repetition inside train, which stays: the documents file is taken as it is
+TEXTS[500] = TEXTS[
+    450
+]  # a repetition inside train, which stays: the documents file is taken as it is
 TEXTS[60] = ""
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    (folder / "docs.jsonl").write_bytes(b"".join(json.dumps({"text": text}, ensure_ascii=i % 2 == 0).encode() + b"\n" for i, text in enumerate(TEXTS)))
+    (folder / "docs.jsonl").write_bytes(
+        b"".join(
+            json.dumps({"text": text}, ensure_ascii=i % 2 == 0).encode() + b"\n"
+            for i, text in enumerate(TEXTS)
+        )
+    )
     (folder / "words.model").write_bytes(train_tokenizer(TEXTS, 330))
     return folder
 
@@ -70,11 +85,17 @@ def run(inputs: Path, root: Path, workers: int = 2, cluster: Cluster = ALONE):
 
 
 def shards(root: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in (root / "datasets" / "w_sp330").iterdir() if path.suffix == ".bin"}
+    return {
+        path.name: path.read_bytes()
+        for path in (root / "datasets" / "w_sp330").iterdir()
+        if path.suffix == ".bin"
+    }
 
 
 def hidden(root: Path) -> list[str]:
-    return [path.name for path in (root / "datasets" / "w_sp330").iterdir() if path.name.startswith(".")]
+    return [
+        path.name for path in (root / "datasets" / "w_sp330").iterdir() if path.name.startswith(".")
+    ]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -88,7 +109,10 @@ def test_the_shards_are_those_of_a_plain_loop(inputs, expected, tmp_path, worker
     assert manifest.provenance["train_documents_dropped_as_in_val"] == 1
     assert manifest.splits["val"].source_bytes == sum(len(text.encode()) for text in TEXTS[:VAL])
     docs_sha = hashlib.sha256((inputs / "docs.jsonl").read_bytes()).hexdigest()
-    assert (manifest.version_rule, manifest.version) == ("file", hashlib.sha256(f"{docs_sha} {VAL}".encode()).hexdigest())
+    assert (manifest.version_rule, manifest.version) == (
+        "file",
+        hashlib.sha256(f"{docs_sha} {VAL}".encode()).hexdigest(),
+    )
     assert main(["verify", str(tmp_path / "datasets" / "w_sp330")]) == 0
     run(inputs, tmp_path, workers)
     assert "up to date" in capsys.readouterr().out
@@ -127,8 +151,13 @@ print("Submitted batch job 1")
 
 def test_a_slurm_cluster_of_two_workers(inputs, expected, tmp_path, monkeypatch):
     """datatrove's own executor and launcher; only Slurm's three programs are stand-ins."""
-    tools = {"sbatch": SBATCH.format(python=sys.executable, log=tmp_path / "log"), "scontrol": "#!/bin/sh\necho node\n"}
-    tools["srun"] = '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n'
+    tools = {
+        "sbatch": SBATCH.format(python=sys.executable, log=tmp_path / "log"),
+        "scontrol": "#!/bin/sh\necho node\n",
+    }
+    tools["srun"] = (
+        '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n'
+    )
     for name, text in tools.items():
         path = tmp_path / "bin" / name
         path.parent.mkdir(exist_ok=True)
@@ -148,7 +177,14 @@ def start(inputs: Path, root: Path, cluster: str = "Cluster()") -> subprocess.Po
         f"retokenize(Job(Path({str(root)!r}), 'w', tokenizer=Path({str(inputs / 'words.model')!r}), workers=2),"
         f" Path({str(inputs / 'docs.jsonl')!r}), {VAL}, {SHARD}, 2_000, {cluster})"
     )
-    return subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    return subprocess.Popen(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
 
 
 def wait_for(condition, process: subprocess.Popen) -> None:
@@ -180,15 +216,37 @@ def test_killed_again_and_again(inputs, expected, tmp_path):
     assert hidden(tmp_path) == []
 
 
-@pytest.mark.skipif(multiprocessing.get_start_method() != "fork", reason="the planted kill reaches the workers by fork")
-def test_a_killed_worker_ends_the_run_and_the_next_resumes(inputs, expected, tmp_path, monkeypatch, capsys):
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork",
+    reason="the planted kill reaches the workers by fork",
+)
+def test_a_killed_worker_ends_the_run_and_the_next_resumes(
+    inputs, expected, tmp_path, monkeypatch, capsys
+):
     import data.retokenize as module
 
     def suicide(path, arrays):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    arguments = ["retokenize", "--docs", str(inputs / "docs.jsonl"), "--name", "w", "--tokenizer", str(inputs / "words.model")]
-    arguments += ["--val-documents", str(VAL), "--shard-tokens", str(SHARD), "--data-root", str(tmp_path), "--workers", "2"]
+    arguments = [
+        "retokenize",
+        "--docs",
+        str(inputs / "docs.jsonl"),
+        "--name",
+        "w",
+        "--tokenizer",
+        str(inputs / "words.model"),
+    ]
+    arguments += [
+        "--val-documents",
+        str(VAL),
+        "--shard-tokens",
+        str(SHARD),
+        "--data-root",
+        str(tmp_path),
+        "--workers",
+        "2",
+    ]
     with monkeypatch.context() as patch:
         patch.setattr(module, "write_shard", suicide)  # the workers are forked, so they have it too
         assert main(arguments) == 2
@@ -214,22 +272,44 @@ def test_orphaned_workers_end(inputs, tmp_path):
 
 
 @settings(deadline=None, max_examples=80)
-@given(texts=st.lists(st.text(alphabet="aé\n", max_size=8), max_size=12), cuts=st.lists(st.integers(0, 400), max_size=6), blank=st.booleans())
+@given(
+    texts=st.lists(st.text(alphabet="aé\n", max_size=8), max_size=12),
+    cuts=st.lists(st.integers(0, 400), max_size=6),
+    blank=st.booleans(),
+)
 def test_any_cut_gives_every_document_once(tmp_path_factory, texts, cuts, blank):
     path = tmp_path_factory.mktemp("cut") / "docs.jsonl"
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    path.write_bytes(("\n\n" if blank else "\n").join(lines).encode())  # the last line has no newline
+    path.write_bytes(
+        ("\n\n" if blank else "\n").join(lines).encode()
+    )  # the last line has no newline
     size = path.stat().st_size
     edges = sorted({0, size, *(min(cut, size) for cut in cuts)})
-    found = [text for low, high in itertools.pairwise(edges) for _, text in document_lines(path, low, high)]
+    found = [
+        text
+        for low, high in itertools.pairwise(edges)
+        for _, text in document_lines(path, low, high)
+    ]
     assert found == texts
 
 
 def test_our_own_tokenizer_is_trained_on_training_documents_only(inputs, tmp_path):
     secret = "\u0416\u0416\u0416"  # only in validation: a tokenizer that saw it would have a piece for it
     texts = [f"{secret} {text}" for text in TEXTS[:VAL]] + TEXTS[VAL:]
-    (tmp_path / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    arguments = ["retokenize", "--docs", str(tmp_path / "docs.jsonl"), "--name", "own", "--vocab-size", "330", "--data-root", str(tmp_path)]
+    (tmp_path / "docs.jsonl").write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in texts)
+    )
+    arguments = [
+        "retokenize",
+        "--docs",
+        str(tmp_path / "docs.jsonl"),
+        "--name",
+        "own",
+        "--vocab-size",
+        "330",
+        "--data-root",
+        str(tmp_path),
+    ]
     assert main([*arguments, "--val-documents", str(VAL)]) == 0
     sp = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizers" / "own_330_bpe.model"))
     assert not any("\u0416" in sp.id_to_piece(i) for i in range(330))
@@ -244,7 +324,9 @@ def test_parts_without_a_plan_are_not_trusted(inputs, expected, tmp_path):
     folder = tmp_path / "datasets" / "w_sp330"
     for expect_rebuild in (False, True):
         (folder / ".work").mkdir()
-        (folder / ".work" / "part_000000.json").write_text('{"split": "val", "counts": {"tokens": 0}, "dropped": 0}')
+        (folder / ".work" / "part_000000.json").write_text(
+            '{"split": "val", "counts": {"tokens": 0}, "dropped": 0}'
+        )
         if expect_rebuild:
             (folder / "manifest.json").unlink()
         run(inputs, tmp_path)
@@ -265,7 +347,11 @@ def with_bad_line(raw: bytes) -> bytes:
 
 BAD = {
     "a bad line": (with_bad_line, (), "line at byte"),
-    "too few documents": (lambda raw: raw, ("--val-documents", "700"), "700 documents; the first 700 are the validation set"),
+    "too few documents": (
+        lambda raw: raw,
+        ("--val-documents", "700"),
+        "700 documents; the first 700 are the validation set",
+    ),
     "no such file": (None, (), "document list cannot be read"),
     "not UTF-8": (lambda raw: raw + b'{"text": "\xff"}\n', (), "not UTF-8 at byte"),
     "a share beyond the machines": (lambda raw: raw, ("--machine", "2/2"), "expected I/N"),
@@ -278,7 +364,18 @@ def test_bad_input_is_one_line(inputs, tmp_path, case):
     edit, extra, says = BAD[case]
     if edit:
         (tmp_path / "docs.jsonl").write_bytes(edit((inputs / "docs.jsonl").read_bytes()))
-    command = [sys.executable, "-m", "data", "retokenize", "--docs", str(tmp_path / "docs.jsonl"), "--name", "w", "--data-root", str(tmp_path)]
+    command = [
+        sys.executable,
+        "-m",
+        "data",
+        "retokenize",
+        "--docs",
+        str(tmp_path / "docs.jsonl"),
+        "--name",
+        "w",
+        "--data-root",
+        str(tmp_path),
+    ]
     command += ["--tokenizer", str(inputs / "words.model"), "--val-documents", str(VAL), *extra]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr

@@ -14,24 +14,36 @@ from data.shards import read_shard, write_shard, write_split
 def test_format_is_the_contests(tmp_path):
     write_shard(tmp_path / "a.bin", [np.array([1, 513], np.uint16), np.array([65535], np.uint16)])
     raw = (tmp_path / "a.bin").read_bytes()
-    assert raw[:12] == bytes([0x88, 0xD8, 0x34, 0x01, 1, 0, 0, 0, 3, 0, 0, 0])  # 20240520, 1, 3 in little-endian int32
+    assert raw[:12] == bytes(
+        [0x88, 0xD8, 0x34, 0x01, 1, 0, 0, 0, 3, 0, 0, 0]
+    )  # 20240520, 1, 3 in little-endian int32
     assert raw[12:1024] == bytes(1012)
     assert raw[1024:] == bytes([1, 0, 1, 2, 255, 255])
     assert read_shard(tmp_path / "a.bin").tolist() == [1, 513, 65535]
 
 
 @settings(deadline=None, max_examples=60)
-@given(lengths=st.lists(st.integers(0, 23), min_size=1, max_size=12), shard_tokens=st.integers(1, 30))
+@given(
+    lengths=st.lists(st.integers(0, 23), min_size=1, max_size=12), shard_tokens=st.integers(1, 30)
+)
 def test_cutting_keeps_the_stream(tmp_path_factory, lengths, shard_tokens):
     folder = tmp_path_factory.mktemp("cut")
     edges = np.cumsum([0, *lengths])
     arrays = [np.arange(low, high, dtype=np.uint16) for low, high in itertools.pairwise(edges)]
     files = write_split(folder, "x", "train", arrays, shard_tokens)
     total = int(edges[-1])
-    assert [file.tokens for file in files] == [shard_tokens] * (total // shard_tokens) + ([total % shard_tokens] if total % shard_tokens else [])
-    stream = np.concatenate([read_shard(folder / file.name) for file in files]) if files else np.array([])
+    assert [file.tokens for file in files] == [shard_tokens] * (total // shard_tokens) + (
+        [total % shard_tokens] if total % shard_tokens else []
+    )
+    stream = (
+        np.concatenate([read_shard(folder / file.name) for file in files])
+        if files
+        else np.array([])
+    )
     assert stream.tolist() == list(range(total))
-    assert sorted(path.name for path in folder.iterdir()) == [file.name for file in files]  # no temporary file is left
+    assert sorted(path.name for path in folder.iterdir()) == [
+        file.name for file in files
+    ]  # no temporary file is left
 
 
 def damaged(raw: bytes, how: str) -> bytes:

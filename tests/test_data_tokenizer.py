@@ -20,8 +20,13 @@ from data.truth import documents
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 PUBLIC = sorted((SHARED / "tokenizers").glob("*.model"))
-needs_public = pytest.mark.skipif(not PUBLIC, reason="the public tokenizers are not on this machine (../shared/tokenizers)")
-TEXTS = [f"def f{i}(x):\n    return x + {i * i}  # the square\n\n    Héllo   wörld {SPACE} {i}\t-- naïve" for i in range(300)]
+needs_public = pytest.mark.skipif(
+    not PUBLIC, reason="the public tokenizers are not on this machine (../shared/tokenizers)"
+)
+TEXTS = [
+    f"def f{i}(x):\n    return x + {i * i}  # the square\n\n    Héllo   wörld {SPACE} {i}\t-- naïve"
+    for i in range(300)
+]
 
 
 @pytest.fixture(scope="module")
@@ -32,8 +37,20 @@ def ours() -> SentencePieceTokenizer:
 def foreign(**options) -> bytes:
     """A model trained with other people's settings."""
     writer = io.BytesIO()
-    settings = dict(model_type="bpe", vocab_size=340, byte_fallback=True, pad_id=0, bos_id=1, eos_id=2, unk_id=3, minloglevel=2, num_threads=2)
-    spm.SentencePieceTrainer.train(sentence_iterator=iter(TEXTS), model_writer=writer, **(settings | options))
+    settings = dict(
+        model_type="bpe",
+        vocab_size=340,
+        byte_fallback=True,
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        minloglevel=2,
+        num_threads=2,
+    )
+    spm.SentencePieceTrainer.train(
+        sentence_iterator=iter(TEXTS), model_writer=writer, **(settings | options)
+    )
     return writer.getvalue()
 
 
@@ -54,7 +71,9 @@ def test_ours_is_lossless(ours, text):
 def test_ours_is_reproducible_and_anonymous():
     model = train_tokenizer(TEXTS, 340)
     assert model == train_tokenizer(iter(TEXTS), 340)
-    assert not any(word.encode() in model for word in (str(Path.cwd()), "/tmp", ".model", platform.node()))
+    assert not any(
+        word.encode() in model for word in (str(Path.cwd()), "/tmp", ".model", platform.node())
+    )
 
 
 def test_ours_has_the_ids_and_pieces_asked_for(ours):
@@ -63,12 +82,19 @@ def test_ours_has_the_ids_and_pieces_asked_for(ours):
     pieces = [ours.sp.id_to_piece(i) for i in range(260, 340)]
     assert SPACE in pieces
     assert SPACE * 2 in pieces  # indentation costs one token
-    assert not [piece for piece in pieces if len(piece.strip(SPACE)) > 1 and any(c.isdigit() for c in piece)]
+    assert not [
+        piece for piece in pieces if len(piece.strip(SPACE)) > 1 and any(c.isdigit() for c in piece)
+    ]
 
 
 @pytest.mark.parametrize(
     ("texts", "size", "says"),
-    [(TEXTS, 260, "expected 261"), (TEXTS, 1 << 17, "expected 261"), (["abc abc"], 1024, "at most"), (TEXTS, 262, "smaller than required_chars")],
+    [
+        (TEXTS, 260, "expected 261"),
+        (TEXTS, 1 << 17, "expected 261"),
+        (["abc abc"], 1024, "at most"),
+        (TEXTS, 262, "smaller than required_chars"),
+    ],
 )
 def test_impossible_vocabularies_are_explained(texts, size, says):
     with pytest.raises(UserError, match=says):
@@ -88,7 +114,9 @@ def test_rare_characters_give_way_to_a_small_vocabulary():
     [
         dict(),  # nmt_nfkc, dummy prefix, whitespace collapsed
         dict(add_dummy_prefix=False),  # as the public tokenizers
-        dict(normalization_rule_name="identity", remove_extra_whitespaces=False),  # a dummy prefix and nothing else
+        dict(
+            normalization_rule_name="identity", remove_extra_whitespaces=False
+        ),  # a dummy prefix and nothing else
         dict(byte_fallback=False, vocab_size=80, character_coverage=0.98),  # unknown pieces
         dict(user_defined_symbols=["def", f"{SPACE}return", "\ue001"], control_symbols=["<mask>"]),
         dict(model_type="unigram", hard_vocab_limit=False),
@@ -100,10 +128,21 @@ def test_the_table_counts_what_any_decoder_writes(options):
     tokenizer = SentencePieceTokenizer(foreign(**options))
 
     @settings(max_examples=60, deadline=None)
-    @given(text=st.lists(st.sampled_from([*"ab \t\n", "def", " return", "héllo", "日", "<mask>", "<unk>", "\ue001", "x + 4"]), max_size=12).map("".join))
+    @given(
+        text=st.lists(
+            st.sampled_from(
+                [*"ab \t\n", "def", " return", "héllo", "日", "<mask>", "<unk>", "\ue001", "x + 4"]
+            ),
+            max_size=12,
+        ).map("".join)
+    )
     def check(text):
         ids = np.concatenate([[1], tokenizer.encode(text)]).astype(np.uint16)
-        assert tokenizer.table.token_bytes(ids).sum() == tokenizer.decoded_bytes(ids[1:]) == len(tokenizer.table.decode(ids))
+        assert (
+            tokenizer.table.token_bytes(ids).sum()
+            == tokenizer.decoded_bytes(ids[1:])
+            == len(tokenizer.table.decode(ids))
+        )
 
     check()
 
@@ -112,15 +151,42 @@ def test_worked_example():
     """ " a" after BOS loses its space when the decoder strips it; elsewhere it is 2 bytes. Marks are nothing, a byte piece is one."""
     pieces = [b"", b"", b"", b"", b"\xff", b" a", b"bc", b" "]
     stream = np.array([1, 5, 6, 5, 7, 4, 1, 7, 5, 3, 2])
-    assert ByteTable.of_pieces(pieces, strips_first=True).token_bytes(stream).tolist() == [0, 1, 2, 2, 1, 1, 0, 0, 2, 0, 0]
-    assert ByteTable.of_pieces(pieces, strips_first=False).token_bytes(stream).tolist() == [0, 2, 2, 2, 1, 1, 0, 1, 2, 0, 0]
+    assert ByteTable.of_pieces(pieces, strips_first=True).token_bytes(stream).tolist() == [
+        0,
+        1,
+        2,
+        2,
+        1,
+        1,
+        0,
+        0,
+        2,
+        0,
+        0,
+    ]
+    assert ByteTable.of_pieces(pieces, strips_first=False).token_bytes(stream).tolist() == [
+        0,
+        2,
+        2,
+        2,
+        1,
+        1,
+        0,
+        1,
+        2,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize(
     ("model", "says"),
     [
         (lambda: b"no model at all", "not a SentencePiece model"),
-        (lambda: foreign(pad_id=-1, bos_id=1, eos_id=2, unk_id=0), "expected pad 0, BOS 1, EOS 2, UNK 3, found"),
+        (
+            lambda: foreign(pad_id=-1, bos_id=1, eos_id=2, unk_id=0),
+            "expected pad 0, BOS 1, EOS 2, UNK 3, found",
+        ),
         (lambda: _without_space_mark(), "U.2581, the space mark, is no piece of its own"),
     ],
 )
@@ -166,8 +232,15 @@ def test_byte_tokenizer_file(tmp_path):
 def test_public_tokenizers_count_exactly(path):
     """Every 1,000-character piece of the multilingual files and of the start of an English one: counted = decoded, to the byte."""
     tokenizer = load_tokenizer(path)
-    files = [*sorted((SHARED / "text" / "multilingual").glob("*.txt")), SHARED / "text" / "abc_rural.txt"]
-    texts = [text[i : i + 1000] for text in (file.read_text()[:200_000] for file in files) for i in range(0, len(text), 1000)]
+    files = [
+        *sorted((SHARED / "text" / "multilingual").glob("*.txt")),
+        SHARED / "text" / "abc_rural.txt",
+    ]
+    texts = [
+        text[i : i + 1000]
+        for text in (file.read_text()[:200_000] for file in files)
+        for i in range(0, len(text), 1000)
+    ]
     assert len(texts) > 100
     for text in texts:
         ids = np.concatenate([[1], tokenizer.encode(text)]).astype(np.uint16)
@@ -192,19 +265,34 @@ def planted(tokenizer: SentencePieceTokenizer, bug: str) -> np.ndarray:
     return sizes
 
 
-BUGS = ["leading space counted twice", "byte fallback as U+FFFD", "mojibake marker", "hard-coded bytes per token", "marks counted"]
+BUGS = [
+    "leading space counted twice",
+    "byte fallback as U+FFFD",
+    "mojibake marker",
+    "hard-coded bytes per token",
+    "marks counted",
+]
 
 
 @pytest.mark.parametrize("bug", BUGS)
-@pytest.mark.parametrize("which", ["ours", *[pytest.param(path, marks=needs_public, id=path.stem) for path in PUBLIC]])
+@pytest.mark.parametrize(
+    "which", ["ours", *[pytest.param(path, marks=needs_public, id=path.stem) for path in PUBLIC]]
+)
 def test_planted_byte_bugs_are_refused(ours, which, bug):
     tokenizer = SentencePieceTokenizer(ours.model) if which == "ours" else load_tokenizer(which)
-    if bug == "byte fallback as U+FFFD" and not any(map(tokenizer.sp.is_byte, range(tokenizer.vocab_size))):
-        pytest.skip("this tokenizer has no byte fallback: unknown characters are dropped, and counted so")
+    if bug == "byte fallback as U+FFFD" and not any(
+        map(tokenizer.sp.is_byte, range(tokenizer.vocab_size))
+    ):
+        pytest.skip(
+            "this tokenizer has no byte fallback: unknown characters are dropped, and counted so"
+        )
     texts = ["The square of  3 is 9; naïve Ελληνικά 日本 \U0001f600\n"]
     encode_documents(tokenizer, texts)
     tokenizer.table = dataclasses.replace(tokenizer.table, sizes=planted(tokenizer, bug))
-    with pytest.raises(UserError, match=r"tokenizer refused: its byte table counts [\d,]+ bytes where its decoder writes [\d,]+"):
+    with pytest.raises(
+        UserError,
+        match=r"tokenizer refused: its byte table counts [\d,]+ bytes where its decoder writes [\d,]+",
+    ):
         encode_documents(tokenizer, texts)
 
 
@@ -212,11 +300,25 @@ def test_planted_byte_bugs_are_refused(ours, which, bug):
 def test_report_on_the_public_tokenizers(capsys):
     """Printed numbers against SentencePiece's decoder over the whole Japanese file; unknown pieces stand for no bytes."""
     path = SHARED / "text" / "multilingual" / "Japanese_Nihongo.txt"
-    assert main(["bytes", str(path), *[word for model in PUBLIC for word in ("--tokenizer", str(model))]]) == 0
+    assert (
+        main(
+            [
+                "bytes",
+                str(path),
+                *[word for model in PUBLIC for word in ("--tokenizer", str(model))],
+            ]
+        )
+        == 0
+    )
     lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
     for model in PUBLIC:
         sp = spm.SentencePieceProcessor(model_file=str(model))
         ids = [sp.encode(text) for text in documents(path)]
         unknown = sum(tokens.count(3) for tokens in ids)
         decoded = sum(len(sp.decode(tokens).replace(" \u2047 ", "").encode()) for tokens in ids)
-        assert [int(word.replace(",", "")) for word in lines[model.stem][2:6]] == [9992, decoded, 9992 - decoded, unknown]
+        assert [int(word.replace(",", "")) for word in lines[model.stem][2:6]] == [
+            9992,
+            decoded,
+            9992 - decoded,
+            unknown,
+        ]

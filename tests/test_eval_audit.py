@@ -31,8 +31,15 @@ sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from build import Workshop
 
 BOS = 1
-NO_SANDBOX = sandbox.unavailable("bubblewrap") is not None and sandbox.unavailable("unshare") is not None if sys.platform == "linux" else True
-pytestmark = pytest.mark.skipif(NO_SANDBOX, reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without")
+NO_SANDBOX = (
+    sandbox.unavailable("bubblewrap") is not None and sandbox.unavailable("unshare") is not None
+    if sys.platform == "linux"
+    else True
+)
+pytestmark = pytest.mark.skipif(
+    NO_SANDBOX,
+    reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
+)
 
 
 # --- A tiny record by hand: byte vocabulary, uniform distribution, one behaviour changed at a time ---
@@ -58,7 +65,11 @@ for path in map(Path, a.tokens):
 
 
 def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:
-    folder, tokenizer, splits = root / "datasets" / "tiny", json.dumps({"vocab_size": 260}).encode(), {}
+    folder, tokenizer, splits = (
+        root / "datasets" / "tiny",
+        json.dumps({"vocab_size": 260}).encode(),
+        {},
+    )
     folder.mkdir(parents=True)
     (folder / "bytes.json").write_bytes(tokenizer)
     version = hashlib.sha256()
@@ -66,13 +77,37 @@ def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:
         stream = np.array([t for text in texts for t in (BOS, *(4 + b for b in text.encode()))])
         raw = shard_bytes(stream)
         (folder / f"tiny_{name}_000000.bin").write_bytes(raw)
-        files = [{"name": f"tiny_{name}_000000.bin", "tokens": len(stream), "sha256": hashlib.sha256(raw).hexdigest()}]
+        files = [
+            {
+                "name": f"tiny_{name}_000000.bin",
+                "tokens": len(stream),
+                "sha256": hashlib.sha256(raw).hexdigest(),
+            }
+        ]
         size = sum(len(text.encode()) for text in texts)
-        splits[name] = {"documents": len(texts), "source_bytes": size, "tokens": len(stream), "files": files}
+        splits[name] = {
+            "documents": len(texts),
+            "source_bytes": size,
+            "tokens": len(stream),
+            "files": files,
+        }
         for text in texts:
             version.update(hashlib.sha256(text.encode()).digest())
-    described = {"file": "bytes.json", "kind": "bytes", "sha256": hashlib.sha256(tokenizer).hexdigest(), "vocab_size": 260, "lossless": True}
-    manifest = {"format": 1, "name": "tiny", "corpus": "tiny", "version": version.hexdigest(), "tokenizer": described, "splits": splits}
+    described = {
+        "file": "bytes.json",
+        "kind": "bytes",
+        "sha256": hashlib.sha256(tokenizer).hexdigest(),
+        "vocab_size": 260,
+        "lossless": True,
+    }
+    manifest = {
+        "format": 1,
+        "name": "tiny",
+        "corpus": "tiny",
+        "version": version.hexdigest(),
+        "tokenizer": described,
+        "splits": splits,
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
@@ -98,13 +133,29 @@ def judge(folder: Path, dataset: Path, *only: str, **more) -> AuditReport:
 
 def test_uniform_is_valid_and_its_bits_are_known(tmp_path, tiny):
     """log2 260 bits for each target: 8.022 bits per byte but for the BOS targets, which are no bytes."""
-    report = judge(record(tmp_path / "r"), tiny, "future", "normalisation", "canary", "coverage", "isolation", "documents", "fresh", "bytes", "budget")
-    assert {t.name: t.verdict for t in report.tests if t.name != "evidence"} == {name: "PASS" for name in TEST_NAMES if name != "evidence"}, report
+    report = judge(
+        record(tmp_path / "r"),
+        tiny,
+        "future",
+        "normalisation",
+        "canary",
+        "coverage",
+        "isolation",
+        "documents",
+        "fresh",
+        "bytes",
+        "budget",
+    )
+    assert {t.name: t.verdict for t in report.tests if t.name != "evidence"} == {
+        name: "PASS" for name in TEST_NAMES if name != "evidence"
+    }, report
     split = Dataset(tiny).split("val")
     (score,) = report.scores
     assert score.scored_tokens == len(split.tokens) - 1
     assert score.scored_bytes == len(split.tokens) - 20
-    assert score.val_bpb == pytest.approx(np.log2(260) * (len(split.tokens) - 1) / (len(split.tokens) - 20), rel=1e-12)
+    assert score.val_bpb == pytest.approx(
+        np.log2(260) * (len(split.tokens) - 1) / (len(split.tokens) - 20), rel=1e-12
+    )
     assert report["normalisation"].figures["largest_sum"] == pytest.approx(1, abs=1e-12)
 
 
@@ -117,7 +168,10 @@ BROKEN = {
     "single precision": ("nll = nll.astype(np.float32)", "nll has dtype float32, expected float64"),
     "a pickle": ("nll = np.array([object()] * len(nll), dtype=object)", "is no plain array"),
     "not written": ("continue", "no nll file was written"),
-    "a symbolic link": ("os.symlink('/etc/passwd', Path(a.out, path.stem + '.nll.npy')); continue", "nll file is a symbolic link"),
+    "a symbolic link": (
+        "os.symlink('/etc/passwd', Path(a.out, path.stem + '.nll.npy')); continue",
+        "nll file is a symbolic link",
+    ),
     "failing": ("sys.exit(3)", "exit code 3"),
     "no rows": ("probes = {}", "no probe file was written"),
     "rows of another shape": ("row = row[:, :-1]", "probe has shape"),
@@ -144,13 +198,24 @@ def test_a_pickle_is_never_loaded(tmp_path, tiny):
 
 
 def test_noise_that_no_one_can_audit_is_invalid(tmp_path, tiny):
-    report = judge(record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.1, len(nll))"), tiny, "future", "normalisation")
+    report = judge(
+        record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.1, len(nll))"),
+        tiny,
+        "future",
+        "normalisation",
+    )
     assert report["future"].verdict == "INVALID" and "the same run twice" in report["future"].reason
 
 
 def test_small_noise_widens_the_tolerance_and_is_stated(tmp_path, tiny):
     """Noise of 0.002 nats, as kernels that add in another order make: accepted, with the measured floor in the report."""
-    report = judge(record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.002, len(nll))"), tiny, "future", "normalisation", "documents")
+    report = judge(
+        record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.002, len(nll))"),
+        tiny,
+        "future",
+        "normalisation",
+        "documents",
+    )
     assert (report["future"].verdict, report["normalisation"].verdict) == ("PASS", "PASS"), report
     assert 0.004 < report["future"].figures["noise_floor_nats"] < 0.02
     assert "between reruns of equal streams" in report["future"].tolerance_source
@@ -168,13 +233,19 @@ def test_jitter_buys_no_room_for_a_gain(tmp_path, tiny):
     """Every single difference of 0.08 nats from the rows is within the noise that the scorer makes itself; their mean is not."""
     report = judge(record(tmp_path / "r", JITTER + "nll -= 0.08"), tiny, "normalisation")
     wrong = report["normalisation"].findings
-    assert any("mean of" in f.where for f in wrong) and not any("its own row" in f.expected for f in wrong), report["normalisation"]
+    assert any("mean of" in f.where for f in wrong) and not any(
+        "its own row" in f.expected for f in wrong
+    ), report["normalisation"]
 
 
 def test_a_small_look_ahead_in_jitter_shows_in_the_mean(tmp_path, tiny):
     """Pays less where the token after the next is ASCII, as real text is and half of what the uniform row gives is not."""
-    report = judge(record(tmp_path / "r", JITTER + "nll[:-1] -= 0.07 * (x[2:] < 4 + 128)"), tiny, "future")
-    assert any("mean of" in finding.where for finding in report["future"].findings), report["future"]
+    report = judge(
+        record(tmp_path / "r", JITTER + "nll[:-1] -= 0.07 * (x[2:] < 4 + 128)"), tiny, "future"
+    )
+    assert any("mean of" in finding.where for finding in report["future"].findings), report[
+        "future"
+    ]
 
 
 def test_jitter_beyond_bfloat16_is_a_warning(tmp_path, tiny):
@@ -244,7 +315,9 @@ def test_score_on_two_ranks_is_the_score(shop, capsys):
 def test_score_of_another_shard_is_not_compared(papers, shop, tmp_path, capsys):
     tokens = Dataset(shop.corpus.dataset).split("val").tokens[:5000]
     (tmp_path / "part.bin").write_bytes(shard_bytes(tokens))
-    code, shown = score(capsys, papers, "--dataset", shop.corpus.dataset, "--tokens", tmp_path / "part.bin")
+    code, shown = score(
+        capsys, papers, "--dataset", shop.corpus.dataset, "--tokens", tmp_path / "part.bin"
+    )
     assert code == 0 and "tokens:4999" in shown and "claimed" not in shown
 
 
@@ -268,7 +341,9 @@ def test_bad_input_is_one_line_and_exit_code_2(papers, shop, tmp_path, capsys):
         ([papers, "--rules", "1999"], "no such rule set; known: 2026-11"),
     ]
     for argv, complaint in cases:
-        code, shown = score(capsys, *argv, *(["--dataset", shop.corpus.dataset] if "--dataset" not in argv else []))
+        code, shown = score(
+            capsys, *argv, *(["--dataset", shop.corpus.dataset] if "--dataset" not in argv else [])
+        )
         assert code == 2 and complaint in shown and shown.count("\n") == 1, shown
 
 
@@ -284,9 +359,18 @@ def test_score_refuses_another_text(papers, shop, tmp_path, capsys):
 
 
 CHANGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
-    "a digit of submission.json": ("submission.json", lambda raw: raw.replace(b'"val_bpb": 1.7', b'"val_bpb": 1.6', 1)),
-    "a byte of the artifact": ("artifact_seed1337.bin", lambda raw: raw[:-40] + bytes([raw[-40] ^ 1]) + raw[-39:]),
-    "a line of the code": ("train_gpt.py", lambda raw: raw.replace(b"DISCOUNT = 0.75", b"DISCOUNT = 0.76")),
+    "a digit of submission.json": (
+        "submission.json",
+        lambda raw: raw.replace(b'"val_bpb": 1.7', b'"val_bpb": 1.6', 1),
+    ),
+    "a byte of the artifact": (
+        "artifact_seed1337.bin",
+        lambda raw: raw[:-40] + bytes([raw[-40] ^ 1]) + raw[-39:],
+    ),
+    "a line of the code": (
+        "train_gpt.py",
+        lambda raw: raw.replace(b"DISCOUNT = 0.75", b"DISCOUNT = 0.76"),
+    ),
 }
 
 
@@ -296,7 +380,10 @@ def test_one_changed_thing_is_reported(papers, shop, what):
     edit(papers / name, change)
     report = judge(papers, shop.corpus.dataset, "evidence")
     assert report["evidence"].verdict == "INVALID", report["evidence"]
-    assert name in " ".join(f"{f.where} {f.expected} {f.found}" for f in report["evidence"].findings) or "seed 1337" in report["evidence"].reason
+    assert (
+        name in " ".join(f"{f.where} {f.expected} {f.found}" for f in report["evidence"].findings)
+        or "seed 1337" in report["evidence"].reason
+    )
 
 
 def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, capsys):
@@ -318,7 +405,11 @@ def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, c
     shown = capsys.readouterr().out
     report = AuditReport.model_validate_json((tmp_path / "out" / "audit.json").read_text())
     assert [t.name for t in report.tests] == list(TEST_NAMES)
-    assert {t.name for t in report.tests if t.verdict != "NOT RUN"} == {"future", "documents", "coverage"}  # a run always tells whether it kept the contract
+    assert {t.name for t in report.tests if t.verdict != "NOT RUN"} == {
+        "future",
+        "documents",
+        "coverage",
+    }  # a run always tells whether it kept the contract
     assert report.random_seed == 5 and report.level == "quick, only future documents"
     text = (tmp_path / "out" / "AUDIT.md").read_text()
     for name in TEST_NAMES:
@@ -328,7 +419,16 @@ def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, c
 
 
 def test_a_chosen_test_that_cannot_run_is_no_success(tmp_path, tiny, capsys):
-    argv = ["audit", record(tmp_path / "r"), "--dataset", tiny, "--out", tmp_path / "out", "--no-sandbox", "--only"]
+    argv = [
+        "audit",
+        record(tmp_path / "r"),
+        "--dataset",
+        tiny,
+        "--out",
+        tmp_path / "out",
+        "--no-sandbox",
+        "--only",
+    ]
     assert main([*map(str, argv), "bytes"]) == 0
     assert main([*map(str, argv), "isolation"]) == 1
     assert "NOT RUN   isolation" in capsys.readouterr().out
@@ -340,22 +440,38 @@ def test_other_artifact_given_by_hand_is_reported(papers, shop, tmp_path, capsys
     other.write_bytes((papers / "artifact_seed1337.bin").read_bytes() + b"\0")
     options = ["--dataset", shop.corpus.dataset, "--artifact", other, "--seed", 1337]
     code, shown = score(capsys, papers, *options)
-    assert code == 1 and "DISAGREES seed 1337: artifact_sha256" in shown and "DISAGREES seed 1337: artifact_bytes" in shown
+    assert (
+        code == 1
+        and "DISAGREES seed 1337: artifact_sha256" in shown
+        and "DISAGREES seed 1337: artifact_bytes" in shown
+    )
     report = judge(papers, shop.corpus.dataset, "evidence", artifact=other, seed=1337)
-    assert report["evidence"].verdict == "INVALID" and any("artifact_sha256" in f.where for f in report["evidence"].findings)
+    assert report["evidence"].verdict == "INVALID" and any(
+        "artifact_sha256" in f.where for f in report["evidence"].findings
+    )
 
 
 def test_seed_of_an_artifact_given_by_hand_is_found_by_its_hash(shop, tmp_path, capsys):
-    folder = Path(shutil.copytree(shop.record("honest/static", (1337, 42), slug="two-seeds"), tmp_path / "two"))
+    folder = Path(
+        shutil.copytree(
+            shop.record("honest/static", (1337, 42), slug="two-seeds"), tmp_path / "two"
+        )
+    )
     second, data = folder / "artifact_seed42.bin", ["--dataset", shop.corpus.dataset]
     code, shown = score(capsys, folder, *data, "--artifact", second)
     assert code == 0 and "seed:42 " in shown and "claimed:" in shown
     edit(second, lambda raw: raw + b"\0")
     code, shown = score(capsys, folder, *data, "--artifact", second)
     assert code == 1 and "states it for no seed" in shown
-    silent = SimpleNamespace(seed_results={seed: SimpleNamespace(artifact_sha256=None) for seed in ("1337", "42")})
-    with pytest.raises(UserError, match=r"expected --seed with it, found seeds 1337, 42 without a sha256"):
-        eval.score.name_given_artifact(SimpleNamespace(artifacts={GIVEN: second}, submission=silent))
+    silent = SimpleNamespace(
+        seed_results={seed: SimpleNamespace(artifact_sha256=None) for seed in ("1337", "42")}
+    )
+    with pytest.raises(
+        UserError, match=r"expected --seed with it, found seeds 1337, 42 without a sha256"
+    ):
+        eval.score.name_given_artifact(
+            SimpleNamespace(artifacts={GIVEN: second}, submission=silent)
+        )
 
 
 def test_a_record_without_claims_agrees_with_nothing(tmp_path, tiny, capsys):
@@ -370,7 +486,10 @@ def test_the_referees_own_time_limit_is_no_verdict(tmp_path, tiny, capsys):
     for command in ("score", "audit"):
         assert main([command, str(folder), "--dataset", str(tiny), "--wall-seconds", "1"]) == 2
         captured = capsys.readouterr()
-        assert captured.err.splitlines()[-1].startswith("error: ") and "pass --wall-seconds" in captured.err
+        assert (
+            captured.err.splitlines()[-1].startswith("error: ")
+            and "pass --wall-seconds" in captured.err
+        )
     assert main(["score", str(folder), "--dataset", str(tiny), "--wall-seconds", "0"]) == 2
     assert "--wall-seconds: expected a number of seconds above 0" in capsys.readouterr().err
 
@@ -380,30 +499,60 @@ def test_the_referees_own_time_limit_is_no_verdict(tmp_path, tiny, capsys):
     [
         (["NVIDIA H100 80GB HBM3"] * 8, 8, 700.0, "INVALID", "700.0 s"),
         (["NVIDIA H100 80GB HBM3"] * 8, 8, 508.8, "PASS", ""),
-        (["NVIDIA H100 80GB HBM3"], 1, 4000.0, "WARN", "not comparable: claimed on 8 x NVIDIA H100 80GB HBM3, run as 1 rank on 1 x NVIDIA H100 80GB HBM3"),
+        (
+            ["NVIDIA H100 80GB HBM3"],
+            1,
+            4000.0,
+            "WARN",
+            "not comparable: claimed on 8 x NVIDIA H100 80GB HBM3, run as 1 rank on 1 x NVIDIA H100 80GB HBM3",
+        ),
         ([], 1, 4000.0, "WARN", "on 0 x no GPU"),
         ([], 1, 300.0, "PASS", "left out: the track's clock, claimed on 8 x"),
     ],
 )
-def test_the_tracks_clock_binds_on_the_claimed_hardware(monkeypatch, here, nproc, seconds, verdict, says):
+def test_the_tracks_clock_binds_on_the_claimed_hardware(
+    monkeypatch, here, nproc, seconds, verdict, says
+):
     monkeypatch.setattr(eval.score, "gpus_here", lambda: here)
     environment = Environment(gpu="NVIDIA H100 80GB HBM3", gpus=8, world_size=8)
-    record = SimpleNamespace(track=TRACKS["track_10min_16mb"], claimed_environment=lambda seed: environment)
-    audit = SimpleNamespace(collectors={"budget": Collector("budget")}, record=record, options=Options(nproc=nproc))
+    record = SimpleNamespace(
+        track=TRACKS["track_10min_16mb"], claimed_environment=lambda seed: environment
+    )
+    audit = SimpleNamespace(
+        collectors={"budget": Collector("budget")}, record=record, options=Options(nproc=nproc)
+    )
     Audit._clock(audit, "42", seconds)
     result = audit.collectors["budget"].result("")
     assert result.verdict == verdict and says in result.reason
     assert Audit._over_the_clock(audit, "42", seconds) == (verdict == "INVALID")
 
 
-SMALL = load_rules().profile["quick"].model_copy(update={"pairs": 8, "tiny_pairs": 8, "dense_tokens": 256, "sweeps": 0, "fresh_tokens": 2000, "probes": 64})
+SMALL = (
+    load_rules()
+    .profile["quick"]
+    .model_copy(
+        update={
+            "pairs": 8,
+            "tiny_pairs": 8,
+            "dense_tokens": 256,
+            "sweeps": 0,
+            "fresh_tokens": 2000,
+            "probes": 64,
+        }
+    )
+)
 
 
 def test_equal_random_seeds_make_equal_audits(papers, shop):
-    first, second = (judge(papers, shop.corpus.dataset, "future", "normalisation", "canary", profile=SMALL) for _ in range(2))
+    first, second = (
+        judge(papers, shop.corpus.dataset, "future", "normalisation", "canary", profile=SMALL)
+        for _ in range(2)
+    )
     for name in ("future", "normalisation", "canary"):
         assert first[name].figures == second[name].figures and first[name].figures
-    other = audit_record(papers, Options(dataset=shop.corpus.dataset, only=("canary",), random_seed=4, profile=SMALL))
+    other = audit_record(
+        papers, Options(dataset=shop.corpus.dataset, only=("canary",), random_seed=4, profile=SMALL)
+    )
     assert other["canary"].figures != first["canary"].figures
 
 
@@ -425,10 +574,20 @@ def test_quick_draws_one_seed_full_takes_all(tiny, tmp_path):
 def canary(log2_q_over_g: np.ndarray) -> dict[str, float]:
     collectors = {name: Collector(name) for name in TEST_NAMES}
     rules = load_rules()
-    behaviour = Behaviour(None, np.array([BOS, *range(300)]), None, rules.profile["quick"], rules, np.random.default_rng(0), collectors)
+    behaviour = Behaviour(
+        None,
+        np.array([BOS, *range(300)]),
+        None,
+        rules.profile["quick"],
+        rules,
+        np.random.default_rng(0),
+        collectors,
+    )
     behaviour.log_ratios = [log2_q_over_g]
     behaviour._canary()
-    return collectors["canary"].result("").figures | {"invalid": collectors["canary"].result("").verdict == "INVALID"}
+    return collectors["canary"].result("").figures | {
+        "invalid": collectors["canary"].result("").verdict == "INVALID"
+    }
 
 
 def two_distributions(rng: np.random.Generator, n: int, excess: float) -> np.ndarray:
@@ -465,7 +624,9 @@ def test_noise_limit_has_a_floor_and_a_ceiling():
     assert noise.limit == rules.tolerance.exact
     noise.add(np.array([0.01, -0.02] * 100))
     assert noise.limit == pytest.approx(0.08)
-    noise.add(np.append(np.zeros(999), 0.12))  # one large difference is no noise that later ones may hide in
+    noise.add(
+        np.append(np.zeros(999), 0.12)
+    )  # one large difference is no noise that later ones may hide in
     assert noise.limit == pytest.approx(0.08)
     noise.add(np.array([10.0]))
     assert noise.limit == rules.tolerance.noise_limit
@@ -474,8 +635,21 @@ def test_noise_limit_has_a_floor_and_a_ceiling():
 def test_stream_names_and_order_reveal_nothing(tmp_path, tiny):
     """The scorer sees names of twelve hexadecimal digits, in an order that has nothing to do with the referee's."""
     folder = record(tmp_path / "r", "print(path.stem, len(x))")
-    scorer = Scorer(folder / "train_gpt.py", folder / "artifact_seed1337.bin", 260, load_rules(), sandbox.choose(), np.random.default_rng(1))
+    scorer = Scorer(
+        folder / "train_gpt.py",
+        folder / "artifact_seed1337.bin",
+        260,
+        load_rules(),
+        sandbox.choose(),
+        np.random.default_rng(1),
+    )
     scorer.score([Stream(np.full(n, 5)) for n in range(2, 42)], "names")
-    names, sizes = zip(*(line.split() for line in scorer.outcomes[-1].stdout.splitlines()), strict=True)
-    assert len(set(names)) == 40 and all(len(n) == 12 and set(n) <= set("0123456789abcdef") for n in names)
-    assert sorted(map(int, sizes)) == list(range(2, 42)) and list(map(int, sizes)) != list(range(2, 42))
+    names, sizes = zip(
+        *(line.split() for line in scorer.outcomes[-1].stdout.splitlines()), strict=True
+    )
+    assert len(set(names)) == 40 and all(
+        len(n) == 12 and set(n) <= set("0123456789abcdef") for n in names
+    )
+    assert sorted(map(int, sizes)) == list(range(2, 42)) and list(map(int, sizes)) != list(
+        range(2, 42)
+    )

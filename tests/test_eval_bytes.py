@@ -11,7 +11,14 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from eval.bytes import BOS, KNOWN_EXPORTS, check_fineweb_bytes, documents, implied_bytes, load_byte_table
+from eval.bytes import (
+    BOS,
+    KNOWN_EXPORTS,
+    check_fineweb_bytes,
+    documents,
+    implied_bytes,
+    load_byte_table,
+)
 from eval.dataset import Dataset, ManifestSplit, Split, shard_bytes
 from eval.errors import UserError
 
@@ -27,13 +34,26 @@ TEXTS = [
     "\n\n\t\t\n",
     "numbers 12345 67.89 and ALL CAPS",
 ]
-LOSSLESS = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False, "allow_whitespace_only_pieces": True}
+LOSSLESS = {
+    "normalization_rule_name": "identity",
+    "add_dummy_prefix": False,
+    "remove_extra_whitespaces": False,
+    "allow_whitespace_only_pieces": True,
+}
 KINDS = {
     "lossless": LOSSLESS | {"byte_fallback": True},
     "contest, byte fallback": {"byte_fallback": True},
     "contest, no byte fallback": {"byte_fallback": False},
-    "dummy prefix only": {"byte_fallback": True, "normalization_rule_name": "identity", "remove_extra_whitespaces": False},
-    "collapses only": {"byte_fallback": True, "normalization_rule_name": "identity", "add_dummy_prefix": False},
+    "dummy prefix only": {
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+    },
+    "collapses only": {
+        "byte_fallback": True,
+        "normalization_rule_name": "identity",
+        "add_dummy_prefix": False,
+    },
 }
 
 
@@ -94,7 +114,11 @@ def test_contest_table_by_hand(tmp_path):
     """Piece bytes, +1 for a leading mark unless a boundary token precedes; byte pieces 1; control tokens 0."""
     path, library = train(tmp_path, **KINDS["contest, byte fallback"])
     table = load_byte_table(path)
-    word = next(i for i in range(4, library.vocab_size()) if library.id_to_piece(i) == "\u2581a" or library.id_to_piece(i) == "\u2581")
+    word = next(
+        i
+        for i in range(4, library.vocab_size())
+        if library.id_to_piece(i) == "\u2581a" or library.id_to_piece(i) == "\u2581"
+    )
     byte = library.piece_to_id("<0x41>")
     size = len(library.id_to_piece(word).replace("\u2581", " "))
     stream = np.array([BOS, word, word, byte, BOS, word, 2, word, 0])
@@ -152,7 +176,9 @@ def test_implied_bytes_by_hand():
 @pytest.mark.parametrize("export", KNOWN_EXPORTS, ids=lambda e: e.label)
 def test_constants_agree_with_each_other(export):
     """tokens × ratio / ln 2 is the stated number of bytes, to the digits that the constants carry."""
-    assert implied_bytes(export.val_tokens[0], export.ratio, 1.0) == pytest.approx(export.bytes, rel=1e-4)
+    assert implied_bytes(export.val_tokens[0], export.ratio, 1.0) == pytest.approx(
+        export.bytes, rel=1e-4
+    )
 
 
 @pytest.mark.parametrize(
@@ -194,19 +220,45 @@ def folder(tmp_path) -> Path:
     path, version, splits = tmp_path / "datasets" / "tiny", hashlib.sha256(), {}
     path.mkdir(parents=True)
     for name, documents_of in texts.items():
-        stream = np.array([t for text in documents_of for t in (BOS, *(4 + b for b in text.encode()))])
+        stream = np.array(
+            [t for text in documents_of for t in (BOS, *(4 + b for b in text.encode()))]
+        )
         files = []
         for k, part in enumerate(np.array_split(stream, 2)):
             file = path / f"tiny_{name}_{k:06d}.bin"
             file.write_bytes(shard_bytes(part))
-            files.append({"name": file.name, "tokens": len(part), "sha256": hashlib.sha256(file.read_bytes()).hexdigest()})
+            files.append(
+                {
+                    "name": file.name,
+                    "tokens": len(part),
+                    "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
+                }
+            )
         for text in documents_of:
             version.update(hashlib.sha256(text.encode()).digest())
-        splits[name] = {"documents": len(documents_of), "source_bytes": sum(map(len, documents_of)), "tokens": len(stream), "files": files}
+        splits[name] = {
+            "documents": len(documents_of),
+            "source_bytes": sum(map(len, documents_of)),
+            "tokens": len(stream),
+            "files": files,
+        }
     tokenizer = json.dumps({"vocab_size": 260}).encode()
     (path / "bytes.json").write_bytes(tokenizer)
-    described = {"file": "bytes.json", "kind": "bytes", "sha256": hashlib.sha256(tokenizer).hexdigest(), "vocab_size": 260, "lossless": True}
-    manifest = {"format": 1, "name": "tiny", "corpus": "tiny", "version": version.hexdigest(), "tokenizer": described, "splits": splits}
+    described = {
+        "file": "bytes.json",
+        "kind": "bytes",
+        "sha256": hashlib.sha256(tokenizer).hexdigest(),
+        "vocab_size": 260,
+        "lossless": True,
+    }
+    manifest = {
+        "format": 1,
+        "name": "tiny",
+        "corpus": "tiny",
+        "version": version.hexdigest(),
+        "tokenizer": described,
+        "splits": splits,
+    }
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
 
@@ -214,7 +266,11 @@ def folder(tmp_path) -> Path:
 def test_dataset_reads_shards_in_name_order_and_checks_them(folder):
     dataset = Dataset(folder)
     split = dataset.split("val")
-    assert [dataset.table.decode(split.tokens[a:b]) for a, b in split.spans] == [b"one", b"two", b"three"]
+    assert [dataset.table.decode(split.tokens[a:b]) for a, b in split.spans] == [
+        b"one",
+        b"two",
+        b"three",
+    ]
     assert split.complaints == dataset.tokenizer_complaints == []
     assert dataset.decoded_version() == dataset.manifest.version
 
@@ -266,6 +322,13 @@ def test_a_sidecar_is_held_against_the_stated_bytes():
     split = Split(stated, np.array([1, 5, 6, 7]), [], np.array([0, 1, 2, 3]))
     assert split.sidecar_complaint is None
     split = Split(stated, np.array([1, 5, 6, 7]), [], np.array([0, 2, 2, 3]))
-    assert split.sidecar_complaint == "the byte sidecar sums to 7, the manifest states source_bytes 6"
-    split = Split(ManifestSplit(documents=1, tokens=4, files=[]), np.array([1, 5, 6, 7]), [], np.array([0, 1, 2, 3]))
+    assert (
+        split.sidecar_complaint == "the byte sidecar sums to 7, the manifest states source_bytes 6"
+    )
+    split = Split(
+        ManifestSplit(documents=1, tokens=4, files=[]),
+        np.array([1, 5, 6, 7]),
+        [],
+        np.array([0, 1, 2, 3]),
+    )
     assert split.sidecar_complaint.endswith("the manifest states no source_bytes")

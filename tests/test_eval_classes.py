@@ -41,7 +41,11 @@ def shop() -> Iterator[Workshop]:
 @pytest.fixture(scope="module")
 def outcomes(request: pytest.FixtureRequest, shop: Workshop) -> dict[str, Outcome | Exception]:
     """What the referee says about the cases that this session selects, found side by side on all cores."""
-    asked = [item.callspec.params["case"] for item in request.session.items if item.name.startswith("test_verdict[")]
+    asked = [
+        item.callspec.params["case"]
+        for item in request.session.items
+        if item.name.startswith("test_verdict[")
+    ]
     return classes.run_cases(shop, asked)
 
 
@@ -52,10 +56,19 @@ def test_verdict(case: Case, outcomes: dict[str, Outcome | Exception]):
     if isinstance(outcome, Exception):
         raise outcome
     assert outcome.complaint() is None, f"{outcome.complaint()}\n{outcome.text}"
-    committed = next(row for row in json.loads(classes.RESULTS.read_text())["rows"] if row["fixture"] == case.name.split("/")[-1])
-    assert (outcome.verdict, outcome.row()["caught_by"]) == (committed["verdict"], committed["caught_by"])
+    committed = next(
+        row
+        for row in json.loads(classes.RESULTS.read_text())["rows"]
+        if row["fixture"] == case.name.split("/")[-1]
+    )
+    assert (outcome.verdict, outcome.row()["caught_by"]) == (
+        committed["verdict"],
+        committed["caught_by"],
+    )
     if case.against and not case.varies and case.cls not in NO_FALSE_GAIN:
-        assert outcome.gain > 0, f"claims {-outcome.gain:.4f} bpb more than {case.against}: this fixture would tempt nobody"
+        assert outcome.gain > 0, (
+            f"claims {-outcome.gain:.4f} bpb more than {case.against}: this fixture would tempt nobody"
+        )
 
 
 @needs_sandbox
@@ -65,9 +78,17 @@ def test_ranks_do_not_change_the_score(shop: Workshop):
     for ranks in ("1", "2"):
         printed = io.StringIO()
         with redirect_stdout(printed):
-            code = main(["score", str(record), "--dataset", str(shop.corpus.dataset), "--nproc", ranks])
+            code = main(
+                ["score", str(record), "--dataset", str(shop.corpus.dataset), "--nproc", ranks]
+            )
         assert code == 0, printed.getvalue()
-        lines.append(dict(token.split(":", 1) for token in printed.getvalue().splitlines()[0].split() if ":" in token))
+        lines.append(
+            dict(
+                token.split(":", 1)
+                for token in printed.getvalue().splitlines()[0].split()
+                if ":" in token
+            )
+        )
     assert lines[0]["nats"] == lines[1]["nats"]
 
 
@@ -87,13 +108,31 @@ def test_every_fixture_is_used():
     assert {name for kind in ("honest", "invalid", "evasive") for name in catalogue(kind)} <= used
 
 
-@pytest.mark.parametrize("name", [name for kind in ("honest", "invalid", "evasive") for name in catalogue(kind)])
+@pytest.mark.parametrize(
+    "name", [name for kind in ("honest", "invalid", "evasive") for name in catalogue(kind)]
+)
 def test_fixture_is_one_file(name: str):
     """What is run imports nothing of this repository, and keeps every line of its own code."""
     tree = ast.parse(join(name))
-    imported = {alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert imported <= sys.stdlib_module_names | {"numpy", "sentencepiece", "networkx", "flash_attn_interface"}
-    own = {node.name for node in ast.parse((SUBMISSIONS / f"{name}.py").read_text()).body if isinstance(node, ast.FunctionDef)}
+    imported = {
+        alias.name.split(".")[0]
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
+    imported |= {
+        node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
+    }
+    assert imported <= sys.stdlib_module_names | {
+        "numpy",
+        "sentencepiece",
+        "networkx",
+        "flash_attn_interface",
+    }
+    own = {
+        node.name
+        for node in ast.parse((SUBMISSIONS / f"{name}.py").read_text()).body
+        if isinstance(node, ast.FunctionDef)
+    }
     last = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     assert own <= set(last)

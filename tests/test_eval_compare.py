@@ -91,7 +91,16 @@ def test_prints_every_number(tmp_path, capsys):
     assert main(["compare", a, b]) == 0
     shown = capsys.readouterr().out
     assert f"B is better by {0.1 * LN2:+.6f} nats/byte" in shown
-    for word in ("n 3", "mean", "sd", "df 4.00", "p 0.000", "minimum detectable effect", "0.005 nats/token = 0.002500 nats/byte", "p < 0.01: met"):
+    for word in (
+        "n 3",
+        "mean",
+        "sd",
+        "df 4.00",
+        "p 0.000",
+        "minimum detectable effect",
+        "0.005 nats/token = 0.002500 nats/byte",
+        "p < 0.01: met",
+    ):
         assert word in shown
     assert main(["compare", b, a]) == 0
     assert "below the bar" in capsys.readouterr().out
@@ -101,7 +110,16 @@ def test_bar_counts_nats_per_token(tmp_path, capsys):
     """0.0030 nats/byte at half a token per byte are 0.0060 nats/token: above the bar of 0.005, which 0.0024 (0.0048) is not."""
     a = record(tmp_path, "a", [1.0, 1.00001, 1.00002])
     for name, gain, verdict in (("b", 0.0030, "met"), ("c", 0.0024, "below the bar")):
-        assert main(["compare", a, record(tmp_path, name, [v - gain / LN2 for v in (1.0, 1.00001, 1.00002)])]) == 0
+        assert (
+            main(
+                [
+                    "compare",
+                    a,
+                    record(tmp_path, name, [v - gain / LN2 for v in (1.0, 1.00001, 1.00002)]),
+                ]
+            )
+            == 0
+        )
         assert capsys.readouterr().out.rstrip().endswith(verdict)
 
 
@@ -111,34 +129,66 @@ def test_an_improvement_just_above_the_bar_needs_more_seeds(tmp_path, capsys):
     a, b = record(tmp_path, "a", values), record(tmp_path, "b", [v - 0.0026 / LN2 for v in values])
     assert main(["compare", a, b]) == 0
     shown = capsys.readouterr().out
-    assert "p 0.0015" in shown and "improvement above the bar: p 0.4" in shown and shown.rstrip().endswith("p >= 0.01: not met")
+    assert (
+        "p 0.0015" in shown
+        and "improvement above the bar: p 0.4" in shown
+        and shown.rstrip().endswith("p >= 0.01: not met")
+    )
 
 
 def public(folder, name, bits, tokens):
     """A public record: scores in the logs, other ones in submission.json, no word about the corpus."""
     path = folder / name
     path.mkdir()
-    stated = {"name": name, "val_bpb": 0.5, "seed_results": {str(seed): {"val_bpb": 0.5} for seed in range(len(bits))}}
+    stated = {
+        "name": name,
+        "val_bpb": 0.5,
+        "seed_results": {str(seed): {"val_bpb": 0.5} for seed in range(len(bits))},
+    }
     (path / "submission.json").write_text(json.dumps(stated))
     for seed, value in enumerate(bits):
-        (path / f"{seed}.log").write_text(f"val_tokens:{tokens}\nseed:{seed}\nfinal_exact val_loss:2.0 val_bpb:{value:.8f}\n")
+        (path / f"{seed}.log").write_text(
+            f"val_tokens:{tokens}\nseed:{seed}\nfinal_exact val_loss:2.0 val_bpb:{value:.8f}\n"
+        )
     return str(path)
 
 
 def test_public_records_are_compared_by_their_logs(tmp_path, capsys):
-    a, b = public(tmp_path, "a", [1.1, 1.11, 1.12], 62_021_632), public(tmp_path, "b", [1.0, 1.01, 1.02], 40_540_160)
+    a, b = (
+        public(tmp_path, "a", [1.1, 1.11, 1.12], 62_021_632),
+        public(tmp_path, "b", [1.0, 1.01, 1.02], 40_540_160),
+    )
     assert main(["compare", a, b]) == 0
     shown = capsys.readouterr().out
     assert "(val_bpb 1.110000)" in shown and "(val_bpb 1.010000)" in shown
-    assert f"contest bar: 0.005 nats/token = {0.005 * 40_540_160 / 151.076e6:.6f} nats/byte" in shown
-    for name, tokens, complaint in (("c", 63_779_840, "different texts"), ("d", 1_000_000, "how large the validation text is")):
+    assert (
+        f"contest bar: 0.005 nats/token = {0.005 * 40_540_160 / 151.076e6:.6f} nats/byte" in shown
+    )
+    for name, tokens, complaint in (
+        ("c", 63_779_840, "different texts"),
+        ("d", 1_000_000, "how large the validation text is"),
+    ):
         assert main(["compare", a, public(tmp_path, name, [1.0, 1.01], tokens)]) == 2
         assert complaint in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("change", "complaint"), [({"version": OTHER}, "different corpora"), ({"rules": "2026-10"}, "rule sets"), ({"track": "track_non_record_16mb"}, "tracks")]
+    ("change", "complaint"),
+    [
+        ({"version": OTHER}, "different corpora"),
+        ({"rules": "2026-10"}, "rule sets"),
+        ({"track": "track_non_record_16mb"}, "tracks"),
+    ],
 )
 def test_refuses_what_is_not_on_one_scale(tmp_path, capsys, change, complaint):
-    assert main(["compare", record(tmp_path, "a", [1.0, 1.1, 1.2]), record(tmp_path, "b", [1.0, 1.1, 1.2], **change)]) == 2
+    assert (
+        main(
+            [
+                "compare",
+                record(tmp_path, "a", [1.0, 1.1, 1.2]),
+                record(tmp_path, "b", [1.0, 1.1, 1.2], **change),
+            ]
+        )
+        == 2
+    )
     assert complaint in capsys.readouterr().err

@@ -36,11 +36,22 @@ def test_docstrings_go_and_everything_else_stays(name):
     before, after = ast.parse(raw), ast.parse(stripped)
     assert stripped.count(b"\n") == raw.count(b"\n")
     for node in ast.walk(before):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
-            node.body[:1] = [ast.Pass()] if len(node.body) == 1 and not isinstance(node, ast.Module) else []
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
+            node.body[:1] = (
+                [ast.Pass()] if len(node.body) == 1 and not isinstance(node, ast.Module) else []
+            )
     assert ast.dump(before) == ast.dump(after)
-    lines = [(type(n).__name__, n.lineno) for n in ast.walk(after) if isinstance(n, ast.stmt) and not isinstance(n, ast.Pass)]
-    expected = {(type(n).__name__, n.lineno) for n in ast.walk(ast.parse(raw)) if isinstance(n, ast.stmt)}
+    lines = [
+        (type(n).__name__, n.lineno)
+        for n in ast.walk(after)
+        if isinstance(n, ast.stmt) and not isinstance(n, ast.Pass)
+    ]
+    expected = {
+        (type(n).__name__, n.lineno) for n in ast.walk(ast.parse(raw)) if isinstance(n, ast.stmt)
+    }
     assert set(lines) <= expected | {("Assign", line) for _, line in expected}
 
 
@@ -65,30 +76,65 @@ def test_a_copy_is_importable_and_holds_no_docstring(tmp_path):
     assert plain == [package / "data"]
     copy = tmp_path / "copy" / "pack"
     build_copy(package, copy, texts, plain)
-    held = sorted(str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file() and p.suffix != ".pyc")
+    held = sorted(
+        str(p.relative_to(copy)) for p in copy.rglob("*") if p.is_file() and p.suffix != ".pyc"
+    )
     assert held == ["__init__.py", "inner.py"]
     assert not any(b"SECRET" in p.read_bytes() for p in copy.rglob("*") if p.is_file())
     code = "import pack, inspect; print(pack.__doc__, pack.f.__doc__, pack.f(), 'return 41 + 1' in inspect.getsource(pack.f))"
     done = subprocess.run(
-        [sys.executable, "-I", "-c", f"import sys; sys.path.insert(0, {str(copy.parent)!r}); {code}"], capture_output=True, text=True, check=True
+        [
+            sys.executable,
+            "-I",
+            "-c",
+            f"import sys; sys.path.insert(0, {str(copy.parent)!r}); {code}",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout.split() == ["None", "None", "42", "True"]
 
 
 def manifest(packages: dict[str, str]) -> Manifest:
-    described = {"file": "t", "kind": "bytes", "sha256": "0" * 64, "vocab_size": 260, "lossless": True}
-    return Manifest(format=1, name="x", corpus="docs", version="0" * 64, tokenizer=described, splits={}, provenance={"recipe": {"packages": packages}})
+    described = {
+        "file": "t",
+        "kind": "bytes",
+        "sha256": "0" * 64,
+        "vocab_size": 260,
+        "lossless": True,
+    }
+    return Manifest(
+        format=1,
+        name="x",
+        corpus="docs",
+        version="0" * 64,
+        tokenizer=described,
+        splits={},
+        provenance={"recipe": {"packages": packages}},
+    )
 
 
 def works() -> str | None:
-    return next((m for m in ("bubblewrap", "unshare") if sys.platform == "linux" and sandbox.unavailable(m) is None), None)
+    return next(
+        (
+            m
+            for m in ("bubblewrap", "unshare")
+            if sys.platform == "linux" and sandbox.unavailable(m) is None
+        ),
+        None,
+    )
 
 
 @pytest.mark.skipif(works() is None, reason="neither bubblewrap nor namespaces work here")
-def test_what_is_not_in_the_list_cannot_be_imported_and_what_is_has_no_docstrings(tmp_path, monkeypatch):
+def test_what_is_not_in_the_list_cannot_be_imported_and_what_is_has_no_docstrings(
+    tmp_path, monkeypatch
+):
     """constriction stands for a package of the corpus that a record may import: small, so that its copy is made in no time."""
     monkeypatch.setattr(environment, "store", lambda: tmp_path)
-    emptied, binds = visible_environment(manifest({"tqdm": "0"}), docs_track=True, rules=load_rules())
+    emptied, binds = visible_environment(
+        manifest({"tqdm": "0"}), docs_track=True, rules=load_rules()
+    )
     code = (
         "import sys, os, numpy, tqdm\nprint(tqdm.tqdm.__doc__, len(numpy.linalg.svd.__doc__) > 100)\n"
         "for name in ('networkx', 'scipy', 'matplotlib', 'pip', 'setuptools'):\n    try:\n        __import__(name)\n        print('found', name)\n"
@@ -96,7 +142,14 @@ def test_what_is_not_in_the_list_cannot_be_imported_and_what_is_has_no_docstring
         f"print(sorted(p for p in os.listdir({str(Path(tqdm_folder()).parent)!r}) if p in ('scipy', 'networkx', 'numpy')))\n"
         f"open({str(Path(tqdm_folder()).parent / 'networkx' / '__init__.py')!r})"
     )
-    job = Job({"a.py": code.encode()}, {}, ["{code}/a.py"], limits=Limits(wall_seconds=60), binds=binds, emptied=emptied)
+    job = Job(
+        {"a.py": code.encode()},
+        {},
+        ["{code}/a.py"],
+        limits=Limits(wall_seconds=60),
+        binds=binds,
+        emptied=emptied,
+    )
     outcome = sandbox.run(job, works())
     assert outcome.stdout.splitlines() == ["None True", "['numpy']"], outcome.stderr
     seen = outcome.seen["outside"]
@@ -116,15 +169,32 @@ def test_the_librarys_distutils_is_hidden_on_the_docs_track(docs_track):
     emptied, binds = visible_environment(manifest({}), docs_track, load_rules())
     code = "import cmd, sysconfig\ntry:\n    from distutils.filelist import FileList\n    print('found')\nexcept ImportError:\n    print('hidden')\n"
     code += "open(sysconfig.get_paths()['stdlib'] + '/distutils/filelist.py')\n"
-    job = Job({"a.py": code.encode()}, {}, ["{code}/a.py"], limits=Limits(wall_seconds=60), binds=binds, emptied=emptied)
+    job = Job(
+        {"a.py": code.encode()},
+        {},
+        ["{code}/a.py"],
+        limits=Limits(wall_seconds=60),
+        binds=binds,
+        emptied=emptied,
+    )
     outcome = sandbox.run(job, works())
     assert outcome.stdout.split() == ["hidden" if docs_track else "found"], outcome.stderr
-    assert [path.rpartition("/")[2] for path in outcome.seen["outside"]] == (["filelist.py"] if docs_track else [])
+    assert [path.rpartition("/")[2] for path in outcome.seen["outside"]] == (
+        ["filelist.py"] if docs_track else []
+    )
 
 
 def test_other_tracks_may_compile():
     """Off the docs track, whose corpus they are part of, the packages that torch.compile imports are there."""
-    names = {name: {Path(p).name for p in visible_environment(manifest({}), docs_track=name == "docs", rules=load_rules())[1]} for name in ("docs", "other")}
+    names = {
+        name: {
+            Path(p).name
+            for p in visible_environment(
+                manifest({}), docs_track=name == "docs", rules=load_rules()
+            )[1]
+        }
+        for name in ("docs", "other")
+    }
     assert "numpy" in names["docs"] and "networkx" not in names["docs"]
     assert {"numpy", "networkx"} <= names["other"]
 
@@ -134,10 +204,24 @@ def test_other_tracks_may_compile():
 
 def test_every_rule_is_read_somewhere():
     """A rule that nothing reads would promise what the referee does not do."""
-    sources = "".join(path.read_text() for path in RULESETS.parent.glob("*.py") if path.name != "rules.py")
+    sources = "".join(
+        path.read_text() for path in RULESETS.parent.glob("*.py") if path.name != "rules.py"
+    )
     rules = load_rules()
-    sections = [rules.policy, rules.score, rules.tolerance, rules.limits, rules.packages, rules.profile["quick"]]
-    assert [name for section in sections for name in type(section).model_fields if f".{name}" not in sources] == []
+    sections = [
+        rules.policy,
+        rules.score,
+        rules.tolerance,
+        rules.limits,
+        rules.packages,
+        rules.profile["quick"],
+    ]
+    assert [
+        name
+        for section in sections
+        for name in type(section).model_fields
+        if f".{name}" not in sources
+    ] == []
 
 
 def test_current_rules_have_both_levels():
@@ -146,14 +230,21 @@ def test_current_rules_have_both_levels():
 
 @pytest.mark.parametrize(
     ("text", "complaint"),
-    [("name = 'x'", "not a rule set"), ("name = ", "not a rule set"), (None, "no such rule set"), ("other", "a rule set is named as its file")],
+    [
+        ("name = 'x'", "not a rule set"),
+        ("name = ", "not a rule set"),
+        (None, "no such rule set"),
+        ("other", "a rule set is named as its file"),
+    ],
 )
 def test_bad_rule_sets_are_user_errors(tmp_path, monkeypatch, text, complaint):
     import eval.rules
 
     monkeypatch.setattr(eval.rules, "RULESETS", tmp_path)
     if text is not None:
-        (tmp_path / "x.toml").write_text((RULESETS / f"{CURRENT}.toml").read_text() if text == "other" else text)
+        (tmp_path / "x.toml").write_text(
+            (RULESETS / f"{CURRENT}.toml").read_text() if text == "other" else text
+        )
     load_rules.cache_clear()
     with pytest.raises(UserError, match=complaint):
         load_rules("x")

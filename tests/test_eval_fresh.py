@@ -51,8 +51,14 @@ def test_standard_error_is_calibrated():
 
 def test_short_docstrings_are_of_neither_split():
     """The embedded corpus holds docstrings of 200 characters and more."""
-    texts = short_docstrings({"recipe": {"packages": {"packaging": "0", "tqdm": "0", "no-such-package": "0"}}}, np.random.default_rng(1), 10)
-    assert texts and all(100 <= len(text) <= 199 for text in texts) and len(set(texts)) == len(texts)
+    texts = short_docstrings(
+        {"recipe": {"packages": {"packaging": "0", "tqdm": "0", "no-such-package": "0"}}},
+        np.random.default_rng(1),
+        10,
+    )
+    assert (
+        texts and all(100 <= len(text) <= 199 for text in texts) and len(set(texts)) == len(texts)
+    )
     assert short_docstrings({}, np.random.default_rng(1), 10) == []
 
 
@@ -101,7 +107,9 @@ def judged(texts: Texts, seed: int, paid: slice) -> Collector:
     official[paid] = 0
     scored = [Scored(nll=losses(stream.tokens)) for stream in slices.streams()]
     into = Collector("fresh")
-    slices.judge(official, scored, (slices.control(), losses(slices.control())), baseline, load_rules(), into)
+    slices.judge(
+        official, scored, (slices.control(), losses(slices.control())), baseline, load_rules(), into
+    )
     return into
 
 
@@ -124,8 +132,12 @@ def test_parts_are_the_rest_of_the_split(texts):
 
 
 def test_every_document_can_be_drawn_and_the_draw_repeats(texts):
-    drawn = [FreshSlices(texts, None, 1000, np.random.default_rng(seed)).drawn for seed in range(1600)]
+    drawn = [
+        FreshSlices(texts, None, 1000, np.random.default_rng(seed)).drawn for seed in range(1600)
+    ]
     starts = {tuple(tokens[:30]) for tokens in drawn}
-    assert len(starts) == 160 and all(len(tokens) == len(drawn[0]) and tokens[0] == BOS for tokens in drawn)
+    assert len(starts) == 160 and all(
+        len(tokens) == len(drawn[0]) and tokens[0] == BOS for tokens in drawn
+    )
     assert np.array_equal(drawn[7], FreshSlices(texts, None, 1000, np.random.default_rng(7)).drawn)
     assert FreshSlices(texts, None, 100_000, np.random.default_rng(1)).drawn is None

@@ -30,7 +30,15 @@ class Slow:
 
     def __init__(self, stream, order):
         split = np.split(stream, np.flatnonzero(stream == BOS)[1:])
-        grams = {n: Counter(tuple(d[i : i + n]) for d in split for i in range(len(d) - n + 1) if d[i + n - 1] != BOS) for n in range(1, order + 1)}
+        grams = {
+            n: Counter(
+                tuple(d[i : i + n])
+                for d in split
+                for i in range(len(d) - n + 1)
+                if d[i + n - 1] != BOS
+            )
+            for n in range(1, order + 1)
+        }
         self.order, self.counts = order, {}
         for n in range(1, order + 1):
             self.counts[n] = dict(grams[n])
@@ -69,7 +77,9 @@ def test_equals_the_definition(order):
             assert np.isnan(found[i])
         else:
             begin = max(np.flatnonzero(stream[: i + 1] == BOS))
-            assert 2 ** found[i] == pytest.approx(slow.p(stream[begin : i + 1].tolist(), int(stream[i + 1])), rel=1e-12)
+            assert 2 ** found[i] == pytest.approx(
+                slow.p(stream[begin : i + 1].tolist(), int(stream[i + 1])), rel=1e-12
+            )
 
 
 def test_every_row_sums_to_one():
@@ -84,7 +94,9 @@ def test_samples_follow_the_stated_probabilities():
     """Chi-square of 200,000 draws after one context, all expected counts above 5."""
     model, n = KneserNey(text(5), V), 200_000
     prefix = np.array([BOS, 3, 4])
-    drawn = np.array([s[0] for s in model.sample(np.random.default_rng(6), [prefix] * n, np.ones(n, int))])
+    drawn = np.array(
+        [s[0] for s in model.sample(np.random.default_rng(6), [prefix] * n, np.ones(n, int))]
+    )
     contexts = [c[[-1]].repeat(V) for c in context_keys(prefix, model.order - 1, model.bits)]
     p = model.probabilities(contexts, np.arange(V))
     counts = np.bincount(drawn, minlength=V)
@@ -92,7 +104,13 @@ def test_samples_follow_the_stated_probabilities():
     assert counts[p == 0].sum() == 0
     observed = np.append(counts[likely], counts[~likely].sum())
     expected = np.append(p[likely], p[~likely].sum()) * n
-    assert stats.chisquare(observed[expected > 5], expected[expected > 5] * observed[expected > 5].sum() / expected[expected > 5].sum()).pvalue > 1e-4
+    assert (
+        stats.chisquare(
+            observed[expected > 5],
+            expected[expected > 5] * observed[expected > 5].sum() / expected[expected > 5].sum(),
+        ).pvalue
+        > 1e-4
+    )
 
 
 def test_sampled_text_has_the_length_and_the_entropy_that_the_model_says():
@@ -103,7 +121,9 @@ def test_sampled_text_has_the_length_and_the_entropy_that_the_model_says():
     assert [len(p) for p in parts] == lengths.tolist()
     stream = np.concatenate([np.concatenate([[BOS], p]) for p in parts])
     contexts = context_keys(stream[:-1], model.order - 1, model.bits)
-    rows = np.stack([model.probabilities(contexts, np.full(len(stream) - 1, v)) for v in range(V)], 1)
+    rows = np.stack(
+        [model.probabilities(contexts, np.full(len(stream) - 1, v)) for v in range(V)], 1
+    )
     inside = stream[1:] != BOS
     with np.errstate(divide="ignore", invalid="ignore"):
         bits = -np.log2(rows)
@@ -116,13 +136,21 @@ def test_features_hold_every_order():
     model, stream = KneserNey(text(9), V), text(10)
     rows, inside = model.features(stream), stream[1:] != BOS
     assert rows.shape == (len(stream) - 1, 2 * model.order)
-    np.testing.assert_allclose(rows[inside, model.order - 1], -model.log2(stream)[inside], rtol=1e-12)
+    np.testing.assert_allclose(
+        rows[inside, model.order - 1], -model.log2(stream)[inside], rtol=1e-12
+    )
 
 
 def test_keys_stay_inside_documents():
     stream = np.array([BOS, 5, 6, BOS, 7])
     assert gram_keys(stream, 3, 4).tolist() == [(BOS << 8) + (5 << 4) + 6]
-    assert context_keys(stream, 2, 4)[1].tolist() == [-1, (BOS << 4) + 5, (5 << 4) + 6, -1, (BOS << 4) + 7]
+    assert context_keys(stream, 2, 4)[1].tolist() == [
+        -1,
+        (BOS << 4) + 5,
+        (5 << 4) + 6,
+        -1,
+        (BOS << 4) + 7,
+    ]
 
 
 def test_no_text_gives_a_uniform_model():

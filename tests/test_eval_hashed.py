@@ -15,7 +15,11 @@ import build
 from build import Workshop
 
 ROOT = Path(__file__).parents[1]
-NO_SANDBOX = sandbox.unavailable("bubblewrap") is not None and sandbox.unavailable("unshare") is not None if sys.platform == "linux" else True
+NO_SANDBOX = (
+    sandbox.unavailable("bubblewrap") is not None and sandbox.unavailable("unshare") is not None
+    if sys.platform == "linux"
+    else True
+)
 
 WRAPPER = '''
 
@@ -50,19 +54,36 @@ def score_stream(model, x, probes):
 '''
 
 
-@pytest.mark.skipif(NO_SANDBOX, reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without")
+@pytest.mark.skipif(
+    NO_SANDBOX,
+    reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
+)
 def test_the_published_estimator_is_no_probability(tmp_path, monkeypatch):
     estimator = ROOT / "bench" / "hashed_ngram.py"
     if not estimator.exists():
         pytest.skip(f"{estimator} is not here")
     (tmp_path / "submissions" / "invalid").mkdir(parents=True)
     shutil.copyfile(build.SUBMISSIONS / "base.py", tmp_path / "submissions" / "base.py")
-    (tmp_path / "submissions" / "invalid" / "published.py").write_text(estimator.read_text() + WRAPPER)
+    (tmp_path / "submissions" / "invalid" / "published.py").write_text(
+        estimator.read_text() + WRAPPER
+    )
     monkeypatch.setattr(build, "SUBMISSIONS", tmp_path / "submissions")
     shop = Workshop(tmp_path)
     folder = shop.record("invalid/published")
-    profile = load_rules().profile["quick"].model_copy(update={"pairs": 24, "tiny_pairs": 24, "dense_tokens": 256})
-    report = audit_record(folder, Options(dataset=shop.corpus.dataset, only=("normalisation", "canary", "future"), random_seed=1, profile=profile))
+    profile = (
+        load_rules()
+        .profile["quick"]
+        .model_copy(update={"pairs": 24, "tiny_pairs": 24, "dense_tokens": 256})
+    )
+    report = audit_record(
+        folder,
+        Options(
+            dataset=shop.corpus.dataset,
+            only=("normalisation", "canary", "future"),
+            random_seed=1,
+            profile=profile,
+        ),
+    )
     assert report["normalisation"].verdict == report["canary"].verdict == "INVALID", report
     assert report["normalisation"].figures["largest_sum"] > 2
     assert any("sum 1 ±" in finding.expected for finding in report["normalisation"].findings)

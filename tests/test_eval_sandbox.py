@@ -20,17 +20,39 @@ WALL = 3.0
 
 def mechanisms(*names: str) -> list:
     """One parameter for each mechanism; those that do not work here skip with the sandbox's own reason."""
-    reasons = {name: sandbox.unavailable(name) if sys.platform == "linux" else "not Linux" for name in names}
-    return [pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}")) for name, reason in reasons.items()]
+    reasons = {
+        name: sandbox.unavailable(name) if sys.platform == "linux" else "not Linux"
+        for name in names
+    }
+    return [
+        pytest.param(name, marks=pytest.mark.skipif(reason is not None, reason=f"{name}: {reason}"))
+        for name, reason in reasons.items()
+    ]
 
 
 ISOLATED = mechanisms("bubblewrap", "unshare")
-ANY = [*ISOLATED, pytest.param("none", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs Linux"))]
+ANY = [
+    *ISOLATED,
+    pytest.param("none", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")),
+]
 
 
 def run(code: str, mechanism: str, collect: tuple[str, ...] = (), **limits) -> Outcome:
-    settings = {"wall_seconds": WALL, "memory_bytes": GIB // 2, "printed_bytes": 1 << 20, "file_bytes": 1 << 24, "output_bytes": 1 << 25, "processes": 64}
-    job = Job({"a.py": code.encode()}, {"given.txt": b"hello"}, ["{code}/a.py", "{in}", "{out}"], collect, Limits(**(settings | limits)))
+    settings = {
+        "wall_seconds": WALL,
+        "memory_bytes": GIB // 2,
+        "printed_bytes": 1 << 20,
+        "file_bytes": 1 << 24,
+        "output_bytes": 1 << 25,
+        "processes": 64,
+    }
+    job = Job(
+        {"a.py": code.encode()},
+        {"given.txt": b"hello"},
+        ["{code}/a.py", "{in}", "{out}"],
+        collect,
+        Limits(**(settings | limits)),
+    )
     return sandbox.run(job, mechanism)
 
 
@@ -40,7 +62,11 @@ def nothing_left():
     marker = f"left-{os.getpid()}-{time.monotonic_ns()}"
     yield marker
     time.sleep(0.05)
-    alive = [path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if marker.encode() in _read(path)]
+    alive = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if marker.encode() in _read(path)
+    ]
     assert not alive, f"processes {alive} outlived the sandbox"
 
 
@@ -62,8 +88,15 @@ def test_an_environment_below_tmp_is_seen(mechanism):
             "job = sandbox.Job({'a.py': b'import os, sys; print(sys.prefix, sorted(os.listdir(\"/tmp\")))'}, {}, ['{code}/a.py']); "
             f"print(sandbox.run(job, {mechanism!r}).stdout)"
         )
-        done = subprocess.run([f"{folder}/bin/python", "-c", program], cwd=Path(sandbox.__file__).parents[1], capture_output=True, text=True)
-    assert done.stdout.split()[:2] == [folder, f"['{Path(folder).name}']"], done.stdout + done.stderr
+        done = subprocess.run(
+            [f"{folder}/bin/python", "-c", program],
+            cwd=Path(sandbox.__file__).parents[1],
+            capture_output=True,
+            text=True,
+        )
+    assert done.stdout.split()[:2] == [folder, f"['{Path(folder).name}']"], (
+        done.stdout + done.stderr
+    )
 
 
 @pytest.mark.parametrize("mechanism", ANY)
@@ -90,19 +123,35 @@ def test_what_a_run_can_see(mechanism, tmp_path, monkeypatch):
     assert "SECRET" not in environment and "HOME" in environment
     assert not {"home", "boot", "srv", "mnt", "opt"} & set(eval(root))
     assert outside == "False False"
-    assert "CapEff:\\t0000000000000000" in privileges and "CapBnd:\\t0000000000000000" in privileges and "NoNewPrivs:\\t1" in privileges
+    assert (
+        "CapEff:\\t0000000000000000" in privileges
+        and "CapBnd:\\t0000000000000000" in privileges
+        and "NoNewPrivs:\\t1" in privileges
+    )
     assert network == "['lo']"
     assert int(processes) == 2
 
 
 ESCAPES = {
-    "socket": ("import socket\ns = socket.socket()\ns.settimeout(2)\ns.connect(('192.0.2.1', 80))", "network", "192.0.2.1"),
-    "name lookup": ("import socket\nsocket.getaddrinfo('example.com', 80)", "network", "example.com"),
+    "socket": (
+        "import socket\ns = socket.socket()\ns.settimeout(2)\ns.connect(('192.0.2.1', 80))",
+        "network",
+        "192.0.2.1",
+    ),
+    "name lookup": (
+        "import socket\nsocket.getaddrinfo('example.com', 80)",
+        "network",
+        "example.com",
+    ),
     "read outside": ("print(open('{secret}').read())", "outside", "{secret}"),
     "list outside": ("import os\nprint(os.listdir('{folder}'))", "outside", "{folder}"),
     "write outside": ("open('{folder}/new', 'w').write('x')", "write", "{folder}/new"),
     "write its code": ("open(__file__, 'a').write('x')", "write", "/code/a.py"),
-    "write its input": ("import sys\nopen(sys.argv[1] + '/given.txt', 'w')", "write", "/in/given.txt"),
+    "write its input": (
+        "import sys\nopen(sys.argv[1] + '/given.txt', 'w')",
+        "write",
+        "/in/given.txt",
+    ),
 }
 
 
@@ -132,7 +181,8 @@ def test_training_shards_do_not_exist(mechanism):
     """Neither the repository nor its data can be found, whatever path is tried."""
     shards = Path(__file__).parents[1] / "data" / "datasets"
     outcome = run(
-        f"import os, sys\nprint(os.path.exists({str(shards)!r}), os.path.exists({str(Path(__file__))!r}))\nopen({str(shards / 'x.bin')!r}, 'rb')", mechanism
+        f"import os, sys\nprint(os.path.exists({str(shards)!r}), os.path.exists({str(Path(__file__))!r}))\nopen({str(shards / 'x.bin')!r}, 'rb')",
+        mechanism,
     )
     assert outcome.stdout == "False False\n"
     assert outcome.seen["outside"] == [str(shards / "x.bin")]
@@ -154,7 +204,9 @@ def test_number_of_processes_is_bounded(mechanism):
     code += "        n += 1\nexcept OSError:\n    print(n)"
     outcome = run(code, mechanism)
     assert 30 <= int(outcome.stdout) < 64
-    assert sum("left a process behind" in problem for problem in outcome.problems) == 20  # as many as are listed
+    assert (
+        sum("left a process behind" in problem for problem in outcome.problems) == 20
+    )  # as many as are listed
 
 
 @pytest.mark.parametrize("mechanism", ANY)
@@ -181,7 +233,10 @@ def test_sleeping_past_the_limit_is_ended(mechanism, nothing_left):
 
 @pytest.mark.parametrize("mechanism", ANY)
 def test_a_gigabyte_of_prints_ends_the_run(mechanism, nothing_left):
-    outcome = run(f"import sys  # {nothing_left}\nfor _ in range(1 << 14):\n    sys.stdout.write('x' * 65536)", mechanism)
+    outcome = run(
+        f"import sys  # {nothing_left}\nfor _ in range(1 << 14):\n    sys.stdout.write('x' * 65536)",
+        mechanism,
+    )
     assert outcome.killed == "printed more than 1,048,576 bytes"
     assert len(outcome.stdout) <= sandbox.TAIL_BYTES
 
@@ -207,8 +262,14 @@ def test_many_outputs_are_fine_where_they_are_expected(mechanism):
 @pytest.mark.parametrize("mechanism", ANY)
 def test_output_that_is_no_file_is_not_followed(mechanism, kind):
     """A link to a file of the host must not be read by the referee, a pipe must not block it."""
-    make = {"symbolic link": "os.symlink('/etc/passwd', p)", "named pipe": "os.mkfifo(p)", "folder": "os.mkdir(p)"}[kind]
-    outcome = run(f"import os, sys\np = sys.argv[2] + '/x.npy'\n{make}", mechanism, collect=("x.npy",))
+    make = {
+        "symbolic link": "os.symlink('/etc/passwd', p)",
+        "named pipe": "os.mkfifo(p)",
+        "folder": "os.mkdir(p)",
+    }[kind]
+    outcome = run(
+        f"import os, sys\np = sys.argv[2] + '/x.npy'\n{make}", mechanism, collect=("x.npy",)
+    )
     assert outcome.ok and outcome.files == {}
     if kind != "folder":
         assert any("x.npy" in problem for problem in outcome.problems)
@@ -219,7 +280,9 @@ def test_a_daemon_is_ended_and_named(mechanism, nothing_left):
     code = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(1000) # {nothing_left}'], start_new_session=True)"
     outcome = run(code, mechanism)
     assert outcome.returncode == 0
-    assert any("left a process behind" in problem and "sleep" in problem for problem in outcome.problems)
+    assert any(
+        "left a process behind" in problem and "sleep" in problem for problem in outcome.problems
+    )
     assert any("Popen" in event for event in outcome.seen["program"])
 
 
@@ -237,20 +300,32 @@ HARMLESS = {
 def test_ordinary_python_is_no_attempt(mechanism, what):
     outcome = run(HARMLESS[what], mechanism, wall_seconds=20)
     assert outcome.ok, outcome.why()
-    assert outcome.problems == [] and not any(outcome.seen[kind] for kind in sandbox.EVENT_KINDS if kind != "program"), outcome
+    assert outcome.problems == [] and not any(
+        outcome.seen[kind] for kind in sandbox.EVENT_KINDS if kind != "program"
+    ), outcome
 
 
 @pytest.mark.parametrize("mechanism", ISOLATED)
 def test_a_missing_file_of_the_home_folder_is_told_apart(mechanism):
     """A cache that is looked for and not there, as libraries do: told, but as no path outside."""
-    outcome = run("import os\ntry:\n    open(os.path.expanduser('~/.cache/x/tok.json'))\nexcept OSError:\n    pass", mechanism)
-    assert outcome.ok and outcome.seen["absent"] == ["/tmp/.cache/x/tok.json"] and not outcome.seen["outside"]
+    outcome = run(
+        "import os\ntry:\n    open(os.path.expanduser('~/.cache/x/tok.json'))\nexcept OSError:\n    pass",
+        mechanism,
+    )
+    assert (
+        outcome.ok
+        and outcome.seen["absent"] == ["/tmp/.cache/x/tok.json"]
+        and not outcome.seen["outside"]
+    )
 
 
 def test_memory_that_others_hold_is_no_fault_of_the_run():
     printed = SimpleNamespace(text=lambda name: "", total=0)
     header = {"returncode": -9, "killed": sandbox.HOST_MEMORY, "peak_memory": GIB}
-    with pytest.raises(sandbox.SandboxError, match=r"found this machine out of it when the run held 1\.0 GiB; free some and repeat"):
+    with pytest.raises(
+        sandbox.SandboxError,
+        match=r"found this machine out of it when the run held 1\.0 GiB; free some and repeat",
+    ):
         sandbox._outcome(header, {}, 1.0, printed, SimpleNamespace(reason=None), "unshare")
 
 
@@ -264,7 +339,9 @@ def test_killing_the_supervisor_changes_nothing(mechanism):
 @pytest.mark.parametrize("mechanism", ISOLATED)
 def test_flooding_the_witness_neither_blocks_nor_fills_memory(mechanism):
     outcome = run(
-        "f = open('/channel/events', 'w')\nfor k in range(200_000):\n    f.write('outside ' + 'x' * 100 + str(k) + '\\n')", mechanism, wall_seconds=30
+        "f = open('/channel/events', 'w')\nfor k in range(200_000):\n    f.write('outside ' + 'x' * 100 + str(k) + '\\n')",
+        mechanism,
+        wall_seconds=30,
     )
     assert outcome.ok
     assert len(outcome.seen["outside"]) <= 20_000
@@ -289,16 +366,26 @@ def test_bubblewrap_comes_first(monkeypatch):
     monkeypatch.setattr(sandbox, "unavailable", lambda name: None)
     monkeypatch.setattr(sys, "platform", "linux")
     assert sandbox.choose() == "bubblewrap"
-    monkeypatch.setattr(sandbox, "unavailable", lambda name: "absent" if name == "bubblewrap" else None)
+    monkeypatch.setattr(
+        sandbox, "unavailable", lambda name: "absent" if name == "bubblewrap" else None
+    )
     assert sandbox.choose() == "unshare"
 
 
-@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="needs root, to become an ordinary user")
+@pytest.mark.skipif(
+    sys.platform != "linux" or os.geteuid() != 0, reason="needs root, to become an ordinary user"
+)
 @pytest.mark.parametrize("mechanism", ISOLATED)
 def test_works_for_an_ordinary_user(mechanism):
     """As an ordinary user the root is built in a user namespace. The system's Python is used: root's own may lie where others cannot read."""
     python, root = "/usr/bin/python3", Path(__file__).parents[1]
-    supported = Path(python).exists() and subprocess.run([python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False).returncode == 0
+    supported = (
+        Path(python).exists()
+        and subprocess.run(
+            [python, "-c", "import sys; sys.exit(sys.version_info < (3, 11))"], check=False
+        ).returncode
+        == 0
+    )
     if not supported:
         pytest.skip(f"{python} is missing or older than 3.11")
     code = (
@@ -308,7 +395,14 @@ def test_works_for_an_ordinary_user(mechanism):
         f"outcome = sandbox.run(job, {mechanism!r}) if not reason else None\n"
         "print(outcome.stdout.strip(), outcome.seen['write']) if outcome else None"
     )
-    done = subprocess.run([python, "-B", "-c", code], capture_output=True, text=True, check=False, env={"PATH": os.environ["PATH"]}, cwd="/")
+    done = subprocess.run(
+        [python, "-B", "-c", code],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PATH": os.environ["PATH"]},
+        cwd="/",
+    )
     if "Permission denied" in done.stderr or done.stdout.startswith("SKIP"):
         pytest.skip(f"an ordinary user cannot here: {(done.stdout + done.stderr).strip()[-200:]}")
     assert done.stdout.strip() == "1234 False ['/etc/x']", done.stderr

@@ -11,20 +11,53 @@ from records_support import FakeRun
 
 def run(*argv: object) -> subprocess.CompletedProcess:
     command = [sys.executable, "-m", *map(str, argv)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=200, env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"}, check=False)
+    return subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+        env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
 
 
 def held(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file() and p.name != "filler"}
+    return {
+        str(p.relative_to(folder)): p.read_bytes()
+        for p in sorted(folder.rglob("*"))
+        if p.is_file() and p.name != "filler"
+    }
 
 
 def is_refused(done: subprocess.CompletedProcess) -> None:
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]  # behind progress bars
-    assert done.returncode == 2 and len(errors) == 1 and "No space left on device" in errors[0] and "Traceback" not in done.stderr, done.stderr[-3000:]
+    errors = [
+        line for line in done.stderr.splitlines() if line.startswith("error: ")
+    ]  # behind progress bars
+    assert (
+        done.returncode == 2
+        and len(errors) == 1
+        and "No space left on device" in errors[0]
+        and "Traceback" not in done.stderr
+    ), done.stderr[-3000:]
 
 
 def test_packing(tiny_disk, tmp_path):
-    options = ["--name", "X", "--slug", "x", "--date", "2026-11-24", "--author", "a", "--github-id", "a", "--records-dir", tiny_disk / "records", "--replace"]
+    options = [
+        "--name",
+        "X",
+        "--slug",
+        "x",
+        "--date",
+        "2026-11-24",
+        "--author",
+        "a",
+        "--github-id",
+        "a",
+        "--records-dir",
+        tiny_disk / "records",
+        "--replace",
+    ]
     assert run("eval", "pack", FakeRun().write(tmp_path / "a"), *options).returncode == 0
     before = held(tiny_disk)
     assert len(before) == 7
@@ -38,7 +71,16 @@ def test_packing(tiny_disk, tmp_path):
 def test_building_a_data_set(tiny_disk, tmp_path):
     text = tmp_path / "text.txt"
     text.write_bytes(b"\n\n".join(english_documents()[:150]))
-    options = ["--data-root", tiny_disk, "--vocab-size", 400, "--workers", 1, "--min-characters", 200]
+    options = [
+        "--data-root",
+        tiny_disk,
+        "--vocab-size",
+        400,
+        "--workers",
+        1,
+        "--min-characters",
+        200,
+    ]
     done = run("data", "text", text, *options)
     assert done.returncode == 0, done.stderr[-2000:]
     before = held(tiny_disk)

@@ -11,7 +11,13 @@ from test_train_ngram import markov_stream
 
 import train_gpt as tg
 
-pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device; the CPU tests cover the same code")]
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(
+        not torch.cuda.is_available(),
+        reason="needs a CUDA device; the CPU tests cover the same code",
+    ),
+]
 BASE = dataclasses.replace(tg.Config(), **(TINY | {"model_dim": 256, "mlp_hidden": 512, "bf16": 1}))
 
 
@@ -24,7 +30,9 @@ def test_bfloat16_scores_are_close_to_float32_and_independent_of_batch_size():
     cpu = tg.score_streams(awake(BASE, dtype=torch.float32), [stream], BASE, tg.Runtime())[0].nll
     for batch_tokens in (32, 4096):
         model = awake(BASE, dtype=torch.float32).cuda()
-        gpu = tg.score_streams(model, [stream], dataclasses.replace(BASE, eval_batch_tokens=batch_tokens), on_gpu())[0].nll.cpu()
+        gpu = tg.score_streams(
+            model, [stream], dataclasses.replace(BASE, eval_batch_tokens=batch_tokens), on_gpu()
+        )[0].nll.cpu()
         assert (gpu - cpu).abs().mean() < 0.05 and abs((gpu - cpu).mean()) < 0.01
 
 
@@ -32,7 +40,9 @@ def test_a_cut_moves_earlier_scores_by_rounding_alone():
     """The number of scored rows differs, and with it the kernels that a library picks for their products."""
     stream = np.random.default_rng(0).integers(1, 260, 500).astype(np.uint16)
     model = awake(BASE, dtype=torch.float32).cuda()
-    whole, cut = (tg.score_streams(model, [x], BASE, on_gpu())[0].nll.cpu() for x in (stream, stream[:311]))
+    whole, cut = (
+        tg.score_streams(model, [x], BASE, on_gpu())[0].nll.cpu() for x in (stream, stream[:311])
+    )
     assert (cut - whole[:310]).abs().max() < 0.1 and (cut - whole[:310]).abs().mean() < 0.01
 
 
@@ -40,7 +50,9 @@ def test_mixer_gives_the_cpu_numbers_on_the_gpu():
     stream, scores = markov_stream(20_000)
     cfg = dataclasses.replace(BASE, vocab_size=50, ngram_order=9)
     moved = tg.StreamScores(scores.nll.cuda(), scores.entropy.cuda(), scores.confidence.cuda(), {})
-    difference = tg.final_scores(moved, stream, cfg)[0].cpu() - tg.final_scores(scores, stream, cfg)[0]
+    difference = (
+        tg.final_scores(moved, stream, cfg)[0].cpu() - tg.final_scores(scores, stream, cfg)[0]
+    )
     assert difference.abs().max() < 1e-9
 
 

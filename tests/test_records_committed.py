@@ -10,7 +10,11 @@ from eval import board, check, pack, schema
 from eval.check import Verdict, check_folder
 
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = [path.parent for path in sorted((ROOT / "records").glob(f"track_*/*/{schema.SUBMISSION_FILE}")) if not path.parent.name.startswith(".")]
+FOLDERS = [
+    path.parent
+    for path in sorted((ROOT / "records").glob(f"track_*/*/{schema.SUBMISSION_FILE}"))
+    if not path.parent.name.startswith(".")
+]
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
@@ -19,12 +23,20 @@ def test_record_is_in_order(folder):
     audit = pack.read_audit(folder)
     # A record that the audit rejects is kept as an example of one; its papers are in order all the same.
     allowed = {"audit"} if audit is not None and audit.verdict == "INVALID" else set()
-    assert {c.name for c in report.checks if c.verdict is Verdict.FAIL} <= allowed, check.format_report(report)
+    assert {c.name for c in report.checks if c.verdict is Verdict.FAIL} <= allowed, (
+        check.format_report(report)
+    )
 
 
 def committed(folder: Path) -> bool:
     """Whether git knows the record; outside a clone every record counts as committed."""
-    listed = subprocess.run(["git", "ls-files", "--", str(folder / schema.SUBMISSION_FILE)], cwd=ROOT, capture_output=True, text=True, check=False)
+    listed = subprocess.run(
+        ["git", "ls-files", "--", str(folder / schema.SUBMISSION_FILE)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     return listed.returncode != 0 or bool(listed.stdout)
 
 

@@ -10,9 +10,19 @@ from hypothesis import strategies as st
 from records_support import TRICKY_SOURCE, FakeRun, upstream_records
 
 from eval.errors import UserError
-from eval.logs import Log, data_of, environment_of, override_settings, parse_log, seconds, seed_result
+from eval.logs import (
+    Log,
+    data_of,
+    environment_of,
+    override_settings,
+    parse_log,
+    seconds,
+    seed_result,
+)
 
-RUN = FakeRun(seed=42, overrides=("ngram_order=5", 'note="result val_loss:0.5 step:1/2 train_loss:9"'))
+RUN = FakeRun(
+    seed=42, overrides=("ngram_order=5", 'note="result val_loss:0.5 step:1/2 train_loss:9"')
+)
 HEAD, BODY = RUN.head(), RUN.body()
 
 
@@ -27,7 +37,9 @@ def content_of(log: Log) -> dict:
     result = seed_result(log)
     return {
         "facts": {name: fact.value for name, fact in log.facts.items()},
-        "steps": [(s.step, s.of, s.train_loss, s.val_loss, s.val_bpb, s.train_s) for s in log.steps],
+        "steps": [
+            (s.step, s.of, s.train_loss, s.val_loss, s.val_bpb, s.train_s) for s in log.steps
+        ],
         "overrides": sorted(log.overrides),
         "source": log.source,
         "result": result and result.model_copy(update={"log": None, "log_sha256": None}),
@@ -55,11 +67,24 @@ def test_native_log_is_read_completely(tmp_path):
     assert (result.train_s, result.eval_s, result.artifact_bytes) == (61.5, 4.25, 700)
     assert (result.neural_val_bpb, result.parameters) == (1.25, 123456)
     assert log.text("config.preset") == "docs_cpu" and log.text("config.sha256") == "d" * 64
-    assert override_settings(log) == ["ngram_order=5", 'note="result val_loss:0.5 step:1/2 train_loss:9"']  # the seed is no override
+    assert override_settings(log) == [
+        "ngram_order=5",
+        'note="result val_loss:0.5 step:1/2 train_loss:9"',
+    ]  # the seed is no override
     data = data_of(log)
-    assert (data.corpus, data.train_tokens, data.val_tokens, data.val_bytes) == ("docs", 9000, 1001, 2000)
+    assert (data.corpus, data.train_tokens, data.val_tokens, data.val_bytes) == (
+        "docs",
+        9000,
+        1001,
+        2000,
+    )
     environment = environment_of(log)
-    assert environment.cpu == 'Test CPU "X" 3' and environment.cuda is None and environment.gpus == 0 and environment.world_size == 1
+    assert (
+        environment.cpu == 'Test CPU "X" 3'
+        and environment.cuda is None
+        and environment.gpus == 0
+        and environment.world_size == 1
+    )
     assert [s.step for s in log.steps] == [*range(0, 401, 50), 400]
     assert log.steps[1].train_s == 7.5 and log.steps[1].train_loss == 4.7778
     assert log.steps[-1].val_loss == 2.9
@@ -97,7 +122,17 @@ def prefixed(data: bytes) -> bytes:
         lambda d: d.rstrip(b"\n"),
         lambda d: d.replace(b"\nneural", b"\n 40%|####      | 4/10\r 50%|#####     | 5/10\rneural"),
     ],
-    ids=["crlf", "colour", "colour-crlf", "rank-prefix", "colour-prefix", "preamble", "epilogue", "no-final-newline", "progress-bar"],
+    ids=[
+        "crlf",
+        "colour",
+        "colour-crlf",
+        "rank-prefix",
+        "colour-prefix",
+        "preamble",
+        "epilogue",
+        "no-final-newline",
+        "progress-bar",
+    ],
 )
 def test_damage_changes_nothing(tmp_path, reference, damage):
     assert content_of(parse(tmp_path, damage(RUN.log()))) == reference
@@ -114,7 +149,11 @@ def test_order_of_lines_does_not_matter(tmp_path, reference, seed):
 def test_ranks_that_interleave(tmp_path, reference, seed):
     """Other ranks' lines between, repeated lines of several ranks, and lines that run into each other for want of a newline."""
     rng = random.Random(seed)
-    noise = ["[rank3]:[W318 14:38:18.835 Utils.hpp:112] Warning: deprecated", "gptq_quantize: 66 layers", "[2026] ncclx NCCL WARN Call failed"]
+    noise = [
+        "[rank3]:[W318 14:38:18.835 Utils.hpp:112] Warning: deprecated",
+        "gptq_quantize: 66 layers",
+        "[2026] ncclx NCCL WARN Call failed",
+    ]
     body: list[str] = []
     for line in BODY:
         body += rng.sample(noise, rng.randint(0, 2))
@@ -129,7 +168,11 @@ def test_ranks_that_interleave(tmp_path, reference, seed):
 def test_a_line_cut_by_another_rank_keeps_its_first_half(tmp_path):
     step = next(line for line in BODY if line.startswith("step:100/"))
     cut = step.index("train_time")
-    body = joined(BODY).decode().replace(step, f"{step[:cut]}[rank2]:[W318 1:2:3] warning\n{step[cut:]}")
+    body = (
+        joined(BODY)
+        .decode()
+        .replace(step, f"{step[:cut]}[rank2]:[W318 1:2:3] warning\n{step[cut:]}")
+    )
     log = parse(tmp_path, HEAD + body.encode())
     assert log.problems == [] and next(s for s in log.steps if s.step == 100).train_loss == 4.1429
 
@@ -140,7 +183,11 @@ def test_a_line_cut_by_another_rank_keeps_its_first_half(tmp_path):
 def test_every_truncation_is_noticed(tmp_path):
     whole = RUN.log()
     end = whole.index(b"\nresult val_loss", len(HEAD))
-    for cut in [*range(0, len(HEAD), 97), *range(len(HEAD), end, 211), *range(end, len(whole) - 5, 3)]:
+    for cut in [
+        *range(0, len(HEAD), 97),
+        *range(len(HEAD), end, 211),
+        *range(end, len(whole) - 5, 3),
+    ]:
         log = parse(tmp_path, whole[:cut])
         assert log.problems, f"cut at {cut} of {len(whole)} went unnoticed"
         # The seed is the last token: a result line without it is not used at all.
@@ -149,7 +196,10 @@ def test_every_truncation_is_noticed(tmp_path):
 
 def test_contradictions_are_reported(tmp_path):
     other = FakeRun(seed=42, nats=1300.0)
-    assert any("result.val_bpb" in p for p in parse(tmp_path, RUN.log() + joined([other.result()])).problems)
+    assert any(
+        "result.val_bpb" in p
+        for p in parse(tmp_path, RUN.log() + joined([other.result()])).problems
+    )
     step = next(line for line in BODY if line.startswith("step:100/"))
     twice = parse(tmp_path, RUN.log() + joined([step.replace("train_loss:4", "train_loss:5")]))
     assert any("step 100" in p and "more than one run" in p for p in twice.problems)
@@ -175,7 +225,11 @@ def test_malformed_result_is_no_result(tmp_path, token):
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 5000), st.booleans())
 def test_no_bytes_make_the_parser_fail(tmp_path_factory, junk, position, native):
-    whole = RUN.log() if native else b"seed:1\n1/2 train_loss: 3.0\nstopping_early: x train_time:10ms step:2/2\nfinal val_loss:1 val_bpb:0.5\n"
+    whole = (
+        RUN.log()
+        if native
+        else b"seed:1\n1/2 train_loss: 3.0\nstopping_early: x train_time:10ms step:2/2\nfinal val_loss:1 val_bpb:0.5\n"
+    )
     position %= len(whole)
     log = parse(tmp_path_factory.mktemp("junk"), whole[:position] + junk + whole[position:])
     for name in log.facts:
@@ -193,7 +247,17 @@ def test_missing_and_huge_files_are_user_errors(tmp_path):
         parse_log(tmp_path / "huge.log")
 
 
-@pytest.mark.parametrize(("text", "value"), [("1234ms", 1.234), ("0.8m", 48.0), ("508.8s", 508.8), ("12", 12.0), ("fast", None), ("", None)])
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1234ms", 1.234),
+        ("0.8m", 48.0),
+        ("508.8s", 508.8),
+        ("12", 12.0),
+        ("fast", None),
+        ("", None),
+    ],
+)
 def test_durations(text, value):
     assert seconds(text) == (pytest.approx(value) if value is not None else None)
 
@@ -232,14 +296,28 @@ def test_public_logs_are_read(name):
 
 
 def test_public_environment_is_read():
-    log = parse_log(upstream_records() / "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2" / "train_seed1.log")
+    log = parse_log(
+        upstream_records() / "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2" / "train_seed1.log"
+    )
     environment = environment_of(log)
-    assert environment.gpu == "NVIDIA H100 80GB HBM3" and environment.gpus == 8 and environment.torch == "2.11.0+cu130"
-    assert (environment.python, environment.driver, environment.cuda) == ("3.10.12", "580.126.09", "13.0")
+    assert (
+        environment.gpu == "NVIDIA H100 80GB HBM3"
+        and environment.gpus == 8
+        and environment.torch == "2.11.0+cu130"
+    )
+    assert (environment.python, environment.driver, environment.cuda) == (
+        "3.10.12",
+        "580.126.09",
+        "13.0",
+    )
     assert log.steps[6].train_s == pytest.approx(48.0) and log.steps[0].val_bpb == 3.4878
 
 
-@pytest.mark.parametrize("damage", [lambda d: d.replace(b"\n", b"\r\n"), coloured, prefixed], ids=["crlf", "colour", "prefix"])
+@pytest.mark.parametrize(
+    "damage",
+    [lambda d: d.replace(b"\n", b"\r\n"), coloured, prefixed],
+    ids=["crlf", "colour", "prefix"],
+)
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_logs_survive_damage(tmp_path, name, damage):
     raw = (upstream_records() / name).read_bytes()
@@ -263,9 +341,17 @@ def test_public_source_dump_is_not_evidence(tmp_path):
     """Some scripts write their own code into the log, between rulers, and that code contains what a parser looks for."""
     ruler = "=" * 100
     log = "seed:3\nmodel_params:5\nstep:1/9 train_loss:2.5 train_time:10ms\nfinal val_loss:1.5 val_bpb:0.9\n"
-    for text in (f"{DUMP}{ruler}\nRunning Python 3.12\n{ruler}\n{log}", f"logs/x.txt\n{ruler}\n{DUMP}{ruler}\n{log}"):
+    for text in (
+        f"{DUMP}{ruler}\nRunning Python 3.12\n{ruler}\n{log}",
+        f"logs/x.txt\n{ruler}\n{DUMP}{ruler}\n{log}",
+    ):
         parsed = parse(tmp_path, text.encode())
-        assert (parsed.seed, parsed.integer("model.parameters"), parsed.final.val_bpb, len(parsed.steps)) == (3, 5, 0.9, 1)
+        assert (
+            parsed.seed,
+            parsed.integer("model.parameters"),
+            parsed.final.val_bpb,
+            len(parsed.steps),
+        ) == (3, 5, 0.9, 1)
         assert parsed.problems == []
 
 
@@ -278,34 +364,71 @@ RESULT = "seed:3\nfinal_int6 val_loss:1.90 val_bpb:1.1251\nfinal_int6_exact val_
         ("", 1.12512345, [1.12512345]),
         ("val_bpb:    1.1251\n", 1.12512345, [1.12512345]),  # the same, rounded
         ("comparison: leaderboard val_bpb:1.0810\n", 1.12512345, [1.12512345, 1.081]),
-        ("min over passes val_bpb:0.90000000\nmin over passes val_bpb:0.90000000\n", 1.12512345, [1.12512345, 0.9]),
+        (
+            "min over passes val_bpb:0.90000000\nmin over passes val_bpb:0.90000000\n",
+            1.12512345,
+            [1.12512345, 0.9],
+        ),
         ("legal_ttt val_loss:1.80 val_bpb:1.11 eval_time:9ms\n", 1.11, [1.12512345, 1.11]),
     ],
 )
 def test_a_later_line_is_not_the_result_for_being_last(tmp_path, after, final, candidates):
     log = parse(tmp_path, (RESULT + after).encode())
-    assert log.final.val_bpb == final and [s.val_bpb for s in log.candidates] == candidates and log.ambiguous is (len(candidates) > 1)
+    assert (
+        log.final.val_bpb == final
+        and [s.val_bpb for s in log.candidates] == candidates
+        and log.ambiguous is (len(candidates) > 1)
+    )
 
 
-@pytest.mark.parametrize("line", ["done " + "1" * 1000 + "x", "val_bpb:" + "1" * 500_000 + "x", "took " * 200_000 + "s", "A" * 1_000_000])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "done " + "1" * 1000 + "x",
+        "val_bpb:" + "1" * 500_000 + "x",
+        "took " * 200_000 + "s",
+        "A" * 1_000_000,
+    ],
+)
 @pytest.mark.parametrize("head", ["", "log_format:1\n"])
 def test_no_line_takes_long_to_read(tmp_path, head, line):
     begin = time.process_time()
-    parse(tmp_path, f"{head}stopping_early: x train_time:10ms step:2/2\n{line}\nenv {line}\n".encode())
+    parse(
+        tmp_path, f"{head}stopping_early: x train_time:10ms step:2/2\n{line}\nenv {line}\n".encode()
+    )
     assert time.process_time() - begin < 2
 
 
 def test_phases_are_read(tmp_path):
-    log = parse(tmp_path, b"stopping_early: x train_time:10ms step:2/2\nGPTQ:collected 67 hessians in 4.0s\ncompression done (98.7s)\nnot done 1.5s yet\n")
-    assert [(p.name, p.seconds, p.stage) for p in log.phases] == [("GPTQ:collected 67 hessians", 4.0, "export"), ("compression done", 98.7, "export")]
+    log = parse(
+        tmp_path,
+        b"stopping_early: x train_time:10ms step:2/2\nGPTQ:collected 67 hessians in 4.0s\ncompression done (98.7s)\nnot done 1.5s yet\n",
+    )
+    assert [(p.name, p.seconds, p.stage) for p in log.phases] == [
+        ("GPTQ:collected 67 hessians", 4.0, "export"),
+        ("compression done", 98.7, "export"),
+    ]
 
 
 def test_public_log_without_a_score_is_truncated(tmp_path):
-    log = parse(tmp_path, b"seed:3\nstep:1/9 train_loss:2.5 train_time:10ms\nTraceback (most recent call last):\n")
-    assert any("truncated" in p for p in log.problems) and any("exception" in p for p in log.problems)
+    log = parse(
+        tmp_path,
+        b"seed:3\nstep:1/9 train_loss:2.5 train_time:10ms\nTraceback (most recent call last):\n",
+    )
+    assert any("truncated" in p for p in log.problems) and any(
+        "exception" in p for p in log.problems
+    )
 
 
-@pytest.mark.parametrize("line", ["resume step:", "resume step: ", "resume step:x train_time:1ms", "resume step:" + "9" * 400 + " x"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "resume step:",
+        "resume step: ",
+        "resume step:x train_time:1ms",
+        "resume step:" + "9" * 400 + " x",
+    ],
+)
 def test_a_cut_resume_line_says_nothing(tmp_path, line):
     run = FakeRun(extra=[line]).write(tmp_path)
     log = parse_log(run / "train.log")

@@ -19,7 +19,19 @@ from eval.schema import Submission, json_schema, load_submission
 
 
 def packed(tmp_path, *runs, extra=()):
-    return cli(pack, *runs, "--name", "X", "--slug", "x", "--date", "2026-11-24", "--records-dir", tmp_path / "records", *extra)
+    return cli(
+        pack,
+        *runs,
+        "--name",
+        "X",
+        "--slug",
+        "x",
+        "--date",
+        "2026-11-24",
+        "--records-dir",
+        tmp_path / "records",
+        *extra,
+    )
 
 
 def test_folder_holds_what_a_record_needs(tmp_path):
@@ -40,19 +52,37 @@ def test_figures_match_hand_worked_ones(tmp_path):
     s = load_submission(pack_three(tmp_path))
     # 1.00, 1.03, 0.97 bits per byte at 2 bytes per token: loss = bits * 2 ln 2.
     assert (s.val_bpb, s.val_bpb_std) == (1.0, 0.03)
-    assert s.val_loss == pytest.approx(2 * math.log(2), abs=1e-8) and s.val_loss_std == pytest.approx(0.06 * math.log(2), abs=1e-8)
+    assert s.val_loss == pytest.approx(
+        2 * math.log(2), abs=1e-8
+    ) and s.val_loss_std == pytest.approx(0.06 * math.log(2), abs=1e-8)
     assert s.bytes_artifact == 707 and s.bytes_code == len(TRICKY_SOURCE.encode())
     assert s.bytes_total == 707 + s.bytes_code  # seed 1337: 700 + 1337 % 10
     assert s.seeds == [1337, 42, 2025] and list(s.seed_results) == ["1337", "42", "2025"]
     assert s.seed_results["42"].nats == pytest.approx(2060 * math.log(2), abs=1e-6)
     assert s.code_sha256 == hashlib.sha256(TRICKY_SOURCE.encode()).hexdigest()
     assert s.config.preset == "docs_cpu" and s.config.overrides == []
-    assert (s.author, s.github_id, str(s.date), s.track, s.origin) == ("Ann Author", "ann", "2026-11-24", "track_docs_cpu", "packed")
+    assert (s.author, s.github_id, str(s.date), s.track, s.origin) == (
+        "Ann Author",
+        "ann",
+        "2026-11-24",
+        "track_docs_cpu",
+        "packed",
+    )
 
 
 def test_contest_fields_are_there(tmp_path):
     raw = json.loads((pack_three(tmp_path) / "submission.json").read_text())
-    assert {"author", "github_id", "name", "blurb", "date", "val_loss", "val_bpb", "bytes_total", "bytes_code"} <= set(raw)
+    assert {
+        "author",
+        "github_id",
+        "name",
+        "blurb",
+        "date",
+        "val_loss",
+        "val_bpb",
+        "bytes_total",
+        "bytes_code",
+    } <= set(raw)
 
 
 def test_no_number_in_the_readme_is_typed(tmp_path):
@@ -62,19 +92,30 @@ def test_no_number_in_the_readme_is_typed(tmp_path):
     numbers = set(re.findall(r"\b\d+\.\d{8}\b", text))
     assert {"1.00000000", "1.03000000", "0.97000000", "1.25000000"} <= numbers
     assert all(re.search(rf"\b{re.escape(n.rstrip('0'))}0*\b", stated) for n in numbers)
-    assert "for seed in 1337 42 2025; do python records/track_docs_cpu/2026-11-24_example-record/train_gpt.py train --preset docs_cpu " in text
-    assert "--data-dir data/datasets/docs_sp1024 --seed $seed --out runs/example-record_seed$seed; done" in text and "python -m data docs" in text
+    assert (
+        "for seed in 1337 42 2025; do python records/track_docs_cpu/2026-11-24_example-record/train_gpt.py train --preset docs_cpu "
+        in text
+    )
+    assert (
+        "--data-dir data/datasets/docs_sp1024 --seed $seed --out runs/example-record_seed$seed; done"
+        in text
+        and "python -m data docs" in text
+    )
 
 
 def test_pictures_and_readme_are_reproducible(tmp_path):
     first, second = pack_three(tmp_path / "a"), pack_three(tmp_path / "b")
     for name in ("README.md", "submission.json", "loss.png", "score.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    assert (first / "loss.png").read_bytes().startswith(b"\x89PNG") and (first / "loss.png").stat().st_size < 120_000
+    assert (first / "loss.png").read_bytes().startswith(b"\x89PNG") and (
+        first / "loss.png"
+    ).stat().st_size < 120_000
 
 
 def test_overrides_reach_the_reproduction_command(tmp_path):
-    runs = three_seeds(tmp_path / "runs", overrides=("ngram_order=5", 'label="two words"'), preset=None)
+    runs = three_seeds(
+        tmp_path / "runs", overrides=("ngram_order=5", 'label="two words"'), preset=None
+    )
     assert packed(tmp_path, *runs) == 0
     text = next((tmp_path / "records").rglob("README.md")).read_text()
     assert "train --ngram-order 5 --label '\"two words\"' --data-dir " in text
@@ -83,7 +124,10 @@ def test_overrides_reach_the_reproduction_command(tmp_path):
 def test_several_ranks_use_torchrun(tmp_path):
     env = FakeRun().env.replace("world_size:1", "world_size:8")
     assert packed(tmp_path, *three_seeds(tmp_path / "runs", env=env)) == 0
-    assert "torchrun --standalone --nproc_per_node=8 records/" in next((tmp_path / "records").rglob("README.md")).read_text()
+    assert (
+        "torchrun --standalone --nproc_per_node=8 records/"
+        in next((tmp_path / "records").rglob("README.md")).read_text()
+    )
 
 
 # --- refusals ---
@@ -95,7 +139,9 @@ DIFFERENCES = {
     "preset": {"preset": "docs_gpu"},
     "data": {"version": "e" * 64},
     "number of ranks": {"env": FakeRun().env.replace("world_size:1", "world_size:2")},
-    "training precision": {"env": FakeRun().env.replace("train_dtype:float32", "train_dtype:bfloat16")},
+    "training precision": {
+        "env": FakeRun().env.replace("train_dtype:float32", "train_dtype:bfloat16")
+    },
 }
 
 
@@ -111,14 +157,18 @@ def test_seeds_that_differ_in_more_than_the_seed_are_refused(tmp_path, aspect):
 
 def test_the_same_seed_twice_is_refused(tmp_path):
     with pytest.raises(UserError, match="seed 1337 again"):
-        packed(tmp_path, FakeRun().write(tmp_path / "a"), FakeRun(nats=1400.0).write(tmp_path / "b"))
+        packed(
+            tmp_path, FakeRun().write(tmp_path / "a"), FakeRun(nats=1400.0).write(tmp_path / "b")
+        )
 
 
 def test_a_manifest_made_elsewhere_is_the_same_data(tmp_path):
     """The manifest's hash covers where and when it was made; the corpus version, the tokenizer and the counts identify the data."""
     second = FakeRun(seed=42).write(tmp_path / "b")
     log = second / "train.log"
-    log.write_bytes(log.read_bytes().replace(b"manifest_sha256:" + b"c" * 64, b"manifest_sha256:" + b"f" * 64))
+    log.write_bytes(
+        log.read_bytes().replace(b"manifest_sha256:" + b"c" * 64, b"manifest_sha256:" + b"f" * 64)
+    )
     assert packed(tmp_path, FakeRun().write(tmp_path / "a"), second) == 0
 
 
@@ -141,7 +191,11 @@ def edited(run, old: str, new: str):
         ("bytes_total:1217", "bytes_total:1216", "bytes_total"),
         ("code_bytes:517 bytes_total:1217", "code_bytes:500 bytes_total:1200", "code_bytes"),
         ("code_sha256:5", "code_sha256:6", "sha256 of the code"),
-        ("artifact file:artifact.bin bytes:700 sha256:", "artifact file:artifact.bin bytes:700 sha256:0", "artifact_sha256: String should match"),
+        (
+            "artifact file:artifact.bin bytes:700 sha256:",
+            "artifact file:artifact.bin bytes:700 sha256:0",
+            "artifact_sha256: String should match",
+        ),
         ("artifact file:artifact.bin", "artifact file:other.bin", "missing"),
         ("config sha256:", "konfig sha256:", "config sha256"),
         ("data corpus:docs", "data", "corpus"),
@@ -182,13 +236,27 @@ def test_caps(tmp_path):
     folder = tmp_path / "records" / "track_non_record_16mb" / "2026-11-24_x"
     assert not list(folder.glob("*.bin"))  # big tracks name the artifact, git does not hold it
     row = load_submission(folder).seed_results["1337"]
-    assert row.artifact is None and row.artifact_bytes == 2_000_001 and row.artifact_sha256 == hashlib.sha256(b"x" * 2_000_001).hexdigest()
-    over = FakeRun(artifact=b"x" * (16_000_000 - 516)).write(tmp_path / "over")  # the code has 517 bytes
+    assert (
+        row.artifact is None
+        and row.artifact_bytes == 2_000_001
+        and row.artifact_sha256 == hashlib.sha256(b"x" * 2_000_001).hexdigest()
+    )
+    over = FakeRun(artifact=b"x" * (16_000_000 - 516)).write(
+        tmp_path / "over"
+    )  # the code has 517 bytes
     with pytest.raises(UserError, match="16,000,001 bytes, the cap is 16,000,000"):
         packed(tmp_path, over, extra=["--track", "track_10min_16mb"])
 
 
-@pytest.mark.parametrize("options", [["--slug", "Not Kebab"], ["--date", "24.11.2026"], ["--base", "2020-01-01_none"], ["--changes", "nowhere.md"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--slug", "Not Kebab"],
+        ["--date", "24.11.2026"],
+        ["--base", "2020-01-01_none"],
+        ["--changes", "nowhere.md"],
+    ],
+)
 def test_bad_options_are_user_errors(tmp_path, options):
     with pytest.raises(UserError):
         packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=options)
@@ -242,30 +310,56 @@ def test_failure_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch):
 def test_refresh_keeps_the_text_and_shows_the_audit(tmp_path):
     changes = tmp_path / "changes.md"
     changes.write_text("Longer warm-down.\n\n* cost 3 lines\n")
-    assert packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--changes", changes, "--blurb", "short"]) == 0
+    assert (
+        packed(
+            tmp_path,
+            FakeRun().write(tmp_path / "a"),
+            extra=["--changes", changes, "--blurb", "short"],
+        )
+        == 0
+    )
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
     before = (folder / "README.md").read_text()
     assert "Longer warm-down.\n\n* cost 3 lines" in before and "Not audited yet." in before
-    (folder / "README.md").write_text(before.replace("1.00000000", "0.10000000"))  # a typed figure does not survive
+    (folder / "README.md").write_text(
+        before.replace("1.00000000", "0.10000000")
+    )  # a typed figure does not survive
     assert cli(pack, "--refresh", folder) == 0
     assert (folder / "README.md").read_text() == before
 
 
 def test_what_changed_is_never_empty_and_never_breaks_its_markers(tmp_path):
-    assert packed(tmp_path, *three_seeds(tmp_path / "runs", overrides=("ngram_order=5", "model_dim=64"))) == 0
+    assert (
+        packed(
+            tmp_path, *three_seeds(tmp_path / "runs", overrides=("ngram_order=5", "model_dim=64"))
+        )
+        == 0
+    )
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
-    assert pack.changes_of(folder) == "Preset `docs_cpu` of `train_gpt.py`, changed: `ngram_order=5`, `model_dim=64`."
+    assert (
+        pack.changes_of(folder)
+        == "Preset `docs_cpu` of `train_gpt.py`, changed: `ngram_order=5`, `model_dim=64`."
+    )
     changes = tmp_path / "changes.md"
     changes.write_text(f"half {pack.CHANGES_END} other half")
     with pytest.raises(UserError, match="holds the marker"):
-        packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--slug", "y", "--changes", changes])
+        packed(
+            tmp_path, FakeRun().write(tmp_path / "a"), extra=["--slug", "y", "--changes", changes]
+        )
 
 
 def test_markers_in_name_and_blurb_are_text(tmp_path):
     changes = tmp_path / "changes.md"
     changes.write_text("Longer warm-down.")
     blurb = f"a {pack.CHANGES_BEGIN} b {pack.CHANGES_END}"
-    assert packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--name", f"N {pack.CHANGES_END}", "--blurb", blurb, "--changes", changes]) == 0
+    assert (
+        packed(
+            tmp_path,
+            FakeRun().write(tmp_path / "a"),
+            extra=["--name", f"N {pack.CHANGES_END}", "--blurb", blurb, "--changes", changes],
+        )
+        == 0
+    )
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
     assert pack.changes_of(folder) == "Longer warm-down."
     with pytest.raises(UserError, match="--blurb: holds the marker"):
@@ -286,7 +380,10 @@ def test_requirements_and_base(tmp_path):
 
 def manifest(folder, **val):
     folder.mkdir(parents=True, exist_ok=True)
-    content = {"version": "a" * 64, "splits": {"val": {"source_bytes": 2000, "xz_bytes": 600} | val}}
+    content = {
+        "version": "a" * 64,
+        "splits": {"val": {"source_bytes": 2000, "xz_bytes": 600} | val},
+    }
     (folder / "manifest.json").write_text(json.dumps(content))
     return folder
 
@@ -296,16 +393,29 @@ def test_xz_figure_comes_from_the_manifest_of_the_same_corpus(tmp_path, capsys):
     assert packed(tmp_path, run, extra=["--dataset", manifest(tmp_path / "data")]) == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
     assert load_submission(folder).data.xz_bytes == 600
-    assert "2.4000 bits per byte" in capsys.readouterr().out and "2.4000 bits per byte" in (folder / "README.md").read_text()  # 600 * 8 / 2000
+    assert (
+        "2.4000 bits per byte" in capsys.readouterr().out
+        and "2.4000 bits per byte" in (folder / "README.md").read_text()
+    )  # 600 * 8 / 2000
     shutil.rmtree(folder)
-    assert packed(tmp_path, run, extra=["--dataset", manifest(tmp_path / "data", source_bytes=1999)]) == 0
+    assert (
+        packed(tmp_path, run, extra=["--dataset", manifest(tmp_path / "data", source_bytes=1999)])
+        == 0
+    )
     assert load_submission(folder).data.xz_bytes is None
 
 
 def test_summary_says_what_a_user_wants_to_know(tmp_path, capsys):
     folder = pack_three(tmp_path)
     out = capsys.readouterr().out
-    for text in (os.path.relpath(folder), "1.00000000 ± 0.030000, 3 seed(s)", "1.25000000", "of 16,000,000", "training 61.5 s", "README.md"):
+    for text in (
+        os.path.relpath(folder),
+        "1.00000000 ± 0.030000, 3 seed(s)",
+        "1.25000000",
+        "of 16,000,000",
+        "training 61.5 s",
+        "README.md",
+    ):
         assert text in out
 
 
@@ -318,21 +428,35 @@ def test_exported_json_schema_accepts_records_and_rejects_incomplete_ones(tmp_pa
     raw = json.loads((pack_three(tmp_path) / "submission.json").read_text())
     assert set(raw) <= set(exported["properties"])
     assert set(exported["then"]["required"]) <= set(raw)
-    assert set(exported["then"]["properties"]["seed_results"]["additionalProperties"]["required"]) <= set(raw["seed_results"]["42"])
+    assert set(
+        exported["then"]["properties"]["seed_results"]["additionalProperties"]["required"]
+    ) <= set(raw["seed_results"]["42"])
     for name in exported["then"]["required"]:
-        with pytest.raises(ValueError, match=name if name not in ("seeds", "seed_results") else "seed"):
+        with pytest.raises(
+            ValueError, match=name if name not in ("seeds", "seed_results") else "seed"
+        ):
             Submission.model_validate({k: v for k, v in raw.items() if k != name})
     for name in schema.PACKED_SEED_FIELDS:
         broken = json.loads(json.dumps(raw))
         del broken["seed_results"]["42"][name]
         with pytest.raises(ValueError, match=f"seed_results.42.{name}"):
             Submission.model_validate(broken)
-    for bad in ({"val_bpb": float("nan")}, {"val_bpb": -1}, {"extra": 1}, {"date": "yesterday"}, {"track": "track_mine"}, {"code_sha256": "xyz"}):
+    for bad in (
+        {"val_bpb": float("nan")},
+        {"val_bpb": -1},
+        {"extra": 1},
+        {"date": "yesterday"},
+        {"track": "track_mine"},
+        {"code_sha256": "xyz"},
+    ):
         with pytest.raises(ValueError):
             Submission.model_validate(raw | bad)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{", '{"schema_version": 1}', '{"name": "x"}', '{"name": "x", "val_bpb": "low"}'])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", "{", '{"schema_version": 1}', '{"name": "x"}', '{"name": "x", "val_bpb": "low"}'],
+)
 def test_broken_submission_json_is_a_user_error(tmp_path, content):
     (tmp_path / "submission.json").write_text(content)
     with pytest.raises(UserError, match=r"submission\.json"):
@@ -347,7 +471,9 @@ def test_a_replaced_record_is_there_at_every_moment(tmp_path, monkeypatch):
     old, moved = load_submission(folder), []
     other = FakeRun(nats=1300.0).write(tmp_path / "b")
     replace = os.replace
-    monkeypatch.setattr(pack.os, "replace", lambda a, b: (moved.append(folder.exists()), replace(a, b)))
+    monkeypatch.setattr(
+        pack.os, "replace", lambda a, b: (moved.append(folder.exists()), replace(a, b))
+    )
     assert packed(tmp_path, other, extra=["--replace"]) == 0
     assert load_submission(folder).val_bpb < old.val_bpb and (sys.platform != "linux" or all(moved))
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
@@ -364,10 +490,14 @@ def test_a_replaced_record_is_there_at_every_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(pack.os, "replace", fails_second)
     with pytest.raises(OSError, match="no"):
         packed(tmp_path, run, extra=["--replace"])
-    assert load_submission(folder) == new and [p.name for p in folder.parent.iterdir()] == [folder.name]
+    assert load_submission(folder) == new and [p.name for p in folder.parent.iterdir()] == [
+        folder.name
+    ]
     monkeypatch.setattr(pack.os, "replace", replace)
     assert packed(tmp_path, run, extra=["--replace"]) == 0
-    assert load_submission(folder).val_bpb == old.val_bpb and [p.name for p in folder.parent.iterdir()] == [folder.name]
+    assert load_submission(folder).val_bpb == old.val_bpb and [
+        p.name for p in folder.parent.iterdir()
+    ] == [folder.name]
 
 
 def test_what_a_killed_packing_left_goes_with_the_next(tmp_path):
@@ -377,4 +507,7 @@ def test_what_a_killed_packing_left_goes_with_the_next(tmp_path):
     for pid in (done.pid, os.getppid(), os.getpid()):
         (track / f".2026-11-24_x.{pid}.tmp").mkdir(parents=True)
     packed(tmp_path, FakeRun().write(tmp_path / "a"))
-    assert sorted(p.name for p in track.iterdir()) == [f".2026-11-24_x.{os.getppid()}.tmp", "2026-11-24_x"]
+    assert sorted(p.name for p in track.iterdir()) == [
+        f".2026-11-24_x.{os.getppid()}.tmp",
+        "2026-11-24_x",
+    ]

@@ -23,10 +23,14 @@ def git(tmp_path, monkeypatch):
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
 
     def run(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return subprocess.run(
+            ["git", *args], cwd=tmp_path, capture_output=True, text=True, check=True
+        ).stdout
 
     run("init", "-q", "-b", "main")
-    (tmp_path / ".gitattributes").write_text("*.log text eol=crlf\n")  # a filter that would change the bytes of a log
+    (tmp_path / ".gitattributes").write_text(
+        "*.log text eol=crlf\n"
+    )  # a filter that would change the bytes of a log
     (tmp_path / ".gitignore").write_text("/runs/\n*.bin\n")
     (tmp_path / "file.txt").write_text("one\n")
     run("add", ".gitattributes", ".gitignore", "file.txt")
@@ -52,17 +56,37 @@ def test_branch_adds_the_folder_and_nothing_else(git, record, tmp_path, capsys):
     git("add", "staged.txt")
     status, head = git("status", "--porcelain"), git("rev-parse", "HEAD")
     assert cli(pr, record, "--root", tmp_path) == 0
-    assert git("rev-parse", "HEAD") == head and git("status", "--porcelain") == status and git("branch", "--show-current") == "main\n"
+    assert (
+        git("rev-parse", "HEAD") == head
+        and git("status", "--porcelain") == status
+        and git("branch", "--show-current") == "main\n"
+    )
     assert git("rev-list", f"main..{BRANCH}").count("\n") == 1
     changes = git("diff", "--no-renames", "--name-status", "main", BRANCH).splitlines()
     place = f"records/track_docs_cpu/{record.name}"
     assert sorted(changes) == sorted(f"A\t{place}/{item.name}" for item in record.iterdir())
     for item in record.iterdir():  # byte for byte, whatever .gitattributes and .gitignore say
-        stored = subprocess.run(["git", "cat-file", "blob", f"{BRANCH}:{place}/{item.name}"], cwd=tmp_path, capture_output=True, check=True)
+        stored = subprocess.run(
+            ["git", "cat-file", "blob", f"{BRANCH}:{place}/{item.name}"],
+            cwd=tmp_path,
+            capture_output=True,
+            check=True,
+        )
         assert stored.stdout == item.read_bytes()
     title, body = (tmp_path / "runs" / f"{record.name}.pr.md").read_text().split("\n\n", 1)
-    assert title == "Record: Example record, val_bpb 1.00000 (3-seed mean)" == git("log", "-1", "--format=%s", BRANCH).strip()
-    for text in ("| 42 | 1.03000000 |", "## Evidence", "PASS", "## Audit", "for seed in 1337 42 2025; do", "adds one folder"):
+    assert (
+        title
+        == "Record: Example record, val_bpb 1.00000 (3-seed mean)"
+        == git("log", "-1", "--format=%s", BRANCH).strip()
+    )
+    for text in (
+        "| 42 | 1.03000000 |",
+        "## Evidence",
+        "PASS",
+        "## Audit",
+        "for seed in 1337 42 2025; do",
+        "adds one folder",
+    ):
         assert text in body
     assert BRANCH in capsys.readouterr().out
 
@@ -84,7 +108,13 @@ def test_index_stays_and_inherited_variables_lead_nowhere(git, record, tmp_path,
 def refused(record, tmp_path, match, *options):
     with pytest.raises(UserError, match=match):
         cli(pr, record, "--root", tmp_path, *options)
-    branches = subprocess.run(["git", "branch", "--list", "record/*"], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    branches = subprocess.run(
+        ["git", "branch", "--list", "record/*"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
     return branches
 
 
@@ -133,5 +163,18 @@ def test_anonymous_misplaced_and_baseless_records_are_refused(git, record, tmp_p
     assert refused(record, tmp_path, "expected a branch or commit", "--base", "nowhere") == ""
     assert refused(record, tmp_path / "records", "expected .*records/TRACK/DATE_slug") == ""
     run = FakeRun().write(tmp_path / "runs" / "x")
-    cli(pack, run, "--name", "Nobody", "--date", "2026-11-24", "--records-dir", tmp_path / "records", "--author", "anonymous", "--github-id", "x")
+    cli(
+        pack,
+        run,
+        "--name",
+        "Nobody",
+        "--date",
+        "2026-11-24",
+        "--records-dir",
+        tmp_path / "records",
+        "--author",
+        "anonymous",
+        "--github-id",
+        "x",
+    )
     assert refused(record.parent / "2026-11-24_nobody", tmp_path, "the author is anonymous") == ""

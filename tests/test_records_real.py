@@ -19,22 +19,47 @@ def run(dataset, tmp_path_factory):
 
 def test_a_real_log_is_read_without_loss(run):
     log = parse_log(run / "train.log")
-    assert log.problems == [] and log.seed == 42 and log.source == (ROOT / "train_gpt.py").read_bytes()
+    assert (
+        log.problems == [] and log.seed == 42 and log.source == (ROOT / "train_gpt.py").read_bytes()
+    )
     assert [s.step for s in log.steps if s.train_loss is not None] == [1, 2, 3, 4, 5]
-    known = ("model.parameters", "config.sha256", "data.version", "artifact.sha256", "env.torch", "neural.val_bpb", "result.bytes_total")
+    known = (
+        "model.parameters",
+        "config.sha256",
+        "data.version",
+        "artifact.sha256",
+        "env.torch",
+        "neural.val_bpb",
+        "result.bytes_total",
+    )
     assert all(log.text(name) for name in known)
     assert log.integer("artifact.bytes") == (run / "artifact.bin").stat().st_size
 
 
 def test_a_real_run_becomes_a_record(run, dataset, tmp_path, capsys):
-    options = ["--name", "Tiny", "--date", "2026-11-24", "--author", "a", "--github-id", "b", "--dataset", dataset]
+    options = [
+        "--name",
+        "Tiny",
+        "--date",
+        "2026-11-24",
+        "--author",
+        "a",
+        "--github-id",
+        "b",
+        "--dataset",
+        dataset,
+    ]
     assert cli(pack, run, *options, "--records-dir", tmp_path / "records") == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_tiny"
     report = check_folder(folder)
-    assert [c for c in report.checks if c.verdict is Verdict.FAIL] == [], check.format_report(report)
+    assert [c for c in report.checks if c.verdict is Verdict.FAIL] == [], check.format_report(
+        report
+    )
     submission = schema.load_submission(folder)
     assert submission.seeds == [42] and submission.data.corpus == "test"
-    assert "iterations=5" in submission.config.overrides and not any(o.startswith("seed=") for o in submission.config.overrides)
+    assert "iterations=5" in submission.config.overrides and not any(
+        o.startswith("seed=") for o in submission.config.overrides
+    )
     assert "--iterations 5" in (folder / "README.md").read_text()
     (tmp_path / "README.md").write_text(f"{board.BEGIN}\n{board.END}\n")
     assert cli(board, "--root", tmp_path) == 0 and cli(board, "--root", tmp_path, "--check") == 0

@@ -18,7 +18,10 @@ import pytest
 from conftest import ROOT, english_documents, run_script, write_shard
 
 TRACK = ROOT / "records" / "track_docs_cpu"
-SCRIPTS = {name: TRACK / f"2026-11-24_{name}" / "train_gpt.py" for name in ("mini-gpt-numpy", "manual-backward-gpt1", "transformer-encoder-gpt", "wikigpt")}
+SCRIPTS = {
+    name: TRACK / f"2026-11-24_{name}" / "train_gpt.py"
+    for name in ("mini-gpt-numpy", "manual-backward-gpt1", "transformer-encoder-gpt", "wikigpt")
+}
 VOCAB, CONTEXT = 260, 16
 WIDTH = {"mini-gpt-numpy": ["--d-model", "32", "--d-ff", "48", "--context-len", "16"]}
 RATES = {"manual-backward-gpt1": ["--steps", "400"]}  # plain SGD with a warm-up of 100 steps
@@ -38,13 +41,26 @@ def build_dataset(folder: Path) -> Path:
     (folder / "bytes.model").write_bytes(b"one id per byte")
     documents, splits = english_documents(), {}
     for split, part in (("train", documents[6:]), ("val", documents[:6])):
-        tokens = np.concatenate([np.concatenate([[1], np.frombuffer(d, np.uint8).astype(np.int64) + 4]) for d in part])
+        tokens = np.concatenate(
+            [np.concatenate([[1], np.frombuffer(d, np.uint8).astype(np.int64) + 4]) for d in part]
+        )
         files = []
         for i, shard in enumerate(np.array_split(tokens, 2)):
             path = folder / f"bytes_{split}_{i:06d}.bin"
             write_shard(path, shard)
-            files.append({"name": path.name, "tokens": len(shard), "sha256": hashlib.sha256(path.read_bytes()).hexdigest()})
-        splits[split] = {"documents": len(part), "source_bytes": sum(map(len, part)), "tokens": len(tokens), "files": files}
+            files.append(
+                {
+                    "name": path.name,
+                    "tokens": len(shard),
+                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+                }
+            )
+        splits[split] = {
+            "documents": len(part),
+            "source_bytes": sum(map(len, part)),
+            "tokens": len(tokens),
+            "files": files,
+        }
     tokenizer = {
         "file": "bytes.model",
         "kind": "sentencepiece",
@@ -52,14 +68,42 @@ def build_dataset(folder: Path) -> Path:
         "vocab_size": VOCAB,
         "lossless": True,
     }
-    manifest = {"format": 1, "name": "bytes", "corpus": "test", "version": "0" * 64, "tokenizer": tokenizer, "splits": splits, "provenance": {}}
+    manifest = {
+        "format": 1,
+        "name": "bytes",
+        "corpus": "test",
+        "version": "0" * 64,
+        "tokenizer": tokenizer,
+        "splits": splits,
+        "provenance": {},
+    }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
 def train_flags(name: str, data: Path, out: Path, *more: str) -> list[str]:
-    sizes = [*WIDTH.get(name, ["--width", "32", "--context", "16"]), "--n-layers", "2", "--n-heads", "4", "--vocab-size", str(VOCAB)]
-    return [*sizes, "--steps", "40", "--batch", "16", *RATES.get(name, []), "--data-dir", str(data), "--out", str(out), *more]
+    sizes = [
+        *WIDTH.get(name, ["--width", "32", "--context", "16"]),
+        "--n-layers",
+        "2",
+        "--n-heads",
+        "4",
+        "--vocab-size",
+        str(VOCAB),
+    ]
+    return [
+        *sizes,
+        "--steps",
+        "40",
+        "--batch",
+        "16",
+        *RATES.get(name, []),
+        "--data-dir",
+        str(data),
+        "--out",
+        str(out),
+        *more,
+    ]
 
 
 @pytest.fixture(scope="session")
@@ -68,7 +112,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session", params=SCRIPTS)
-def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, ModuleType, Path]:
+def trained(
+    request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, ModuleType, Path]:
     """(name, module, run folder) of a system trained for a few steps in this process."""
     module, out = load_system(request.param), tmp_path_factory.mktemp(request.param)
     module.main(train_flags(request.param, data, out))
@@ -76,22 +122,44 @@ def trained(request: pytest.FixtureRequest, data: Path, tmp_path_factory: pytest
 
 
 def result_of(out: Path) -> dict[str, str]:
-    return dict(token.split(":", 1) for token in (out / "train.log").read_text().splitlines()[-1].removeprefix("result ").split(" "))
+    return dict(
+        token.split(":", 1)
+        for token in (out / "train.log")
+        .read_text()
+        .splitlines()[-1]
+        .removeprefix("result ")
+        .split(" ")
+    )
 
 
 def score(
-    module: ModuleType, artifact: Path, streams: dict[str, np.ndarray], folder: Path, probes: dict[str, list[int]] | None = None
+    module: ModuleType,
+    artifact: Path,
+    streams: dict[str, np.ndarray],
+    folder: Path,
+    probes: dict[str, list[int]] | None = None,
 ) -> dict[str, np.ndarray]:
     """Arrays by file name of the `score` sub-command on streams written to folder."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem, tokens in streams.items():
         write_shard(folder / f"{stem}.bin", tokens)
-    argv = ["score", "--artifact", str(artifact), "--tokens", *(str(folder / f"{stem}.bin") for stem in streams), "--out", str(folder / "out")]
+    argv = [
+        "score",
+        "--artifact",
+        str(artifact),
+        "--tokens",
+        *(str(folder / f"{stem}.bin") for stem in streams),
+        "--out",
+        str(folder / "out"),
+    ]
     if probes is not None:
         (folder / "probes.json").write_text(json.dumps(probes))
         argv += ["--probes", str(folder / "probes.json")]
     module.main(argv)
-    return {path.name.removesuffix(".npy"): np.load(path, allow_pickle=False) for path in (folder / "out").iterdir()}
+    return {
+        path.name.removesuffix(".npy"): np.load(path, allow_pickle=False)
+        for path in (folder / "out").iterdir()
+    }
 
 
 def stream(n: int, seed: int = 0) -> np.ndarray:
@@ -104,17 +172,39 @@ def test_one_file_of_at_most_400_lines_that_imports_nothing_of_the_project():
         tree = ast.parse(source)
         assert len(source.splitlines()) <= 400, script
         nodes = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-        modules = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names} | {
-            n.module for n in nodes if isinstance(n, ast.ImportFrom)
-        }
-        allowed = {"numpy", "sentencepiece"} | (set() if "numpy" in script.parent.name else {"torch"})
+        modules = {
+            alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+        } | {n.module for n in nodes if isinstance(n, ast.ImportFrom)}
+        allowed = {"numpy", "sentencepiece"} | (
+            set() if "numpy" in script.parent.name else {"torch"}
+        )
         assert {m.split(".")[0] for m in modules} - set(sys.stdlib_module_names) <= allowed, script
-        assert "pickle" not in modules and "allow_pickle=True" not in source and "torch.load" not in source
-        calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+        assert (
+            "pickle" not in modules
+            and "allow_pickle=True" not in source
+            and "torch.load" not in source
+        )
+        calls = {
+            node.func.id
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+        }
         assert not calls & {"eval", "exec", "compile", "__import__"}, script
         at_import = {type(node) for node in tree.body}
-        assert at_import <= {ast.Expr, ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef, ast.ClassDef, ast.If}, script
-        assert all(ast.unparse(node.test) == "__name__ == '__main__'" for node in tree.body if isinstance(node, ast.If)), script
+        assert at_import <= {
+            ast.Expr,
+            ast.Import,
+            ast.ImportFrom,
+            ast.Assign,
+            ast.FunctionDef,
+            ast.ClassDef,
+            ast.If,
+        }, script
+        assert all(
+            ast.unparse(node.test) == "__name__ == '__main__'"
+            for node in tree.body
+            if isinstance(node, ast.If)
+        ), script
 
 
 def test_log_and_artifact_are_what_the_packager_reads(trained, data):
@@ -126,37 +216,69 @@ def test_log_and_artifact_are_what_the_packager_reads(trained, data):
     assert log.source == SCRIPTS[name].read_bytes()
     artifact = (out / "artifact.bin").read_bytes()
     manifest = json.loads((data / "manifest.json").read_text())
-    assert log.text("artifact.sha256") == hashlib.sha256(artifact).hexdigest() and log.integer("result.artifact_bytes") == len(artifact)
+    assert log.text("artifact.sha256") == hashlib.sha256(artifact).hexdigest() and log.integer(
+        "result.artifact_bytes"
+    ) == len(artifact)
     assert log.text("result.code_sha256") == hashlib.sha256(log.source).hexdigest()
-    assert log.integer("result.bytes_total") == len(artifact) + len(log.source) == log.integer("result.artifact_bytes") + log.integer("result.code_bytes")
+    assert (
+        log.integer("result.bytes_total")
+        == len(artifact) + len(log.source)
+        == log.integer("result.artifact_bytes") + log.integer("result.code_bytes")
+    )
     val = manifest["splits"]["val"]
-    assert log.integer("result.scored_tokens") == val["tokens"] - 1 and log.integer("result.scored_bytes") == val["source_bytes"]
-    assert log.number("result.val_loss") == pytest.approx(log.number("result.nats") / (val["tokens"] - 1), abs=1e-8)
-    assert log.number("result.val_bpb") == pytest.approx(log.number("result.nats") / math.log(2) / val["source_bytes"], abs=1e-8)
-    assert log.text("data.manifest_sha256") == hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
+    assert (
+        log.integer("result.scored_tokens") == val["tokens"] - 1
+        and log.integer("result.scored_bytes") == val["source_bytes"]
+    )
+    assert log.number("result.val_loss") == pytest.approx(
+        log.number("result.nats") / (val["tokens"] - 1), abs=1e-8
+    )
+    assert log.number("result.val_bpb") == pytest.approx(
+        log.number("result.nats") / math.log(2) / val["source_bytes"], abs=1e-8
+    )
+    assert (
+        log.text("data.manifest_sha256")
+        == hashlib.sha256((data / "manifest.json").read_bytes()).hexdigest()
+    )
     assert log.integer("env.world_size") == 1 and log.integer("model.parameters") > 10_000
     assert "vocab_size=260 (default 1024, from flag)" in log.overrides
-    assert not any(override.startswith(("seed=", "out=", "data_dir=")) for override in log.overrides)
-    assert log.steps[-1].step == log.integer("result.steps") and log.steps[-1].train_loss < log.steps[0].train_loss
+    assert not any(
+        override.startswith(("seed=", "out=", "data_dir=")) for override in log.overrides
+    )
+    assert (
+        log.steps[-1].step == log.integer("result.steps")
+        and log.steps[-1].train_loss < log.steps[0].train_loss
+    )
 
 
 def test_training_learns_and_is_a_function_of_the_seed(trained, data, tmp_path):
     name, module, out = trained
     uniform = math.log(VOCAB)
-    assert float(result_of(out)["val_loss"]) < uniform - 1  # the byte frequencies alone are worth two nats
+    assert (
+        float(result_of(out)["val_loss"]) < uniform - 1
+    )  # the byte frequencies alone are worth two nats
     short = ["--steps", "3"]
     runs = {}
     for label, seed in (("a", "5"), ("b", "5"), ("c", "6")):
         module.main(train_flags(name, data, tmp_path / label, *short, "--seed", seed))
-        runs[label] = (tmp_path / label / "artifact.bin").read_bytes(), result_of(tmp_path / label)["nats"]
+        runs[label] = (
+            (tmp_path / label / "artifact.bin").read_bytes(),
+            result_of(tmp_path / label)["nats"],
+        )
     assert runs["a"] == runs["b"] and runs["a"][1] != runs["c"][1]
 
 
 def test_score_reproduces_the_result_line(trained, data, tmp_path):
     _, module, out = trained
-    tokens = np.concatenate([np.fromfile(path, "<u2")[512:] for path in sorted(data.glob("*_val_*.bin"))])
+    tokens = np.concatenate(
+        [np.fromfile(path, "<u2")[512:] for path in sorted(data.glob("*_val_*.bin"))]
+    )
     nll = score(module, out / "artifact.bin", {"val": tokens}, tmp_path)["val.nll"]
-    assert nll.dtype == np.float64 and nll.shape == (len(tokens) - 1,) and math.fsum(nll) == pytest.approx(float(result_of(out)["nats"]), abs=1e-5)
+    assert (
+        nll.dtype == np.float64
+        and nll.shape == (len(tokens) - 1,)
+        and math.fsum(nll) == pytest.approx(float(result_of(out)["nats"]), abs=1e-5)
+    )
 
 
 def test_probes_are_the_distributions_that_the_scores_come_from(trained, tmp_path):
@@ -187,7 +309,11 @@ def logits_of(name: str, module: ModuleType, artifact: Path, ids: np.ndarray) ->
         x = torch.from_numpy(np.asarray(ids, np.int64))[None]
         if name == "manual-backward-gpt1":
             weights = module.unflatten(*model)
-            return (module.features(x, weights, model[1].n_heads)[0] @ weights.head_DV)[0].double().numpy()
+            return (
+                (module.features(x, weights, model[1].n_heads)[0] @ weights.head_DV)[0]
+                .double()
+                .numpy()
+            )
         return (model(x, x)[0] if name == "wikigpt" else model(x))[0].double().numpy()
 
 
@@ -206,7 +332,11 @@ def assert_prefix_stable(module: ModuleType, artifact: Path, folder: Path) -> No
     """Cutting a stream anywhere, or replacing all that follows, moves no earlier score by a single bit."""
     x = stream(61, 6)
     cuts = [1, 2, 7, 8, 9, 15, 16, 17, 23, 24, 25, 40, 60]
-    streams = {"full": x} | {f"cut{n}": x[:n] for n in cuts} | {f"changed{n}": np.concatenate([x[:n], stream(61 - n, 7)]) for n in cuts}
+    streams = (
+        {"full": x}
+        | {f"cut{n}": x[:n] for n in cuts}
+        | {f"changed{n}": np.concatenate([x[:n], stream(61 - n, 7)]) for n in cuts}
+    )
     got = score(module, artifact, streams, folder)
     for n in cuts:
         np.testing.assert_array_equal(got[f"cut{n}.nll"], got["full.nll"][: n - 1])
@@ -227,10 +357,20 @@ def test_prefix_check_notices_a_model_that_looks_ahead(trained, tmp_path, monkey
     def smear(result):
         """Adds 1 % of the window's mean hidden state: the class of leak that normalisation over time makes."""
         x = result[0] if isinstance(result, tuple) else result
-        x = x + 0.01 * (x.mean(1, keepdims=True) if isinstance(x, np.ndarray) else x.mean(1, keepdim=True))
+        x = x + 0.01 * (
+            x.mean(1, keepdims=True) if isinstance(x, np.ndarray) else x.mean(1, keepdim=True)
+        )
         return (x, result[1]) if isinstance(result, tuple) else x
 
-    owner = module if name == "manual-backward-gpt1" else {"mini-gpt-numpy": "MiniGPT", "transformer-encoder-gpt": "EncoderGPT", "wikigpt": "WikiGPT"}[name]
+    owner = (
+        module
+        if name == "manual-backward-gpt1"
+        else {
+            "mini-gpt-numpy": "MiniGPT",
+            "transformer-encoder-gpt": "EncoderGPT",
+            "wikigpt": "WikiGPT",
+        }[name]
+    )
     owner = getattr(module, owner) if isinstance(owner, str) else owner
     monkeypatch.setattr(owner, "features", whole(owner.features))
     with pytest.raises(AssertionError):
@@ -242,7 +382,17 @@ def test_other_ranks_write_nothing(trained, data, tmp_path, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     module.main(train_flags(name, data, tmp_path / "run"))
     write_shard(tmp_path / "s.bin", stream(9))
-    module.main(["score", "--artifact", str(out / "artifact.bin"), "--tokens", str(tmp_path / "s.bin"), "--out", str(tmp_path / "out")])
+    module.main(
+        [
+            "score",
+            "--artifact",
+            str(out / "artifact.bin"),
+            "--tokens",
+            str(tmp_path / "s.bin"),
+            "--out",
+            str(tmp_path / "out"),
+        ]
+    )
     assert [path.name for path in tmp_path.iterdir()] == ["s.bin"]
 
 
@@ -251,13 +401,23 @@ def test_score_as_a_program_from_its_own_folder_and_under_torchrun(name, data, t
     """The copied script, nothing beside it, gives what it gives in this process, on one rank and on two."""
     module = load_system(name)
     module.main(train_flags(name, data, tmp_path / "run", "--steps", "2"))
-    expected = score(module, tmp_path / "run" / "artifact.bin", {"s": stream(40)}, tmp_path / "here")["s.nll"]
+    expected = score(
+        module, tmp_path / "run" / "artifact.bin", {"s": stream(40)}, tmp_path / "here"
+    )["s.nll"]
     script = tmp_path / "alone" / "train_gpt.py"
     script.parent.mkdir()
     shutil.copy(SCRIPTS[name], script)
     for nproc in (1, 2):
         out = tmp_path / f"out{nproc}"
-        argv = ["score", "--artifact", tmp_path / "run" / "artifact.bin", "--tokens", tmp_path / "here" / "s.bin", "--out", out]
+        argv = [
+            "score",
+            "--artifact",
+            tmp_path / "run" / "artifact.bin",
+            "--tokens",
+            tmp_path / "here" / "s.bin",
+            "--out",
+            out,
+        ]
         done = run_script(*argv, nproc=nproc, script=script)
         assert done.returncode == 0, done.stderr
         np.testing.assert_allclose(np.load(out / "s.nll.npy"), expected, atol=2e-6)
@@ -287,8 +447,18 @@ def test_bad_streams_probes_and_artifacts_are_refused(trained, tmp_path, capsys)
     _, module, out = trained
     artifact, shard, probes = out / "artifact.bin", tmp_path / "s.bin", tmp_path / "p.json"
 
-    def run(artifact: Path = artifact, tokens: list[Path] | None = None, probes: Path | None = None) -> None:
-        argv = ["score", "--artifact", artifact, "--tokens", *(tokens or [shard]), "--out", tmp_path / "out"]
+    def run(
+        artifact: Path = artifact, tokens: list[Path] | None = None, probes: Path | None = None
+    ) -> None:
+        argv = [
+            "score",
+            "--artifact",
+            artifact,
+            "--tokens",
+            *(tokens or [shard]),
+            "--out",
+            tmp_path / "out",
+        ]
         module.main([str(a) for a in argv + (["--probes", probes] if probes else [])])
 
     with refused(capsys, str(shard)):
@@ -316,7 +486,10 @@ def test_bad_streams_probes_and_artifacts_are_refused(trained, tmp_path, capsys)
         with refused(capsys, str(probes)):
             run(probes=probes)
     raw, broken = artifact.read_bytes(), tmp_path / "broken.bin"
-    flipped = [raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :] for i in (0, 7, 8, 39, 40, len(raw) // 2, len(raw) - 1)]
+    flipped = [
+        raw[:i] + bytes([raw[i] ^ 1]) + raw[i + 1 :]
+        for i in (0, 7, 8, 39, 40, len(raw) // 2, len(raw) - 1)
+    ]
     for content in (b"", raw[:-1], raw + b"\0", b"\x80\x04N.", *flipped):
         broken.write_bytes(content)
         with refused(capsys, str(broken)):
@@ -326,7 +499,9 @@ def test_bad_streams_probes_and_artifacts_are_refused(trained, tmp_path, capsys)
 
 def test_bad_data_sets_and_flags_are_refused(trained, data, tmp_path, capsys):
     name, module, _ = trained
-    run = lambda *more, folder=tmp_path / "d": module.main(train_flags(name, folder, tmp_path / "out", *more))  # noqa: E731
+    run = lambda *more, folder=tmp_path / "d": module.main(
+        train_flags(name, folder, tmp_path / "out", *more)
+    )  # noqa: E731
     with refused(capsys, "manifest.json"):
         run()
 

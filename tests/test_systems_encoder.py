@@ -44,7 +44,11 @@ def check_gradients(model: nn.Module) -> None:
     """Every float parameter receives a gradient that is not zero."""
     model.zero_grad()
     module.next_token_cross_entropy(model(IDS), IDS).backward()
-    idle = [name for name, p in model.named_parameters() if p.is_floating_point() and (p.grad is None or not p.grad.any())]
+    idle = [
+        name
+        for name, p in model.named_parameters()
+        if p.is_floating_point() and (p.grad is None or not p.grad.any())
+    ]
     assert idle == []
 
 
@@ -62,8 +66,14 @@ def check_shift(loss_function: Callable) -> None:
     """Against a loop over (sequence, position): logits at t meet token t + 1; the last logit and the first token are left out."""
     logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     tokens = torch.randint(7, (3, 5), generator=torch.Generator().manual_seed(2))
-    terms = [logits[b, t].logsumexp(0) - logits[b, t, tokens[b, t + 1]] for b in range(3) for t in range(4)]
-    torch.testing.assert_close(loss_function(logits, tokens).double(), torch.stack(terms).mean(), rtol=0, atol=1e-6)
+    terms = [
+        logits[b, t].logsumexp(0) - logits[b, t, tokens[b, t + 1]]
+        for b in range(3)
+        for t in range(4)
+    ]
+    torch.testing.assert_close(
+        loss_function(logits, tokens).double(), torch.stack(terms).mean(), rtol=0, atol=1e-6
+    )
 
 
 def check_distinct_layers(model: nn.Module) -> None:
@@ -76,7 +86,9 @@ def check_order_matters(model: nn.Module) -> None:
     one = build(dataclasses.replace(model.cfg, n_layers=1))
     one.load_state_dict({k: v for k, v in model.state_dict().items() if k in one.state_dict()})
     one.positions = model.positions
-    one.encoder.layers[0].self_attn.in_proj_weight.data.mul_(30)  # at init attention is too even, and writes too little, to see anything
+    one.encoder.layers[0].self_attn.in_proj_weight.data.mul_(
+        30
+    )  # at init attention is too even, and writes too little, to see anything
     one.encoder.layers[0].self_attn.out_proj.weight.data.mul_(100)
     swapped = IDS[:, [1, 0, *range(2, 12)]]
     assert (one(swapped)[:, -1] - one(IDS)[:, -1]).abs().max() > 1e-4
@@ -85,7 +97,10 @@ def check_order_matters(model: nn.Module) -> None:
 def test_gpt2_small_has_its_class_size():
     check_size(module.PRESETS["gpt2_small"])
     assert module.PRESETS["gpt2_small"].vocab_size == 16384
-    assert sum(module.parameter_table(module.PRESETS["gpt2_small"]).values()) == 2 * 16384 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
+    assert (
+        sum(module.parameter_table(module.PRESETS["gpt2_small"]).values())
+        == 2 * 16384 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
+    )
     with pytest.raises(AssertionError):
         check_size(dataclasses.replace(module.PRESETS["gpt2_small"], n_layers=6))
 
@@ -97,7 +112,17 @@ def test_gpt2_small_starts_as_a_uniform_guess(paper):
 
 
 @pytest.mark.parametrize("norm_first", [0, 1])
-@pytest.mark.parametrize("check", [check_output, check_initial_loss, check_gradients, check_causality, check_distinct_layers, check_order_matters])
+@pytest.mark.parametrize(
+    "check",
+    [
+        check_output,
+        check_initial_loss,
+        check_gradients,
+        check_causality,
+        check_distinct_layers,
+        check_order_matters,
+    ],
+)
 def test_small_model(check: Callable, norm_first: int):
     check(build(dataclasses.replace(SMALL, norm_first=norm_first)))
 
@@ -167,7 +192,11 @@ def test_planted_shifts_are_noticed(logits_from: int, targets_from: int):
     """No shift at all, and a shift the wrong way."""
     end = None if logits_from == targets_from else -1
     with pytest.raises(AssertionError):
-        check_shift(lambda logits, tokens: nn.functional.cross_entropy(logits[:, logits_from:].flatten(0, 1), tokens[:, targets_from:end].flatten()))
+        check_shift(
+            lambda logits, tokens: nn.functional.cross_entropy(
+                logits[:, logits_from:].flatten(0, 1), tokens[:, targets_from:end].flatten()
+            )
+        )
 
 
 def test_norm_first_is_read_and_moves_the_norms():
@@ -201,4 +230,7 @@ def test_head_is_untied_and_training_changes_both():
 def test_params_prints_every_preset(capsys):
     module.main(["params"])
     text = capsys.readouterr().out
-    assert "gpt2_small: 110,221,824 = " in text and f"docs: {sum(module.parameter_table(module.Config()).values()):,} = " in text
+    assert (
+        "gpt2_small: 110,221,824 = " in text
+        and f"docs: {sum(module.parameter_table(module.Config()).values()):,} = " in text
+    )

@@ -29,7 +29,9 @@ def reference_loss(flat: Tensor, tokens: Tensor, cfg) -> Tensor:
     for _ in range(cfg.n_layers):
         q, k, v, o, w1, w2 = (take(D, D) for _ in range(6))
         heads = [(x @ w).view(len(x), T, cfg.n_heads, -1).transpose(1, 2) for w in (q, k, v)]
-        attended = F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(x.shape)
+        attended = (
+            F.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).reshape(x.shape)
+        )
         x = F.layer_norm(x + attended @ o, (D,))
         x = F.layer_norm(x + F.gelu(x @ w1) @ w2, (D,))
     logits = x @ take(D, V)
@@ -37,13 +39,21 @@ def reference_loss(flat: Tensor, tokens: Tensor, cfg) -> Tensor:
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())
 
 
-def example(n: int = 3, t: int = 6, seed: int = 0, **sizes: int) -> tuple[Tensor, Tensor, "module.Config"]:
+def example(
+    n: int = 3, t: int = 6, seed: int = 0, **sizes: int
+) -> tuple[Tensor, Tensor, "module.Config"]:
     """Tokens [n, t + 1], flat float64 weights large enough for every derivative to matter, configuration."""
     generator = torch.Generator().manual_seed(seed)
-    cfg = module.Config(**({"vocab_size": 11, "context": 8, "n_layers": 2, "n_heads": 2, "width": 12} | sizes))
+    cfg = module.Config(
+        **({"vocab_size": 11, "context": 8, "n_layers": 2, "n_heads": 2, "width": 12} | sizes)
+    )
     tokens = torch.randint(cfg.vocab_size, (n, t + 1), generator=generator)
     flat = module.initial_weights(cfg, generator).double()
-    return tokens, flat + 0.3 * torch.randn(flat.shape, generator=generator, dtype=torch.float64), cfg
+    return (
+        tokens,
+        flat + 0.3 * torch.randn(flat.shape, generator=generator, dtype=torch.float64),
+        cfg,
+    )
 
 
 def check_against_autograd(tokens: Tensor, flat: Tensor, cfg) -> None:
@@ -66,7 +76,13 @@ def check_against_autograd(tokens: Tensor, flat: Tensor, cfg) -> None:
     vocab=st.integers(2, 30), seed=st.integers(0, 2**20),
 )  # fmt: skip
 def test_step_equals_autograd_on_random_shapes(n, t, spare, heads, head, layers, vocab, seed):
-    sizes = {"vocab_size": vocab, "context": t + spare, "n_layers": layers, "n_heads": heads, "width": heads * head}
+    sizes = {
+        "vocab_size": vocab,
+        "context": t + spare,
+        "n_layers": layers,
+        "n_heads": heads,
+        "width": heads * head,
+    }
     check_against_autograd(*example(n, t, seed, **sizes))
 
 
@@ -76,11 +92,18 @@ def test_flat_vector_has_the_stated_size_and_order(layers):
     V, T, D = cfg.vocab_size, cfg.context, cfg.width
     assert len(flat) == V * D + T * D + layers * 6 * D * D + D * V == sum(cfg.group_sizes.values())
     views = module.unflatten(flat, cfg)
-    pieces = [views.embedding_VD, views.positions_TD, *(w for block in views.blocks_L6DD for w in block), views.head_DV]
+    pieces = [
+        views.embedding_VD,
+        views.positions_TD,
+        *(w for block in views.blocks_L6DD for w in block),
+        views.head_DV,
+    ]
     assert torch.equal(torch.cat([p.flatten() for p in pieces]), flat)
     _, gradient = module.loss_and_gradient(tokens, flat, cfg)
     views = module.unflatten(gradient, cfg)
-    assert (views.positions_TD[:6] != 0).all() and (views.positions_TD[6:] == 0).all()  # six of eight positions were used
+    assert (views.positions_TD[:6] != 0).all() and (
+        views.positions_TD[6:] == 0
+    ).all()  # six of eight positions were used
     unused = [i for i in range(V) if i not in tokens[:, :-1]]
     assert unused and (views.embedding_VD[unused] == 0).all()
     assert (views.blocks_L6DD != 0).any(-1).any(-1).all() and (views.head_DV != 0).all()
@@ -89,7 +112,9 @@ def test_flat_vector_has_the_stated_size_and_order(layers):
 def test_initial_loss_is_that_of_a_guess():
     cfg = module.Config()
     tokens = torch.randint(cfg.vocab_size, (2, 33), generator=torch.Generator().manual_seed(1))
-    loss, _ = module.loss_and_gradient(tokens, module.initial_weights(cfg, torch.Generator().manual_seed(0)), cfg)
+    loss, _ = module.loss_and_gradient(
+        tokens, module.initial_weights(cfg, torch.Generator().manual_seed(0)), cfg
+    )
     assert abs(loss.item() - torch.tensor(cfg.vocab_size).log().item()) < 0.5
 
 
@@ -126,7 +151,10 @@ GELU, ATTENTION = module.gelu_slope, module.attention_backward
         ("layer_norm_backward", norm_without_mean),
         ("attention_backward", softmax_without_sum),
         ("attention_backward", softmax_of_dense_mask),
-        ("split_heads", lambda x, n_heads: x.unflatten(-1, (-1, n_heads)).transpose(1, 3).transpose(2, 3)),
+        (
+            "split_heads",
+            lambda x, n_heads: x.unflatten(-1, (-1, n_heads)).transpose(1, 3).transpose(2, 3),
+        ),
     ],
 )
 def test_planted_errors_are_noticed(name: str, wrong: Callable, monkeypatch):
@@ -139,7 +167,11 @@ def test_a_loss_that_is_not_divided_by_all_positions_is_noticed(monkeypatch):
     """The mean of the parts of a batch is weighted by their sizes: five sequences in four parts."""
     right = module.loss_and_gradient
     check_against_autograd(*example(5))
-    monkeypatch.setattr(module, "loss_and_gradient", lambda tokens, flat, cfg: tuple(r * len(tokens) for r in right(tokens, flat, cfg)))
+    monkeypatch.setattr(
+        module,
+        "loss_and_gradient",
+        lambda tokens, flat, cfg: tuple(r * len(tokens) for r in right(tokens, flat, cfg)),
+    )
     with pytest.raises(AssertionError):
         check_against_autograd(*example(5))
 
@@ -148,15 +180,31 @@ def test_a_rate_per_weight_is_plain_sgd_per_weight():
     tokens, flat, cfg = example()
     _, gradient = module.loss_and_gradient(tokens, flat, cfg)
     rates = torch.rand(len(flat), dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    assert (module.pretraining_step(tokens, flat, cfg, rates) - (flat - rates * gradient)).abs().max() < 1e-12
+    assert (
+        module.pretraining_step(tokens, flat, cfg, rates) - (flat - rates * gradient)
+    ).abs().max() < 1e-12
 
 
 def test_no_autograd_anywhere(monkeypatch):
     """Nothing of torch's differentiation is named in the source; with it out of order a step still works, on weights that ask for it."""
     tree = ast.parse(SCRIPTS["manual-backward-gpt1"].read_text())
     names = {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom) for alias in node.names}
-    assert not names & {"backward", "requires_grad", "requires_grad_", "autograd", "grad", "nn", "optim", "func"} and imported & {"Tensor", "torch"} == {
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    assert not names & {
+        "backward",
+        "requires_grad",
+        "requires_grad_",
+        "autograd",
+        "grad",
+        "nn",
+        "optim",
+        "func",
+    } and imported & {"Tensor", "torch"} == {
         "Tensor",
         "torch",
     }

@@ -18,7 +18,12 @@ def lab_model(seed: int = 0) -> "module.MiniGPT":
 
 def small_model(spread: float = 0.3) -> "module.MiniGPT":
     """Sizes that are all different, weights large enough for every derivative to matter."""
-    model = module.MiniGPT(module.MiniGPTConfig(d_model=12, n_heads=2, n_layers=2, d_ff=20, vocab_size=17, context_len=9), seed=1)
+    model = module.MiniGPT(
+        module.MiniGPTConfig(
+            d_model=12, n_heads=2, n_layers=2, d_ff=20, vocab_size=17, context_len=9
+        ),
+        seed=1,
+    )
     rng = np.random.default_rng(2)
     for w in model.weights.values():
         w += rng.normal(0, spread, w.shape)
@@ -35,7 +40,9 @@ def check_inventory(model: "module.MiniGPT") -> None:
     cfg, sizes = model.cfg, {name: w.size for name, w in model.weights.items()}
     assert sum(sizes.values()) == expected_inventory(cfg)
     if cfg.vocab_size != cfg.d_model:  # in the lab model every square matrix has that shape
-        assert sum(set(w.shape) == {cfg.vocab_size, cfg.d_model} for w in model.weights.values()) == 1
+        assert (
+            sum(set(w.shape) == {cfg.vocab_size, cfg.d_model} for w in model.weights.values()) == 1
+        )
 
 
 def check_reach(model: "module.MiniGPT") -> None:
@@ -58,21 +65,34 @@ def check_rope(model: "module.MiniGPT") -> None:
     assert np.linalg.norm(model.forward(SENTENCE) - model.forward(SENTENCE, rope=False)) > 1e-3
     swapped = SENTENCE[[0, 2, 1, 4, 3, 5, 6, 7]]
     assert np.abs(model.forward(swapped)[7] - model.forward(SENTENCE)[7]).max() > 1e-7
-    single = module.MiniGPT(dataclasses.replace(model.cfg, n_layers=1), 3)  # deeper layers see order through the mask alone
-    np.testing.assert_allclose(single.forward(swapped, rope=False)[7], single.forward(SENTENCE, rope=False)[7], atol=1e-12)
+    single = module.MiniGPT(
+        dataclasses.replace(model.cfg, n_layers=1), 3
+    )  # deeper layers see order through the mask alone
+    np.testing.assert_allclose(
+        single.forward(swapped, rope=False)[7], single.forward(SENTENCE, rope=False)[7], atol=1e-12
+    )
 
 
 def check_tied(model: "module.MiniGPT") -> None:
     E = model.weights["embedding"]
-    np.testing.assert_allclose(model.forward(SENTENCE), model.features(SENTENCE[None])[0][0] @ E.T, atol=1e-12)
+    np.testing.assert_allclose(
+        model.forward(SENTENCE), model.features(SENTENCE[None])[0][0] @ E.T, atol=1e-12
+    )
     _, gradients = model.loss_and_gradients(SENTENCE[None])
-    assert (np.abs(gradients["embedding"][[i for i in range(64) if i not in SENTENCE]]) > 0).all(1).any()  # words not in the input learn as outputs
+    assert (
+        (np.abs(gradients["embedding"][[i for i in range(64) if i not in SENTENCE]]) > 0)
+        .all(1)
+        .any()
+    )  # words not in the input learn as outputs
 
 
 def check_raw_logits(model: "module.MiniGPT") -> None:
     logits = model.forward(SENTENCE)
     assert logits.shape == (8, 64) and logits.dtype == np.float64 and (logits < 0).any()
-    assert np.abs(np.logaddexp.reduce(logits, axis=-1)).min() > 0.1 and np.abs(logits.sum(-1) - 1).min() > 1e-3
+    assert (
+        np.abs(np.logaddexp.reduce(logits, axis=-1)).min() > 0.1
+        and np.abs(logits.sum(-1) - 1).min() > 1e-3
+    )
 
 
 def check_gradients(model: "module.MiniGPT") -> None:
@@ -92,7 +112,9 @@ def check_gradients(model: "module.MiniGPT") -> None:
                 w[place] = kept + step
                 values.append(model.loss_and_gradients(blocks)[0])
             w[place] = kept
-            assert gradients[name][place] == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-6, abs=1e-6), (name, place)
+            assert gradients[name][place] == pytest.approx(
+                (values[0] - values[1]) / 2e-5, rel=1e-6, abs=1e-6
+            ), (name, place)
 
 
 def test_inventory():
@@ -114,7 +136,9 @@ def test_inventory_notices_a_forgotten_final_norm_and_a_second_head():
         check_inventory(model)
 
 
-@pytest.mark.parametrize("check", [check_reach, check_causality, check_rope, check_tied, check_raw_logits])
+@pytest.mark.parametrize(
+    "check", [check_reach, check_causality, check_rope, check_tied, check_raw_logits]
+)
 def test_wiring(check: Callable):
     check(lab_model())
 
@@ -186,7 +210,10 @@ def wrong_residual(layers, x):
 GELU, ROTATE = module.gelu, module.rotate
 
 
-@pytest.mark.parametrize(("name", "wrong"), [("gelu", wrong_gelu), ("rotate", wrong_rotate), ("residual", wrong_residual)])
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [("gelu", wrong_gelu), ("rotate", wrong_rotate), ("residual", wrong_residual)],
+)
 def test_wrong_gradients_are_noticed(name: str, wrong: Callable, monkeypatch):
     monkeypatch.setattr(module, name, wrong)
     with pytest.raises(AssertionError):
@@ -220,9 +247,14 @@ def test_any_length_and_batch_without_padding():
 
 
 def test_float32_training_gradients_follow_float64():
-    cfg = module.MiniGPTConfig(d_model=32, n_heads=4, n_layers=2, d_ff=64, vocab_size=50, context_len=16)
+    cfg = module.MiniGPTConfig(
+        d_model=32, n_heads=4, n_layers=2, d_ff=64, vocab_size=50, context_len=16
+    )
     blocks = np.random.default_rng(5).integers(0, 50, (4, 17))
-    exact, single = (module.MiniGPT(cfg, 7, dtype).loss_and_gradients(blocks) for dtype in (np.float64, np.float32))
+    exact, single = (
+        module.MiniGPT(cfg, 7, dtype).loss_and_gradients(blocks)
+        for dtype in (np.float64, np.float32)
+    )
     assert single[0] == pytest.approx(exact[0], rel=1e-5)
     for name, g in single[1].items():
         assert g.dtype == np.float32
@@ -233,19 +265,39 @@ def test_muon_makes_updates_nearly_orthogonal():
     rng, cfg = np.random.default_rng(6), module.Config(matrix_lr=1.0)
     for shape in ((16, 48), (48, 16), (24, 24)):
         w = np.zeros(shape, np.float32)
-        module.update("0.up", w, rng.normal(0, 3, shape).astype(np.float32), [np.zeros_like(w), np.zeros_like(w), np.ones(1)], cfg, 1.0)
+        module.update(
+            "0.up",
+            w,
+            rng.normal(0, 3, shape).astype(np.float32),
+            [np.zeros_like(w), np.zeros_like(w), np.ones(1)],
+            cfg,
+            1.0,
+        )
         singular = np.linalg.svd(w, compute_uv=False) / max(1, shape[1] / shape[0]) ** 0.5
         assert singular.min() > 0.4 and singular.max() < 1.4  # the quintic's band around 1
 
 
-@pytest.mark.parametrize("change", [{"d_model": 66}, {"d_model": 12}, {"n_heads": 0}, {"n_layers": -1}, {"context_len": 0}, {"vocab_size": 0}, {"d_ff": 0}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"d_model": 66},
+        {"d_model": 12},
+        {"n_heads": 0},
+        {"n_layers": -1},
+        {"context_len": 0},
+        {"vocab_size": 0},
+        {"d_ff": 0},
+    ],
+)
 def test_impossible_sizes_are_refused_at_construction(change):
     with pytest.raises(ValueError, match="expected"):
         dataclasses.replace(module.MiniGPTConfig(), **change)
 
 
 def test_canonical_configuration_is_frozen():
-    cfg = module.MiniGPTConfig(d_model=64, n_heads=4, n_layers=2, d_ff=256, vocab_size=64, context_len=32)
+    cfg = module.MiniGPTConfig(
+        d_model=64, n_heads=4, n_layers=2, d_ff=256, vocab_size=64, context_len=32
+    )
     assert cfg == module.MiniGPTConfig()
     with pytest.raises(dataclasses.FrozenInstanceError):
         cfg.d_model = 32
@@ -256,11 +308,17 @@ def test_lab_writes_what_it_prints(tmp_path, capsys):
     report, text = json.loads((tmp_path / "manifest.json").read_text()), capsys.readouterr().out
     model = lab_model()
     logits = model.forward(SENTENCE)
-    assert report["sentence"] == "<bos> I work , you work , he" and report["ids"] == SENTENCE.tolist() and report["shape"] == [8, 64]
+    assert (
+        report["sentence"] == "<bos> I work , you work , he"
+        and report["ids"] == SENTENCE.tolist()
+        and report["shape"] == [8, 64]
+    )
     assert "(8, 64)" in text and 0 < report["forward_ms"] < 1000
     assert sorted(logits[7])[-5:] == pytest.approx(sorted(report["top5_at_7"].values()), abs=1e-12)
     assert all(word in text for word in report["top5_at_7"]) and len(report["top5_at_7"]) == 5
-    assert report["rope_l2"] == pytest.approx(np.linalg.norm(logits - model.forward(SENTENCE, rope=False)), abs=1e-12)
+    assert report["rope_l2"] == pytest.approx(
+        np.linalg.norm(logits - model.forward(SENTENCE, rope=False)), abs=1e-12
+    )
     assert report["config"] == dataclasses.asdict(module.MiniGPTConfig())
 
 

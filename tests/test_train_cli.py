@@ -43,25 +43,74 @@ def shard(folder, split="train"):
 
 
 DAMAGE = {
-    "missing shard": (lambda d: shard(d).unlink(), r"test_train_000000.bin: expected a token shard, found No such file.*python -m data"),
-    "empty shard": (lambda d: shard(d).write_bytes(b""), r"expected shard magic 20240520, version 1, found 0 bytes"),
-    "wrong magic": (lambda d: write_shard(shard(d), np.arange(4, 90), magic=7), r"found magic 7, version 1"),
-    "wrong version": (lambda d: write_shard(shard(d), np.arange(4, 90), version=2), r"found magic 20240520, version 2"),
-    "wrong size": (lambda d: write_shard(shard(d), np.arange(4, 90), promised=99), r"header promises 99 tokens, file holds 86"),
-    "foreign token": (lambda d: write_shard(shard(d), np.array([1, 260])), r"expected token ids < 260, found 260"),
-    "flipped byte": (lambda d: shard(d).write_bytes(shard(d).read_bytes()[:-2] + b"\x09\x00"), r"expected [\d,]+ tokens with sha256 \w+, found"),
-    "no manifest": (lambda d: (d / "manifest.json").unlink(), r"manifest.json: expected a data set's manifest.*python -m data"),
-    "broken manifest": (lambda d: (d / "manifest.json").write_text("{"), r"manifest.json: expected the manifest that"),
-    "other vocabulary": (lambda d: edit_manifest(d, lambda m: m["tokenizer"].update(vocab_size=512)), r"expected vocabulary 260, found 512"),
+    "missing shard": (
+        lambda d: shard(d).unlink(),
+        r"test_train_000000.bin: expected a token shard, found No such file.*python -m data",
+    ),
+    "empty shard": (
+        lambda d: shard(d).write_bytes(b""),
+        r"expected shard magic 20240520, version 1, found 0 bytes",
+    ),
+    "wrong magic": (
+        lambda d: write_shard(shard(d), np.arange(4, 90), magic=7),
+        r"found magic 7, version 1",
+    ),
+    "wrong version": (
+        lambda d: write_shard(shard(d), np.arange(4, 90), version=2),
+        r"found magic 20240520, version 2",
+    ),
+    "wrong size": (
+        lambda d: write_shard(shard(d), np.arange(4, 90), promised=99),
+        r"header promises 99 tokens, file holds 86",
+    ),
+    "foreign token": (
+        lambda d: write_shard(shard(d), np.array([1, 260])),
+        r"expected token ids < 260, found 260",
+    ),
+    "flipped byte": (
+        lambda d: shard(d).write_bytes(shard(d).read_bytes()[:-2] + b"\x09\x00"),
+        r"expected [\d,]+ tokens with sha256 \w+, found",
+    ),
+    "no manifest": (
+        lambda d: (d / "manifest.json").unlink(),
+        r"manifest.json: expected a data set's manifest.*python -m data",
+    ),
+    "broken manifest": (
+        lambda d: (d / "manifest.json").write_text("{"),
+        r"manifest.json: expected the manifest that",
+    ),
+    "other vocabulary": (
+        lambda d: edit_manifest(d, lambda m: m["tokenizer"].update(vocab_size=512)),
+        r"expected vocabulary 260, found 512",
+    ),
     "missing tokenizer": (
-        lambda d: edit_manifest(d, lambda m: m["tokenizer"].update(kind="sentencepiece", file="t.model")),
+        lambda d: edit_manifest(
+            d, lambda m: m["tokenizer"].update(kind="sentencepiece", file="t.model")
+        ),
         r"tokenizers/t.model: expected the manifest's tokenizer, sha256 0000\w+, found no file",
     ),
-    "wrong byte count": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(source_bytes=5)), r"expected 5 validation bytes, found"),
-    "counted otherwise": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(counted_bytes=6)), r"expected 6 validation bytes, found"),
-    "no kind": (lambda d: edit_manifest(d, lambda m: m["tokenizer"].pop("kind")), r"expected the manifest that.*KeyError 'kind'"),
-    "no source bytes": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(source_bytes=None, xz_bytes=3)), r"expected the manifest that"),
-    "no validation": (lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(files=[])), r"expected at least one val shard, found none"),
+    "wrong byte count": (
+        lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(source_bytes=5)),
+        r"expected 5 validation bytes, found",
+    ),
+    "counted otherwise": (
+        lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(counted_bytes=6)),
+        r"expected 6 validation bytes, found",
+    ),
+    "no kind": (
+        lambda d: edit_manifest(d, lambda m: m["tokenizer"].pop("kind")),
+        r"expected the manifest that.*KeyError 'kind'",
+    ),
+    "no source bytes": (
+        lambda d: edit_manifest(
+            d, lambda m: m["splits"]["val"].update(source_bytes=None, xz_bytes=3)
+        ),
+        r"expected the manifest that",
+    ),
+    "no validation": (
+        lambda d: edit_manifest(d, lambda m: m["splits"]["val"].update(files=[])),
+        r"expected at least one val shard, found none",
+    ),
 }
 
 
@@ -78,7 +127,10 @@ def test_damaged_data_is_refused(copy, tmp_path, name):
 def test_a_tokenizer_of_other_bytes_is_refused(copy):
     (copy / "t.model").write_bytes(b"another tokenizer")
     edit_manifest(copy, lambda m: m["tokenizer"].update(kind="sentencepiece", file="t.model"))
-    with pytest.raises(tg.UserError, match=r"t.model: expected the manifest's tokenizer, sha256 0000\w+, found \w{64};"):
+    with pytest.raises(
+        tg.UserError,
+        match=r"t.model: expected the manifest's tokenizer, sha256 0000\w+, found \w{64};",
+    ):
         tg.open_dataset(copy, tg.parse_config(flags(), {})[0], tg.Runtime())
 
 
@@ -88,21 +140,38 @@ def test_the_right_tokenizer_is_found_past_a_stale_one(tmp_path):
     folder.mkdir(parents=True)
     (folder / "t.model").write_bytes(b"stale")
     (tmp_path / "tokenizers" / "t.model").write_bytes(right)
-    entry = {"kind": "sentencepiece", "file": "t.model", "sha256": hashlib.sha256(right).hexdigest()}
+    entry = {
+        "kind": "sentencepiece",
+        "file": "t.model",
+        "sha256": hashlib.sha256(right).hexdigest(),
+    }
     assert tg.find_tokenizer(folder, entry) == tmp_path / "tokenizers" / "t.model"
 
 
 def test_bytes_that_depend_on_context_come_from_the_manifest(copy):
     """Their sidecar was summed when the data set was made; the byte table of the tokenizer would give another number."""
-    edit_manifest(copy, lambda m: m["splits"]["val"].update(counted_bytes=77, byte_files=[{"name": "x"}]))
+    edit_manifest(
+        copy, lambda m: m["splits"]["val"].update(counted_bytes=77, byte_files=[{"name": "x"}])
+    )
     assert tg.open_dataset(copy, tg.parse_config(flags(), {})[0], tg.Runtime()).val_bytes == 77
 
 
 def test_refusals_reach_the_shell(copy, tmp_path):
     shard(copy).unlink()
     refuse(*flags(data_dir=copy, out=tmp_path / "o"), expected="expected a token shard")
-    refuse(*flags(data_dir=copy, out="/proc/nowhere"), expected="/proc/nowhere.*: expected a writable")
-    refuse("score", "--artifact", tmp_path / "none", "--tokens", "x.bin", "--out", tmp_path, expected="none: expected an artifact, found No such file")
+    refuse(
+        *flags(data_dir=copy, out="/proc/nowhere"), expected="/proc/nowhere.*: expected a writable"
+    )
+    refuse(
+        "score",
+        "--artifact",
+        tmp_path / "none",
+        "--tokens",
+        "x.bin",
+        "--out",
+        tmp_path,
+        expected="none: expected an artifact, found No such file",
+    )
     unknown = run_script("--no-such-flag", "1")
     assert unknown.returncode == 2 and "--no-such-flag" in unknown.stderr
 
@@ -114,20 +183,30 @@ def test_one_rank_finding_damage_ends_all_ranks(copy, tmp_path):
 
 
 def test_a_launcher_that_makes_no_sense_is_refused(tmp_path):
-    refuse(*flags(out=tmp_path / "o"), expected="expected integers, found a, 1, 0, 1", env={"RANK": "a"})
+    refuse(
+        *flags(out=tmp_path / "o"),
+        expected="expected integers, found a, 1, 0, 1",
+        env={"RANK": "a"},
+    )
 
 
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--eval-stride", "33"], r"expected 1 <= eval_stride <= eval_seq_len, found eval_stride=33, eval_seq_len=32"),
+        (
+            ["--eval-stride", "33"],
+            r"expected 1 <= eval_stride <= eval_seq_len, found eval_stride=33, eval_seq_len=32",
+        ),
         (["--num-heads", "5"], r"num_heads to divide model_dim, found model_dim=\d+, num_heads=5"),
         (["--num-kv-heads", "3"], r"num_kv_heads to divide num_heads"),
         (["--model-dim", "36", "--num-heads", "12"], r"an even head size"),
         (["--num-encoder-layers", "5"], r"0 <= num_encoder_layers <= num_layers"),
         (["--micro-batch-tokens", "100"], r"train_seq_len to divide micro_batch_tokens"),
         (["--micro-batch-tokens", "96"], r"micro_batch_tokens to divide train_batch_tokens"),
-        (["--matrix-format", "int4"], r"one of fp16, fp32, int8, int6, int5, found matrix_format=int4"),
+        (
+            ["--matrix-format", "int4"],
+            r"one of fp16, fp32, int8, int6, int5, found matrix_format=int4",
+        ),
         (["--control-format", "int8"], r"one of fp16, fp32, found control_format=int8"),
         (["--muon-lr", "nan"], r"-1e\+300 <= muon_lr <= 1e\+300, found muon_lr=nan"),
         (["--ema-decay", "1.0"], r"0 <= ema_decay <= 0.99"),
@@ -144,10 +223,16 @@ def test_bad_settings_are_refused(argv, expected):
 
 
 def test_flags_win_over_the_environment_over_the_preset_and_every_difference_is_logged():
-    cfg, lines = tg.parse_config(["--preset", "docs_cpu", "--seed", "7", "--out", "x"], {"SEED": "9", "MUON_LR": "0.5", "LOG_EVERY": "20"})
+    cfg, lines = tg.parse_config(
+        ["--preset", "docs_cpu", "--seed", "7", "--out", "x"],
+        {"SEED": "9", "MUON_LR": "0.5", "LOG_EVERY": "20"},
+    )
     assert (cfg.seed, cfg.muon_lr, cfg.out) == (7, 0.5, "x")
     assert "config:override seed=7 (default 1337, from flag)" in lines
-    assert f"config:override muon_lr=0.5 (default {tg.Config().muon_lr}, from environment MUON_LR)" in lines
+    assert (
+        f"config:override muon_lr=0.5 (default {tg.Config().muon_lr}, from environment MUON_LR)"
+        in lines
+    )
     other = tg.parse_config(["--preset", "docs_cpu", "--muon-lr", "0.5"], {})[1][-1]
     assert lines[-1] == other  # seed and folders do not make runs incomparable
     assert tg.parse_config(["--preset", "docs_cpu"], {})[1][-1] != other
@@ -159,7 +244,14 @@ def test_flags_win_over_the_environment_over_the_preset_and_every_difference_is_
 
 def test_imports_without_gpu_environment_or_output():
     code = "import sys; sys.argv = ['x']; import train_gpt; print(train_gpt.Config().model_dim)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={"PATH": CLEAN_ENV["PATH"]}, timeout=120)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={"PATH": CLEAN_ENV["PATH"]},
+        timeout=120,
+    )
     assert (done.returncode, done.stdout) == (0, "512\n"), done.stderr
 
 
@@ -177,12 +269,23 @@ def test_the_file_is_one_readable_file():
         assert not isinstance(node, ast.Global)
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             assert node.func.id not in ("exec", "eval")
-    allowed = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef, ast.Assign, ast.AnnAssign, ast.If, ast.Expr)
+    allowed = (
+        ast.Import,
+        ast.ImportFrom,
+        ast.FunctionDef,
+        ast.ClassDef,
+        ast.Assign,
+        ast.AnnAssign,
+        ast.If,
+        ast.Expr,
+    )
     assert all(isinstance(node, allowed) for node in tree.body)
 
 
 def test_every_config_field_is_read():
-    without_config = SOURCE[: SOURCE.index("class Config:")] + SOURCE[SOURCE.index("MODEL_FIELDS = [") :]
+    without_config = (
+        SOURCE[: SOURCE.index("class Config:")] + SOURCE[SOURCE.index("MODEL_FIELDS = [") :]
+    )
     for f in dataclasses.fields(tg.Config):
         assert re.search(rf"(cfg|blocks)\.{f.name}\b", without_config), f.name
 
@@ -197,5 +300,10 @@ def test_params_prints_the_table_of_the_reference():
 
 def test_lint_and_format():
     for command in (["check"], ["format", "--check"]):
-        done = subprocess.run([sys.executable, "-m", "ruff", *command, str(ROOT)], capture_output=True, text=True, timeout=120)
+        done = subprocess.run(
+            [sys.executable, "-m", "ruff", *command, str(ROOT)],
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
         assert done.returncode == 0, done.stdout[-3000:]

@@ -54,7 +54,9 @@ def test_initial_loss_is_that_of_a_uniform_guess():
 
 def test_overtone_init_reshapes_the_spectrum():
     s = torch.linalg.svdvals(tg.GPT(BASE).embed.detach().double())
-    assert torch.allclose(s, s[0] * torch.arange(1, len(s) + 1, dtype=torch.float64).rsqrt(), rtol=1e-4)
+    assert torch.allclose(
+        s, s[0] * torch.arange(1, len(s) + 1, dtype=torch.float64).rsqrt(), rtol=1e-4
+    )
 
 
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
@@ -68,7 +70,9 @@ def test_every_parameter_has_received_a_gradient_after_two_steps(options):
     for step in range(2):
         ids = torch.randint(cfg.vocab_size, (4, 33))
         tg.training_step(model, [(ids[:, :-1], ids[:, 1:])], optimizers.params, tg.Runtime())
-        seen |= {n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0}
+        seen |= {
+            n for n, p in model.named_parameters() if p.grad is not None and p.grad.abs().max() > 0
+        }
         optimizers.step(step, 1.0)
     assert seen == {n for n, p in model.named_parameters() if p.numel()}
 
@@ -95,7 +99,11 @@ def test_causality(options, at, seed):
 @given(OPTIONS, st.integers(1, 10))
 def test_the_stem_carries_nothing_over_a_document_start(options, at):
     """SmearGate and bigram table: the stem at a BOS is the stem of a BOS that opens the window, whatever came before."""
-    cfg = tg.validate(dataclasses.replace(BASE, num_layers=1, **(options | {"num_encoder_layers": 0, "xsa_layers": 0})))
+    cfg = tg.validate(
+        dataclasses.replace(
+            BASE, num_layers=1, **(options | {"num_encoder_layers": 0, "xsa_layers": 0})
+        )
+    )
     model = awake(cfg)
     ids = torch.randint(2, cfg.vocab_size, (1, 12))
     ids[0, at] = tg.BOS_ID
@@ -120,7 +128,13 @@ def test_options_change_the_function():
             return model(ids[:, :-1], ids[:, 1:]).item()
 
     reference = loss()
-    for change in ({"encoder_recurrence": 1}, {"xsa_layers": 0}, {"mlp_negative_slope": 0.5}, {"logit_softcap": 5.0}, {"rope_base": 100.0}):
+    for change in (
+        {"encoder_recurrence": 1},
+        {"xsa_layers": 0},
+        {"mlp_negative_slope": 0.5},
+        {"logit_softcap": 5.0},
+        {"rope_base": 100.0},
+    ):
         assert loss(**change) != pytest.approx(reference, abs=1e-9), change
     for change in ({"phase_init": 1}, {"q_gain_init": 2.0}, {"embed_init_std": 0.1}):
         torch.manual_seed(0)
@@ -128,7 +142,12 @@ def test_options_change_the_function():
         torch.manual_seed(0)
         b = tg.GPT(dataclasses.replace(BASE, **change)).state_dict()
         assert any(not torch.equal(a[k], b[k]) for k in a), change
-    assert [b.attention.xsa for b in tg.GPT(dataclasses.replace(BASE, xsa_layers=1)).blocks] == [False, False, False, True]
+    assert [b.attention.xsa for b in tg.GPT(dataclasses.replace(BASE, xsa_layers=1)).blocks] == [
+        False,
+        False,
+        False,
+        True,
+    ]
 
 
 def test_xsa_removes_the_own_value():
@@ -155,9 +174,16 @@ def test_head_loss_and_its_gradients_are_those_of_the_plain_formula(monkeypatch,
     def run(loss, dtype, embed_dtype):
         leaves = [x.to(dtype).requires_grad_(), embed.to(embed_dtype).requires_grad_()]
         value = loss(*leaves)
-        return [value.detach().double(), *(g.double() for g in torch.autograd.grad(3 * value, leaves))]
+        return [
+            value.detach().double(),
+            *(g.double() for g in torch.autograd.grad(3 * value, leaves)),
+        ]
 
-    expected = run(lambda x, e: F.cross_entropy(cap * torch.tanh(x @ e.T / cap), targets), torch.float64, torch.float64)
+    expected = run(
+        lambda x, e: F.cross_entropy(cap * torch.tanh(x @ e.T / cap), targets),
+        torch.float64,
+        torch.float64,
+    )
     for dtype, embed_dtype, tolerance in (
         (torch.float64, torch.float64, 1e-11),
         (torch.float32, torch.float32, 1e-6 * max(1, cap)),
@@ -170,7 +196,9 @@ def test_head_loss_and_its_gradients_are_those_of_the_plain_formula(monkeypatch,
 
 def test_head_loss_is_finite_where_a_target_has_no_mass_left():
     x, embed = torch.full((1, 4), 100.0), torch.stack([torch.ones(4), -torch.ones(4)])
-    assert tg.HeadLoss.apply(x, embed, torch.tensor([1]), 200.0).item() == pytest.approx(400 * math.tanh(2), rel=1e-5)
+    assert tg.HeadLoss.apply(x, embed, torch.tensor([1]), 200.0).item() == pytest.approx(
+        400 * math.tanh(2), rel=1e-5
+    )
 
 
 def test_generate_continues_past_the_context_and_greedy_is_deterministic():
@@ -181,7 +209,12 @@ def test_generate_continues_past_the_context_and_greedy_is_deterministic():
     tokens = [1, 5, 6, *runs[0]]
     with torch.no_grad():
         for i in range(3, 23):  # every token by the full forward pass over the window before it
-            assert tokens[i] == model.logits(model.hidden(torch.tensor([tokens[max(0, i - 8) : i]]))[0][0, -1]).argmax()
+            assert (
+                tokens[i]
+                == model.logits(
+                    model.hidden(torch.tensor([tokens[max(0, i - 8) : i]]))[0][0, -1]
+                ).argmax()
+            )
 
 
 def test_sampling_filters():
@@ -200,5 +233,7 @@ def test_fake_quantisation_rounds_forward_and_passes_the_gradient():
     q = layer.cast(torch.float32)
     q.sum().backward()
     scale = layer.weight.detach().abs().amax(-1, keepdim=True) / 31
-    assert torch.allclose(q / scale, (q / scale).round(), atol=1e-4) and not torch.equal(q, layer.weight)
+    assert torch.allclose(q / scale, (q / scale).round(), atol=1e-4) and not torch.equal(
+        q, layer.weight
+    )
     assert torch.equal(layer.weight.grad, torch.ones_like(layer.weight))

@@ -27,8 +27,21 @@ CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
 MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
 # statvfs flag -> mount flag: inside a user namespace, a remount must repeat the flags that the host has locked (mount(2))
-LOCKED = {os.ST_NOSUID: MS_NOSUID, os.ST_NODEV: MS_NODEV, os.ST_NOEXEC: MS_NOEXEC, os.ST_NOATIME: 1024, os.ST_NODIRATIME: 2048, 4096: 1 << 21}
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 4, 24, 36, 38
+LOCKED = {
+    os.ST_NOSUID: MS_NOSUID,
+    os.ST_NODEV: MS_NODEV,
+    os.ST_NOEXEC: MS_NOEXEC,
+    os.ST_NOATIME: 1024,
+    os.ST_NODIRATIME: 2048,
+    4096: 1 << 21,
+}
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
+    1,
+    4,
+    24,
+    36,
+    38,
+)
 POLL_MS = 100
 LEAVING_S = 1.0  # for helpers that end when they see their parent gone, as multiprocessing's resource tracker
 MAX_EVENTS, MAX_EVENT_BYTES = 20_000, 1_000
@@ -41,9 +54,14 @@ def check(code: int, what: str) -> None:
         raise OSError(number, f"{what}: {os.strerror(number)}")
 
 
-def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
+def mount(
+    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
+) -> None:
     args = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
-    check(LIBC.mount(*args, ctypes.c_ulong(flags), None if data is None else data.encode()), f"mount {source} on {target}")
+    check(
+        LIBC.mount(*args, ctypes.c_ulong(flags), None if data is None else data.encode()),
+        f"mount {source} on {target}",
+    )
 
 
 # --- Building the root (mechanism `unshare`) ---
@@ -51,13 +69,19 @@ def mount(source: str | None, target: str, kind: str | None, flags: int, data: s
 
 def enter_namespaces(config: dict) -> None:
     """New mount, PID, network, IPC and host-name namespaces; under an ordinary user a user namespace owns them."""
-    flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+    flags = (
+        CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
+    )
     uid, gid = os.getuid(), os.getgid()
     if not config["privileged"]:
         flags |= CLONE_NEWUSER
     check(LIBC.unshare(flags), "unshare")
     if not config["privileged"]:
-        for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        for name, text in (
+            ("setgroups", "deny"),
+            ("uid_map", f"{uid} {uid} 1"),
+            ("gid_map", f"{gid} {gid} 1"),
+        ):
             with open(f"/proc/self/{name}", "w") as handle:
                 handle.write(text)
 
@@ -209,7 +233,10 @@ def host_memory_left() -> float:
 def describe(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as handle:
-            return handle.read(200).replace(b"\0", b" ").decode(errors="replace").strip() or "a process without a command line"
+            return (
+                handle.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
+                or "a process without a command line"
+            )
     except OSError:
         return "a process that ended by itself"
 
@@ -280,7 +307,9 @@ class Events:
 def supervise(config: dict, result: int) -> int:
     LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
     stop = []
-    if config["mechanism"] == "none":  # no PID namespace: adopt whatever is orphaned, and live long enough to end it
+    if (
+        config["mechanism"] == "none"
+    ):  # no PID namespace: adopt whatever is orphaned, and live long enough to end it
         LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
@@ -372,7 +401,9 @@ def collectable(out: str, names: list[str]) -> list[tuple[str, int]]:
     return found
 
 
-def send(result: int, header: dict, out: str = "", files: list[tuple[str, int]] | None = None) -> None:
+def send(
+    result: int, header: dict, out: str = "", files: list[tuple[str, int]] | None = None
+) -> None:
     text = json.dumps(header).encode()
     write_all(result, struct.pack("<Q", len(text)) + text)
     for name, size in files or []:

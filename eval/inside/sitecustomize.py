@@ -22,7 +22,12 @@ def install() -> None:
     with open(os.path.join(HERE, "hook.json")) as handle:
         facts = json.load(handle)
     allowed, writable, code = tuple(facts["allowed"]), tuple(facts["writable"]), facts["code"]
-    environment, emptied, shown, hidden = tuple(facts["environment"]), tuple(facts["emptied"]), tuple(facts["shown"]), set(facts["hidden"])
+    environment, emptied, shown, hidden = (
+        tuple(facts["environment"]),
+        tuple(facts["emptied"]),
+        tuple(facts["shown"]),
+        set(facts["hidden"]),
+    )
     pipe = os.open(facts["events"], os.O_WRONLY | os.O_CLOEXEC)
 
     def tell(kind: str, text: object) -> None:
@@ -52,7 +57,15 @@ def install() -> None:
                     tell("network", f"{event} {args[0]}")
             elif event == "import":
                 imported(args[0])
-            elif event in ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.symlink", "os.link", "os.kill"):
+            elif event in (
+                "subprocess.Popen",
+                "os.system",
+                "os.exec",
+                "os.posix_spawn",
+                "os.symlink",
+                "os.link",
+                "os.kill",
+            ):
                 tell("program", f"{event} {args[0] if event != 'subprocess.Popen' else args[1]}")
         except OSError:
             return
@@ -80,10 +93,22 @@ def install() -> None:
         elif not folder.startswith(allowed):
             tell("outside", full)
         elif folder.startswith(writable) and not os.path.isdir(os.path.dirname(full)):
-            tell("absent", full)  # a file of the home folder that may be missing, or a path of the host that lies below /tmp there
-        elif folder.startswith(emptied) and folder not in emptied and not folder.startswith(shown) and not by_import():
+            tell(
+                "absent", full
+            )  # a file of the home folder that may be missing, or a path of the host that lies below /tmp there
+        elif (
+            folder.startswith(emptied)
+            and folder not in emptied
+            and not folder.startswith(shown)
+            and not by_import()
+        ):
             tell("outside", full)
-        elif event == "open" and full.startswith(environment) and full.endswith(SOURCE_SUFFIXES) and not by_import():
+        elif (
+            event == "open"
+            and full.startswith(environment)
+            and full.endswith(SOURCE_SUFFIXES)
+            and not by_import()
+        ):
             tell("environment", full)
 
     sys.addaudithook(hook)
