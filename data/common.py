@@ -1,4 +1,4 @@
-"""What every data command shares: the user's error, files that appear whole or not at all, hashes, processes."""
+"""What every data command shares: the user's error, whole-or-absent files, hashes, processes."""
 
 import contextlib
 import hashlib
@@ -12,19 +12,29 @@ from pathlib import Path
 from typing import BinaryIO
 
 DATA_ROOT = Path(__file__).resolve().parent
-DOCS_FILE = (
-    "docs_selected.jsonl"  # the published FineWeb documents, by this name in the export and here
-)
-PAD, BOS, EOS, UNK = 0, 1, 2, 3
+# The published FineWeb documents have this name in the export and here.
+DOCS_FILE = "docs_selected.jsonl"
+SHARD_TOKENS = 100_000_000  # the contest's shard size
+
+PAD = 0
+BOS = 1
+EOS = 2
+UNK = 3
 
 
 class UserError(Exception):
-    """Bad input. The message names the file, what was expected, what was found and what to do; the CLI prints it and exits with code 2."""
+    """Bad input. The command line prints the message and exits with code 2.
+
+    The message names the file, what was expected, what was found and what to do.
+    """
 
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A binary file that takes its name only once the block has ended without an error; a half-written one never exists under `path`."""
+    """A binary file that takes its name only when the block ends without an error.
+
+    A half-written file never exists under `path`.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -38,17 +48,20 @@ def atomic_write(path: Path) -> Iterator[BinaryIO]:
 
 
 def sha256_file(path: Path) -> str:
+    """The file's sha256 as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def default_workers() -> int:
-    """Cores this process may use (a container's or a batch system's share, not the machine's)."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Cores that this process may use: its share in a container or a batch job."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def _die_with_parent() -> None:
-    """A worker whose parent was killed would otherwise wait for work for ever."""
+    """Ends a worker when its parent is killed. Otherwise it would wait for work forever."""
 
     def watch() -> None:
         wait([multiprocessing.parent_process().sentinel])
@@ -58,5 +71,8 @@ def _die_with_parent() -> None:
 
 
 def process_pool(workers: int) -> ProcessPoolExecutor:
-    """The one kind of pool in this package. Raises BrokenProcessPool when a worker is killed, instead of waiting for it."""
+    """The one kind of pool in this package.
+
+    It raises BrokenProcessPool when a worker is killed, instead of waiting for it.
+    """
     return ProcessPoolExecutor(workers, initializer=_die_with_parent)
