@@ -47,15 +47,16 @@ import data.common  # noqa: E402
 import data.manifest  # noqa: E402
 import data.shards  # noqa: E402
 import data.tokenizer  # noqa: E402
-import eval.check  # noqa: E402
-import eval.dataset  # noqa: E402
-import eval.errors  # noqa: E402
-import eval.logs  # noqa: E402
-import eval.pack  # noqa: E402
-import eval.schema  # noqa: E402
 import train_gpt as tg  # noqa: E402
+from eval.errors import UserError  # noqa: E402
+from eval.papers.audits.reading import read_audit  # noqa: E402
+from eval.papers.checks.report import format_report  # noqa: E402
+from eval.papers.checks.run import check_folder  # noqa: E402
+from eval.papers.logs.reading import parse_log  # noqa: E402
+from eval.papers.submission.reading import load_submission  # noqa: E402
+from eval.text.corpus.dataset import Dataset, read_shard  # noqa: E402
 
-REFUSALS = (tg.UserError, data.common.UserError, eval.errors.UserError)
+REFUSALS = (tg.UserError, data.common.UserError, UserError)
 SECONDS, MEMORY_BYTES = (
     20,
     2 << 30,
@@ -292,22 +293,22 @@ def read_checkpoint(folder: Path) -> None:
 
 def read_log(path: Path) -> None:
     """A log lists what is wrong with it; that is its refusal."""
-    if problems := eval.logs.parse_log(path).problems:
-        raise eval.errors.UserError(str(problems[0]))
+    if problems := parse_log(path).problems:
+        raise UserError(str(problems[0]))
 
 
 def check_record(folder: Path) -> None:
     """A folder's faults become verdicts; any line of the report that differs from the sound folder's is its refusal."""
-    report = eval.check.format_report(eval.check.check_folder(folder, with_audit=True))
+    report = format_report(check_folder(folder, with_audit=True))
     if report != SOUND_REPORT.setdefault("record", report):
-        raise eval.errors.UserError("the report differs")
+        raise UserError("the report differs")
 
 
 SOUND_REPORT: dict[str, str] = {}
 
 
 def open_all(dataset: Path) -> None:
-    opened = eval.dataset.Dataset(dataset)
+    opened = Dataset(dataset)
     for name in ("train", "val"):
         opened.split(name).tokens.sum()
 
@@ -329,7 +330,7 @@ READERS: dict[
     "shard, eval": (
         "dataset/tiny_val_000000.bin",
         mutate_bytes,
-        lambda f: eval.dataset.read_shard(f / "dataset/tiny_val_000000.bin"),
+        lambda f: read_shard(f / "dataset/tiny_val_000000.bin"),
     ),
     "manifest, train_gpt.py": (
         "dataset/manifest.json",
@@ -356,12 +357,12 @@ READERS: dict[
     "submission.json": (
         "record/submission.json",
         mutate_text_or_json,
-        lambda f: eval.schema.load_submission(f / "record"),
+        lambda f: load_submission(f / "record"),
     ),
     "audit.json": (
         "record/audit.json",
         mutate_text_or_json,
-        lambda f: eval.pack.read_audit(f / "record"),
+        lambda f: read_audit(f / "record"),
     ),
     "record folder": ("record", mutate_bytes, lambda f: check_record(f / "record")),
 }
@@ -645,7 +646,7 @@ def half_written(pipeline: Pipeline, name: str) -> list[str]:
             tg.load_artifact(out / "artifact.bin", tg.Runtime())
         if record is None:
             return [*bad, "the record has gone"]
-        eval.schema.load_submission(record)
+        load_submission(record)
         if {p.name for p in record.iterdir()} != {
             p.name for p in pipeline.record("undisturbed").iterdir()
         }:

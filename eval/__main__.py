@@ -1,15 +1,47 @@
-"""The referee's command line: `python -m eval COMMAND`. Every command lives in a module of its own with `register(subparsers)`."""
+"""The referee's command line: `python -m eval COMMAND`.
+
+Every command is a module of `eval.commands` with `configure(parser)`, which adds its arguments,
+and `run(args)`, which returns the exit code. Only the module of the chosen command is imported."""
 
 import argparse
 import importlib
 import sys
+from collections.abc import Sequence
 
 from eval.errors import UserError
 
-COMMANDS = ("score", "audit", "compare", "check", "pack", "board", "pr")
+COMMANDS = {
+    "score": "score a record independently",
+    "audit": "test a record by its behaviour",
+    "compare": "is record B better than record A",
+    "check": "check the evidence in record folders",
+    "pack": "build a record folder from run folders",
+    "board": "write the boards from the records",
+    "pr": "make the branch and the text of a record's pull request",
+}
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
+    """Exit code: the command's own, 2 for bad input, 130 when interrupted."""
+    arguments = sys.argv[1:] if argv is None else list(argv)
+    args = build_parser(arguments[0] if arguments else None).parse_args(arguments)
+    try:
+        return args.run(args)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:  # a full disk, a file that vanished
+        place = error.filename or "input or output"
+        what = error.strerror or error
+        print(f"error: {place}: {what}; what was there before is still there", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("error: interrupted; nothing half-written is left behind", file=sys.stderr)
+        return 130
+
+
+def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
+    """Parser of all commands by name; the `chosen` one also knows its arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m eval",
         description="Independent scoring, audit, statistics, packaging and board.",
@@ -18,26 +50,14 @@ def main(argv: list[str] | None = None) -> int:
     subparsers = parser.add_subparsers(
         dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}"
     )
-    arguments = sys.argv[1:] if argv is None else argv
-    for name in (
-        arguments[:1] if arguments[:1] and arguments[0] in COMMANDS else COMMANDS
-    ):  # plotting and statistics load only where they are used
-        importlib.import_module(f"eval.{name}").register(subparsers)
-    args = parser.parse_args(arguments)
-    try:
-        return args.run(args)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:  # a full disk, a file that vanished
-        print(
-            f"error: {error.filename or 'input or output'}: {error.strerror or error}; what was there before is still there",
-            file=sys.stderr,
-        )
-        return 2
-    except KeyboardInterrupt:
-        print("error: interrupted; nothing half-written is left behind", file=sys.stderr)
-        return 130
+    for name, summary in COMMANDS.items():
+        command = subparsers.add_parser(name, help=summary, allow_abbrev=False)
+        if name == chosen:
+            module = importlib.import_module(f"eval.commands.{name}")
+            command.description = module.__doc__
+            module.configure(command)
+            command.set_defaults(run=module.run)
+    return parser
 
 
 if __name__ == "__main__":

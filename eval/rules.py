@@ -1,6 +1,7 @@
 """Rule sets of the referee: named, versioned files under rulesets/, so that a verdict can be repeated and a policy be argued about."""
 
 import tomllib
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 
@@ -10,6 +11,18 @@ from eval.errors import UserError
 
 RULESETS = Path(__file__).resolve().parent / "rulesets"
 CURRENT = "2026-11"
+
+
+class Verdict(StrEnum):
+    """Every word that a test of an audit or a check of the papers may end on."""
+
+    PASS = "PASS"
+    NOT_RUN = "NOT RUN"
+    WARN = "WARN"
+    POLICY = "POLICY"
+    INVALID = "INVALID"
+    FAIL = "FAIL"
+    CANNOT_TELL = "CANNOT-TELL"
 
 
 class Section(BaseModel):
@@ -23,7 +36,7 @@ class Policy(Section):
     improvement_nats: float
 
 
-class Score(Section):
+class ScoreTolerance(Section):
     relative_same_machine: float
     relative_elsewhere: float
     negative_nats: float
@@ -76,7 +89,7 @@ class Rules(Section):
 
     name: str
     policy: Policy
-    score: Score
+    score: ScoreTolerance
     tolerance: Tolerance
     limits: LimitValues
     packages: Packages

@@ -10,8 +10,11 @@ from types import ModuleType
 
 import pytest
 
-from eval import pack, report
-from eval.schema import load_submission
+from eval.commands import pack
+from eval.papers.audits.report import TEST_NAMES, AuditReport, SeedScore, TestResult
+from eval.papers.audits.writing import write_audit
+from eval.papers.submission.reading import load_submission
+from eval.rules import Verdict
 
 # The source holds everything that misleads a log parser: markers, result lines, step lines, non-ASCII text, tabs, CR.
 TRICKY_SOURCE = (
@@ -113,9 +116,8 @@ class FakeRun:
 def cli(module: ModuleType, *argv: object) -> int:
     """One referee command, parsed as `python -m eval` does, without importing the other commands."""
     parser = argparse.ArgumentParser(allow_abbrev=False)
-    module.register(parser.add_subparsers(dest="command", required=True))
-    args = parser.parse_args([module.__name__.rpartition(".")[2], *map(str, argv)])
-    return args.run(args)
+    module.configure(parser)
+    return module.run(parser.parse_args(list(map(str, argv))))
 
 
 def three_seeds(folder: Path, **overrides: object) -> list[Path]:
@@ -159,7 +161,7 @@ def upstream_records() -> Path:
 
 def audit(
     folder: Path,
-    verdict: report.Verdict,
+    verdict: Verdict,
     test: str = "normalisation",
     reason: str = "sum of 512 tokens: expected 1, found 6.25",
 ) -> None:
@@ -168,13 +170,11 @@ def audit(
     results = submission.seed_results
     special = {test: {"verdict": verdict, "reason": reason}}
     tests = [
-        report.TestResult(
-            **{"name": name, "verdict": "PASS", "reason": "fine"} | special.get(name, {})
-        )
-        for name in report.TEST_NAMES
+        TestResult(**{"name": name, "verdict": "PASS", "reason": "fine"} | special.get(name, {}))
+        for name in TEST_NAMES
     ]
     scores = [
-        report.SeedScore(
+        SeedScore(
             seed=seed, artifact_bytes=r.artifact_bytes, artifact_sha256=r.artifact_sha256, val_bpb=r.val_bpb, nats=r.nats,
             scored_tokens=r.scored_tokens, scored_bytes=r.scored_bytes, seconds=1.0, claimed_val_bpb=r.val_bpb,
         )
@@ -193,6 +193,6 @@ def audit(
         "corpus_version": submission.data.version,
         "sandbox": "bwrap",
     }
-    report.write(
-        report.AuditReport(**identity, **about, verdict=verdict, scores=scores, tests=tests), folder
+    write_audit(
+        AuditReport(**identity, **about, verdict=verdict, scores=scores, tests=tests), folder
     )

@@ -12,10 +12,10 @@ from conftest import CLEAN_ENV, ROOT
 sys.path.append(str(ROOT / "bench"))  # last, so that bench/data.py does not hide the package data
 import faults
 
-import eval.check
-import eval.dataset
-import eval.errors
-import eval.schema
+from eval.errors import UserError
+from eval.papers.checks.run import check_folder
+from eval.papers.submission.reading import load_submission
+from eval.text.corpus.dataset import Dataset
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +50,17 @@ def test_a_number_of_hundreds_of_digits_and_a_name_of_hundreds_of_letters_are_re
     changed = json.loads(sound)
     changed["seed_results"]["1337"]["steps"] = "9" * 400
     path.write_text(json.dumps(changed))
-    with pytest.raises(eval.errors.UserError, match="steps: expected integers of 64 bits"):
-        eval.schema.load_submission(folder / "record")
-    eval.check.check_folder(folder / "record")
+    with pytest.raises(UserError, match="steps: expected integers of 64 bits"):
+        load_submission(folder / "record")
+    check_folder(folder / "record")
     path.write_bytes(sound)
     manifest = folder / "dataset/manifest.json"
     sound = manifest.read_bytes()
     changed = json.loads(sound)
     changed["tokenizer"]["file"] = "t" * 300
     manifest.write_text(json.dumps(changed))
-    with pytest.raises(eval.errors.UserError, match=r"tokenizer\.file"):
-        eval.dataset.Dataset(folder / "dataset")
+    with pytest.raises(UserError, match=r"tokenizer\.file"):
+        Dataset(folder / "dataset")
     manifest.write_bytes(sound)
 
 

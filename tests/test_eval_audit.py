@@ -13,19 +13,24 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-import eval.score
-from eval import sandbox
 from eval.__main__ import main
-from eval.audit import Audit, Options, audit_record
-from eval.behaviour import LAMBDAS, Behaviour, Noise
-from eval.dataset import Dataset, shard_bytes
 from eval.errors import UserError
-from eval.pack import read_audit
-from eval.record import GIVEN
-from eval.report import TEST_NAMES, AuditReport, Collector
+from eval.papers.audits.reading import read_audit
+from eval.papers.audits.report import TEST_NAMES, AuditReport
+from eval.papers.folder import GIVEN
+from eval.papers.submission.schema import TRACKS, Environment
 from eval.rules import load_rules
-from eval.runner import Scorer, Stream
-from eval.schema import TRACKS, Environment
+from eval.text.corpus.dataset import Dataset, shard_bytes
+from eval.trial.audit.audit import Options, audit_record
+from eval.trial.audit.budget import judge_clock, over_the_clock
+from eval.trial.audit.collector import Collector
+from eval.trial.audit.experiments.behaviour import Behaviour
+from eval.trial.audit.experiments.long_runs import LAMBDAS
+from eval.trial.audit.experiments.noise import Noise
+from eval.trial.runner import claims
+from eval.trial.runner.claims import name_given_artifact
+from eval.trial.runner.scorer import Scorer, Stream
+from eval.trial.sandbox import running as sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from build import Workshop
@@ -469,9 +474,7 @@ def test_seed_of_an_artifact_given_by_hand_is_found_by_its_hash(shop, tmp_path, 
     with pytest.raises(
         UserError, match=r"expected --seed with it, found seeds 1337, 42 without a sha256"
     ):
-        eval.score.name_given_artifact(
-            SimpleNamespace(artifacts={GIVEN: second}, submission=silent)
-        )
+        name_given_artifact(SimpleNamespace(artifacts={GIVEN: second}, submission=silent))
 
 
 def test_a_record_without_claims_agrees_with_nothing(tmp_path, tiny, capsys):
@@ -513,18 +516,16 @@ def test_the_referees_own_time_limit_is_no_verdict(tmp_path, tiny, capsys):
 def test_the_tracks_clock_binds_on_the_claimed_hardware(
     monkeypatch, here, nproc, seconds, verdict, says
 ):
-    monkeypatch.setattr(eval.score, "gpus_here", lambda: here)
+    monkeypatch.setattr(claims, "gpus_here", lambda: here)
     environment = Environment(gpu="NVIDIA H100 80GB HBM3", gpus=8, world_size=8)
     record = SimpleNamespace(
         track=TRACKS["track_10min_16mb"], claimed_environment=lambda seed: environment
     )
-    audit = SimpleNamespace(
-        collectors={"budget": Collector("budget")}, record=record, options=Options(nproc=nproc)
-    )
-    Audit._clock(audit, "42", seconds)
-    result = audit.collectors["budget"].result("")
+    into = Collector("budget")
+    judge_clock(record, "42", seconds, nproc, into)
+    result = into.result("")
     assert result.verdict == verdict and says in result.reason
-    assert Audit._over_the_clock(audit, "42", seconds) == (verdict == "INVALID")
+    assert over_the_clock(record, "42", seconds, nproc) == (verdict == "INVALID")
 
 
 SMALL = (

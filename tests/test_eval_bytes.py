@@ -11,16 +11,10 @@ import numpy as np
 import pytest
 import sentencepiece
 
-from eval.bytes import (
-    BOS,
-    KNOWN_EXPORTS,
-    check_fineweb_bytes,
-    documents,
-    implied_bytes,
-    load_byte_table,
-)
-from eval.dataset import Dataset, ManifestSplit, Split, shard_bytes
 from eval.errors import UserError
+from eval.text.corpus.bytes import BOS, documents, load_byte_table
+from eval.text.corpus.dataset import Dataset, ManifestSplit, Split, shard_bytes
+from eval.text.corpus.exports import KNOWN_EXPORTS, check_fineweb_bytes, implied_bytes
 
 SHARED = Path(__file__).parents[2] / "shared"
 TEXTS = [

@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from eval import sandbox
 from eval.__main__ import main
+from eval.trial.sandbox import running as sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 import classes

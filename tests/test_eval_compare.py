@@ -8,7 +8,7 @@ import pytest
 from scipy import stats
 
 from eval.__main__ import main
-from eval.compare import welch
+from eval.papers.checks.statistics import welch
 
 LN2 = math.log(2)
 HASH, OTHER = "a" * 64, "b" * 64

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from eval import environment, sandbox
-from eval.dataset import Manifest
-from eval.environment import build_copy, strip_docstrings, survey, visible_environment
 from eval.errors import UserError
 from eval.rules import CURRENT, RULESETS, load_rules
-from eval.sandbox import Job, Limits
+from eval.text.corpus import environment
+from eval.text.corpus.dataset import Manifest
+from eval.text.corpus.environment import build_copy, strip_docstrings, survey, visible_environment
+from eval.trial.sandbox import running as sandbox
+from eval.trial.sandbox.job import Job, Limits
 
 SOURCES = {
     "module": b'"""A text."""\nimport os\n',

@@ -6,12 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from eval.dataset import Split
-from eval.fresh import FreshSlices, per_document, ratio, short_docstrings
-from eval.generator import KneserNey
-from eval.report import Collector
 from eval.rules import load_rules
-from eval.runner import Scored
+from eval.text.corpus.dataset import Split
+from eval.text.language.generator import KneserNey
+from eval.text.language.slices import per_document, ratio, short_docstrings
+from eval.trial.audit.collector import Collector
+from eval.trial.audit.experiments.fresh import FreshSlices
+from eval.trial.runner.scorer import Scored
 
 BOS = 1
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from eval.generator import EPSILON, KneserNey, context_keys, gram_keys
+from eval.text.language.generator import EPSILON, KneserNey, context_keys, gram_keys
 
 BOS, V = 1, 12
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from eval import sandbox
-from eval.audit import Options, audit_record
 from eval.rules import load_rules
+from eval.trial.audit.audit import Options, audit_record
+from eval.trial.sandbox import running as sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 import build

@@ -10,9 +10,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from eval import sandbox
 from eval.errors import UserError
-from eval.sandbox import GIB, Job, Limits, Outcome
+from eval.trial.sandbox import running as sandbox
+from eval.trial.sandbox.job import GIB, Job, Limits, Outcome
 
 SECRET = "SECRET-OF-THE-HOST"
 WALL = 3.0
@@ -84,13 +84,13 @@ def test_an_environment_below_tmp_is_seen(mechanism):
         Path(folder).chmod(0o755)
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
         program = (
-            "import sys; from eval import sandbox; "
+            "import sys; from eval.trial.sandbox import running as sandbox; "
             "job = sandbox.Job({'a.py': b'import os, sys; print(sys.prefix, sorted(os.listdir(\"/tmp\")))'}, {}, ['{code}/a.py']); "
             f"print(sandbox.run(job, {mechanism!r}).stdout)"
         )
         done = subprocess.run(
             [f"{folder}/bin/python", "-c", program],
-            cwd=Path(sandbox.__file__).parents[1],
+            cwd=Path(sandbox.__file__).parents[3],
             capture_output=True,
             text=True,
         )
@@ -389,7 +389,7 @@ def test_works_for_an_ordinary_user(mechanism):
     if not supported:
         pytest.skip(f"{python} is missing or older than 3.11")
     code = (
-        f"import os, sys\nos.setresgid(1234, 1234, 1234)\nos.setresuid(1234, 1234, 1234)\nsys.path.insert(0, {str(root)!r})\nfrom eval import sandbox\n"
+        f"import os, sys\nos.setresgid(1234, 1234, 1234)\nos.setresuid(1234, 1234, 1234)\nsys.path.insert(0, {str(root)!r})\nfrom eval.trial.sandbox import running as sandbox\n"
         f"reason = sandbox.unavailable({mechanism!r})\nprint('SKIP', reason) if reason else None\n"
         "job = sandbox.Job({'a.py': b'import os\\nprint(os.getuid(), os.path.exists(\"/home\"))\\nopen(\"/etc/x\", \"w\")'}, {}, ['{code}/a.py'])\n"
         f"outcome = sandbox.run(job, {mechanism!r}) if not reason else None\n"

@@ -95,7 +95,7 @@ def test_building_a_data_set(tiny_disk, tmp_path):
 
 @pytest.mark.parametrize("name", ["a.json", "b/c.json"])
 def test_a_reader_sees_the_old_file(tiny_disk, name):
-    from eval.schema import write_atomic
+    from eval.files import write_atomic
 
     path = tiny_disk / name
     path.parent.mkdir(exist_ok=True)

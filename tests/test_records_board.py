@@ -10,8 +10,10 @@ import pytest
 from records_browser import CHROMIUM, Browser
 from records_support import FakeRun, audit, cli, upstream_records
 
-from eval import board, pack
+from eval.commands import board, pack
+from eval.commands.pack import slug_of
 from eval.errors import UserError
+from eval.papers.rendering.board import BEGIN, END, thin
 
 needs_chromium = pytest.mark.skipif(
     CHROMIUM is None, reason="no Chromium on this machine (Debian: apt-get install chromium)"
@@ -57,7 +59,7 @@ def pack_one(
     assert cli(pack, *args) == 0
     return next(
         (root / "records" / track).glob(
-            f"{date}_{pack.slug_of(argparse.Namespace(slug=None, name=name))}"
+            f"{date}_{slug_of(argparse.Namespace(slug=None, name=name))}"
         )
     )
 
@@ -73,9 +75,7 @@ def site(tmp_path_factory):
     pack_one(root, "Big track", 1.10, track="track_non_record_16mb", size=2_100_000)
     audit(pack_one(root, "Hashed tables", 0.65, date="2026-11-26"), "INVALID")
     audit(pack_one(root, "Delta audited", 1.50, date="2026-11-27"), "PASS")
-    (root / "README.md").write_text(
-        f"# Top\n\nbefore\n{board.BEGIN}\nold table\n{board.END}\nafter\n"
-    )
+    (root / "README.md").write_text(f"# Top\n\nbefore\n{BEGIN}\nold table\n{END}\nafter\n")
     assert cli(board, "--root", root) == 0
     return root
 
@@ -87,8 +87,8 @@ def test_everything_is_generated_and_in_step(site, capsys):
     assert "wrote nothing" in capsys.readouterr().out
     readme = (site / "README.md").read_text()
     assert (
-        readme.startswith(f"# Top\n\nbefore\n{board.BEGIN}\n`track_docs_cpu")
-        and readme.endswith(f"{board.END}\nafter\n")
+        readme.startswith(f"# Top\n\nbefore\n{BEGIN}\n`track_docs_cpu")
+        and readme.endswith(f"{END}\nafter\n")
         and "old table" not in readme
     )
 
@@ -155,18 +155,18 @@ def test_an_audit_of_another_script_does_not_count(site, tmp_path):
 
 def test_text_of_others_stays_text(tmp_path):
     """A marker in a blurb would be taken for the end of the table; tags and brackets would become page elements."""
-    blurb = f"x {board.END} y <b>z</b> [link](http://x) a|b\nc \\"
+    blurb = f"x {END} y <b>z</b> [link](http://x) a|b\nc \\"
     folder = pack_one(tmp_path, "One", 1.0)
     submission = json.loads((folder / "submission.json").read_text()) | {
         "blurb": blurb,
-        "name": f"{board.BEGIN}{board.END}",
+        "name": f"{BEGIN}{END}",
     }
     (folder / "submission.json").write_text(json.dumps(submission))
-    (tmp_path / "README.md").write_text(f"top\n{board.BEGIN}\n{board.END}\nbottom\n")
+    (tmp_path / "README.md").write_text(f"top\n{BEGIN}\n{END}\nbottom\n")
     assert cli(board, "--root", tmp_path) == 0
     text = (tmp_path / "README.md").read_text()
     assert cli(board, "--root", tmp_path, "--check") == 0
-    assert text.count(board.END) == 1 and text.endswith(f"{board.END}\nbottom\n")
+    assert text.count(END) == 1 and text.endswith(f"{END}\nbottom\n")
     assert (
         r"x &lt;!-- board:end --&gt; y &lt;b&gt;z&lt;/b&gt; \[link\](http://x) a\|b c \\ |" in text
     )
@@ -174,13 +174,9 @@ def test_text_of_others_stays_text(tmp_path):
 
 def test_a_marker_left_in_the_table_goes_away(tmp_path):
     (tmp_path / "records").mkdir()
-    (tmp_path / "README.md").write_text(
-        f"top\n{board.BEGIN}\n| x {board.END} y |\n{board.END}\nbottom\n"
-    )
+    (tmp_path / "README.md").write_text(f"top\n{BEGIN}\n| x {END} y |\n{END}\nbottom\n")
     assert cli(board, "--root", tmp_path) == 0
-    assert (
-        tmp_path / "README.md"
-    ).read_text() == f"top\n{board.BEGIN}\nNo records yet.\n{board.END}\nbottom\n"
+    assert (tmp_path / "README.md").read_text() == f"top\n{BEGIN}\nNo records yet.\n{END}\nbottom\n"
 
 
 @pytest.mark.parametrize(
@@ -233,7 +229,7 @@ def test_a_record_in_the_wrong_track_is_refused(site, tmp_path):
 
 def test_no_records_and_public_records(tmp_path):
     (tmp_path / "records").mkdir()
-    (tmp_path / "README.md").write_text(f"{board.BEGIN}\n{board.END}\n")
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
     assert cli(board, "--root", tmp_path) == 0
     assert "No records yet." in (tmp_path / "records" / "README.md").read_text()
     for folder in upstream_records().iterdir():
@@ -258,14 +254,14 @@ def test_page_is_one_file(site):
 
 def test_thinning_keeps_the_ends():
     points = list(range(1000))
-    thinned = board.thin(points, 240)
+    thinned = thin(points, 240)
     assert (
         len(thinned) == 240
         and thinned[0] == 0
         and thinned[-1] == 999
         and sorted(set(thinned)) == thinned
     )
-    assert board.thin(points[:240], 240) == points[:240]
+    assert thin(points[:240], 240) == points[:240]
 
 
 # --- in the browser ---

@@ -11,9 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records_support import FakeRun, audit, cli, pack_three, three_seeds, upstream_records
 
-from eval import check, pack, schema
-from eval.check import Verdict, agrees, check_folder
+from eval.commands import check, pack
 from eval.errors import UserError
+from eval.papers.checks.report import Check, agrees, format_report
+from eval.papers.checks.run import check_folder
+from eval.papers.submission.reading import load_submission
+from eval.rules import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -214,7 +217,7 @@ def test_damage_is_caught(record, damage, name):
         if record.exists()
         else next(p for p in record.parent.parent.rglob("*") if p.is_dir() and "xample" in p.name)
     )
-    assert name in verdicts(folder), check.format_report(check_folder(folder, with_audit=True))
+    assert name in verdicts(folder), format_report(check_folder(folder, with_audit=True))
 
 
 def test_clocks_of_the_ten_minute_track(tmp_path):
@@ -271,7 +274,7 @@ def test_a_resumed_run_is_said_to_be_one_where_there_is_a_clock(tmp_path):
         and "resumed at step 300 (torch 2.14.0 after 2.13.0): its clock"
         in verdicts(folder, Verdict.CANNOT_TELL)["train_time"]
     )
-    assert schema.load_submission(folder).config.overrides == []
+    assert load_submission(folder).config.overrides == []
 
 
 # --- the referee's verdict ---
@@ -475,7 +478,7 @@ def test_public_records_get_the_verdicts_found_by_hand(name):
 
 
 def details(name: str) -> str:
-    return check.format_report(check_folder(upstream_records() / name))
+    return format_report(check_folder(upstream_records() / name))
 
 
 def test_public_findings_are_explained():
@@ -504,7 +507,7 @@ def test_public_findings_are_explained():
 def test_every_field_of_public_submissions_is_imported(name):
     """No value is lost on the way into the schema: each leaf of the file is found in the imported record."""
     raw = json.loads((upstream_records() / name / "submission.json").read_text())
-    imported = schema.load_submission(upstream_records() / name)
+    imported = load_submission(upstream_records() / name)
     assert imported.unknown == {}
     kept = [value for _, value in leaves(imported.model_dump(mode="json"))]
     for where, value in leaves(raw):
@@ -608,7 +611,7 @@ def test_lies_in_public_submissions_are_found(tmp_path, change, name, text):
         stated,
         {f"train_seed{s}.log": public_log(s, b) for s, b in {1: 1.10, 2: 1.12, 3: 1.14}.items()},
     )
-    assert text in verdicts(folder).get(name, ""), check.format_report(
+    assert text in verdicts(folder).get(name, ""), format_report(
         check_folder(folder, with_audit=True)
     )
 
@@ -693,7 +696,7 @@ def test_budgets_and_broken_public_logs(tmp_path, log, name, text):
     folder = public_folder(
         tmp_path, GOOD | {"val_bpb": 1.12, "bytes_total": total}, {"train.log": log}
     )
-    assert text in verdicts(folder).get(name, ""), check.format_report(
+    assert text in verdicts(folder).get(name, ""), format_report(
         check_folder(folder, with_audit=True)
     )
 
@@ -771,7 +774,7 @@ def test_a_readme_in_another_encoding_is_a_verdict(record):
 # --- significance ---
 
 
-def against(folder, base) -> check.Check:
+def against(folder, base) -> Check:
     return next(c for c in check_folder(folder, against=base).checks if c.name == "significance")
 
 
@@ -924,7 +927,7 @@ def test_no_public_submission_makes_check_fail(tmp_path, change):
     (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": 1.1} | change))
     report = check_folder(folder, with_audit=True)
     assert {c.name for c in report.checks} >= {"files", "json", "log", "headline"}
-    check.format_report(report)
+    format_report(report)
 
 
 @settings(
@@ -967,7 +970,7 @@ def test_no_log_makes_check_fail(packed, tmp_path, changes):
         for index, value in changes:
             parts[2 * (index % (len(parts) // 2)) + 1] = value
         path.write_text(head + mark + "".join(parts))
-        check.format_report(check_folder(path.parent, with_audit=True))
+        format_report(check_folder(path.parent, with_audit=True))
 
 
 def test_hostile_files_end_in_verdicts(tmp_path):

@@ -6,13 +6,17 @@ from pathlib import Path
 import pytest
 from records_support import cli
 
-from eval import board, check, pack, schema
-from eval.check import Verdict, check_folder
+from eval.commands import board
+from eval.papers.audits.reading import read_audit
+from eval.papers.checks.report import format_report
+from eval.papers.checks.run import check_folder
+from eval.papers.submission.schema import SUBMISSION_FILE
+from eval.rules import Verdict
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [
     path.parent
-    for path in sorted((ROOT / "records").glob(f"track_*/*/{schema.SUBMISSION_FILE}"))
+    for path in sorted((ROOT / "records").glob(f"track_*/*/{SUBMISSION_FILE}"))
     if not path.parent.name.startswith(".")
 ]
 
@@ -20,18 +24,18 @@ FOLDERS = [
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
 def test_record_is_in_order(folder):
     report = check_folder(folder, with_audit=True)
-    audit = pack.read_audit(folder)
+    audit = read_audit(folder)
     # A record that the audit rejects is kept as an example of one; its papers are in order all the same.
     allowed = {"audit"} if audit is not None and audit.verdict == "INVALID" else set()
-    assert {c.name for c in report.checks if c.verdict is Verdict.FAIL} <= allowed, (
-        check.format_report(report)
+    assert {c.name for c in report.checks if c.verdict is Verdict.FAIL} <= allowed, format_report(
+        report
     )
 
 
 def committed(folder: Path) -> bool:
     """Whether git knows the record; outside a clone every record counts as committed."""
     listed = subprocess.run(
-        ["git", "ls-files", "--", str(folder / schema.SUBMISSION_FILE)],
+        ["git", "ls-files", "--", str(folder / SUBMISSION_FILE)],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -10,15 +10,10 @@ from hypothesis import strategies as st
 from records_support import TRICKY_SOURCE, FakeRun, upstream_records
 
 from eval.errors import UserError
-from eval.logs import (
-    Log,
-    data_of,
-    environment_of,
-    override_settings,
-    parse_log,
-    seconds,
-    seed_result,
-)
+from eval.papers.logs.log import Log
+from eval.papers.logs.proof import data_of, environment_of, override_settings, seed_result
+from eval.papers.logs.reading import parse_log
+from eval.papers.logs.values import seconds
 
 RUN = FakeRun(
     seed=42, overrides=("ngram_order=5", 'note="result val_loss:0.5 step:1/2 train_loss:9"')

@@ -12,10 +12,13 @@ import sys
 import pytest
 from records_support import TRICKY_SOURCE, FakeRun, cli, pack_three, three_seeds
 
-from eval import pack, schema
+from eval.commands import pack
 from eval.errors import UserError
-from eval.logs import parse_log
-from eval.schema import Submission, json_schema, load_submission
+from eval.papers.logs.reading import parse_log
+from eval.papers.rendering import packing
+from eval.papers.rendering.readme import CHANGES_BEGIN, CHANGES_END, changes_of
+from eval.papers.submission.reading import load_submission
+from eval.papers.submission.schema import PACKED_SEED_FIELDS, Submission, json_schema
 
 
 def packed(tmp_path, *runs, extra=()):
@@ -300,7 +303,7 @@ def test_failure_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch):
     def fail(*args):
         raise OSError("disk full")
 
-    monkeypatch.setattr(pack, "loss_picture", fail)
+    monkeypatch.setattr(packing, "loss_picture", fail)
     with pytest.raises(OSError, match="disk full"):
         packed(tmp_path, FakeRun(nats=1300.0).write(tmp_path / "b"), extra=["--replace"])
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
@@ -337,11 +340,11 @@ def test_what_changed_is_never_empty_and_never_breaks_its_markers(tmp_path):
     )
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
     assert (
-        pack.changes_of(folder)
+        changes_of(folder)
         == "Preset `docs_cpu` of `train_gpt.py`, changed: `ngram_order=5`, `model_dim=64`."
     )
     changes = tmp_path / "changes.md"
-    changes.write_text(f"half {pack.CHANGES_END} other half")
+    changes.write_text(f"half {CHANGES_END} other half")
     with pytest.raises(UserError, match="holds the marker"):
         packed(
             tmp_path, FakeRun().write(tmp_path / "a"), extra=["--slug", "y", "--changes", changes]
@@ -351,17 +354,17 @@ def test_what_changed_is_never_empty_and_never_breaks_its_markers(tmp_path):
 def test_markers_in_name_and_blurb_are_text(tmp_path):
     changes = tmp_path / "changes.md"
     changes.write_text("Longer warm-down.")
-    blurb = f"a {pack.CHANGES_BEGIN} b {pack.CHANGES_END}"
+    blurb = f"a {CHANGES_BEGIN} b {CHANGES_END}"
     assert (
         packed(
             tmp_path,
             FakeRun().write(tmp_path / "a"),
-            extra=["--name", f"N {pack.CHANGES_END}", "--blurb", blurb, "--changes", changes],
+            extra=["--name", f"N {CHANGES_END}", "--blurb", blurb, "--changes", changes],
         )
         == 0
     )
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
-    assert pack.changes_of(folder) == "Longer warm-down."
+    assert changes_of(folder) == "Longer warm-down."
     with pytest.raises(UserError, match="--blurb: holds the marker"):
         packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--blurb", blurb, "--slug", "y"])
 
@@ -436,7 +439,7 @@ def test_exported_json_schema_accepts_records_and_rejects_incomplete_ones(tmp_pa
             ValueError, match=name if name not in ("seeds", "seed_results") else "seed"
         ):
             Submission.model_validate({k: v for k, v in raw.items() if k != name})
-    for name in schema.PACKED_SEED_FIELDS:
+    for name in PACKED_SEED_FIELDS:
         broken = json.loads(json.dumps(raw))
         del broken["seed_results"]["42"][name]
         with pytest.raises(ValueError, match=f"seed_results.42.{name}"):
@@ -472,13 +475,13 @@ def test_a_replaced_record_is_there_at_every_moment(tmp_path, monkeypatch):
     other = FakeRun(nats=1300.0).write(tmp_path / "b")
     replace = os.replace
     monkeypatch.setattr(
-        pack.os, "replace", lambda a, b: (moved.append(folder.exists()), replace(a, b))
+        packing.os, "replace", lambda a, b: (moved.append(folder.exists()), replace(a, b))
     )
     assert packed(tmp_path, other, extra=["--replace"]) == 0
     assert load_submission(folder).val_bpb < old.val_bpb and (sys.platform != "linux" or all(moved))
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
-    monkeypatch.setattr(pack.sys, "platform", "other")
+    monkeypatch.setattr(packing.sys, "platform", "other")
     calls = iter([False, True, False])  # aside, then no, then back
 
     def fails_second(a, b):
@@ -487,13 +490,13 @@ def test_a_replaced_record_is_there_at_every_moment(tmp_path, monkeypatch):
         replace(a, b)
 
     new = load_submission(folder)
-    monkeypatch.setattr(pack.os, "replace", fails_second)
+    monkeypatch.setattr(packing.os, "replace", fails_second)
     with pytest.raises(OSError, match="no"):
         packed(tmp_path, run, extra=["--replace"])
     assert load_submission(folder) == new and [p.name for p in folder.parent.iterdir()] == [
         folder.name
     ]
-    monkeypatch.setattr(pack.os, "replace", replace)
+    monkeypatch.setattr(packing.os, "replace", replace)
     assert packed(tmp_path, run, extra=["--replace"]) == 0
     assert load_submission(folder).val_bpb == old.val_bpb and [
         p.name for p in folder.parent.iterdir()

@@ -7,9 +7,9 @@ import subprocess
 import pytest
 from records_support import FakeRun, audit, cli, pack_three
 
-from eval import pack, pr
+from eval.commands import pack, pr
 from eval.errors import UserError
-from eval.record import sha256_of
+from eval.files import sha256_of
 
 BRANCH = "record/2026-11-24_example-record"
 

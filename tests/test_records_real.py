@@ -4,9 +4,13 @@ import pytest
 from conftest import ROOT, flags, run_script
 from records_support import cli
 
-from eval import board, check, pack, schema
-from eval.check import Verdict, check_folder
-from eval.logs import parse_log
+from eval.commands import board, pack
+from eval.papers.checks.report import format_report
+from eval.papers.checks.run import check_folder
+from eval.papers.logs.reading import parse_log
+from eval.papers.rendering.board import BEGIN, END
+from eval.papers.submission.reading import load_submission
+from eval.rules import Verdict
 
 
 @pytest.fixture(scope="module")
@@ -52,14 +56,12 @@ def test_a_real_run_becomes_a_record(run, dataset, tmp_path, capsys):
     assert cli(pack, run, *options, "--records-dir", tmp_path / "records") == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_tiny"
     report = check_folder(folder)
-    assert [c for c in report.checks if c.verdict is Verdict.FAIL] == [], check.format_report(
-        report
-    )
-    submission = schema.load_submission(folder)
+    assert [c for c in report.checks if c.verdict is Verdict.FAIL] == [], format_report(report)
+    submission = load_submission(folder)
     assert submission.seeds == [42] and submission.data.corpus == "test"
     assert "iterations=5" in submission.config.overrides and not any(
         o.startswith("seed=") for o in submission.config.overrides
     )
     assert "--iterations 5" in (folder / "README.md").read_text()
-    (tmp_path / "README.md").write_text(f"{board.BEGIN}\n{board.END}\n")
+    (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
     assert cli(board, "--root", tmp_path) == 0 and cli(board, "--root", tmp_path, "--check") == 0

@@ -208,7 +208,7 @@ def test_one_file_of_at_most_400_lines_that_imports_nothing_of_the_project():
 
 
 def test_log_and_artifact_are_what_the_packager_reads(trained, data):
-    from eval.logs import parse_log
+    from eval.papers.logs.reading import parse_log
 
     name, _, out = trained
     log = parse_log(out / "train.log")

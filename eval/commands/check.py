@@ -1,0 +1,41 @@
+"""`python -m eval check`: does the evidence in a record folder support what the record says?
+
+Reads files only, runs nothing of the record. What a foreign format cannot show is CANNOT-TELL, never PASS.
+Each verdict carries the lines that prove it.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+from eval.papers.checks.report import format_report
+from eval.papers.checks.run import check_folder
+from eval.rules import Verdict
+
+
+def configure(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("folders", nargs="+", type=Path, metavar="FOLDER")
+    parser.add_argument(
+        "--against",
+        type=Path,
+        metavar="RECORD",
+        help="also test the improvement over this record for significance",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print a JSON list of reports instead of text"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    reports = [
+        check_folder(folder, with_audit=True, against=args.against) for folder in args.folders
+    ]
+    if args.json:
+        print(
+            json.dumps(
+                [report.model_dump(mode="json") for report in reports], indent=2, ensure_ascii=False
+            )
+        )
+    else:
+        print("\n\n".join(format_report(report) for report in reports))
+    return int(any(report.verdict is Verdict.FAIL for report in reports))

@@ -1,0 +1,1 @@
+"""Papers: what a record claims, read from its files. Nothing here runs a submission."""

@@ -1,0 +1,145 @@
+"""The audit's report as a typed schema."""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+
+from eval.rules import Verdict
+
+SEVERITY = (Verdict.NOT_RUN, Verdict.PASS, Verdict.WARN, Verdict.POLICY, Verdict.INVALID)
+
+
+def _of_an_audit(value: object) -> object:
+    if value not in SEVERITY:
+        raise ValueError(f"expected one of {', '.join(SEVERITY)}, found {value!r}")
+    return value
+
+
+TestVerdict = Annotated[Verdict, BeforeValidator(_of_an_audit)]
+
+
+TEST_NAMES = (
+    "future",
+    "normalisation",
+    "canary",
+    "coverage",
+    "bytes",
+    "isolation",
+    "budget",
+    "fresh",
+    "documents",
+    "evidence",
+)
+
+
+MAY_LACK_TEXT = (
+    "fresh",
+    "documents",
+)  # a corpus may have too few documents for these two; the rest always runs
+
+
+MEANING = {
+    "future": "a score depends on what stands before it, on nothing after it, and on no other stream",
+    "normalisation": "before each token there is one distribution over the vocabulary; it sums to one and the score is read from it",
+    "canary": "on text with known probabilities g, the score does not beat g by more than luck allows",
+    "coverage": "every target of the full split is scored exactly once, in order, by a finite loss that is not negative",
+    "bytes": "bits are divided by the bytes of the text, counted by the referee",
+    "isolation": "the run needs nothing but code, artifact, stream and the Python environment, and leaves nothing behind",
+    "budget": "code and artifact fit the cap; training and evaluation fit their clocks",
+    "fresh": "the advantage over a plain baseline is the same on validation text as on other text",
+    "documents": "whether state crosses a document boundary; only a rule set with document isolation minds",
+    "evidence": "submission.json, README, logs, code and artifacts say the same, and the referee's own score agrees",
+}
+
+
+class Model(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Finding(Model):
+    """One violation or remark. `where` names file or position, `expected` and `found` the two sides, `rule` what says so."""
+
+    verdict: TestVerdict
+    where: str
+    expected: str
+    found: str
+    rule: str
+
+
+class TestResult(Model):
+    """One row of the report. `figures` are the numbers the verdict rests on; units are in their names."""
+
+    __test__ = False  # pytest: this is no test class
+
+    name: str
+    verdict: TestVerdict
+    reason: str
+    figures: dict[str, float] = Field(default_factory=dict)
+    tolerance: str = ""
+    tolerance_source: str = ""
+    findings: list[Finding] = Field(default_factory=list)
+    more_findings: int = 0
+    seconds: float = 0.0
+
+
+class SeedScore(Model):
+    """The referee's own score of one artifact, beside the claim."""
+
+    seed: str
+    artifact_bytes: int
+    artifact_sha256: str
+    val_bpb: float
+    nats: float
+    scored_tokens: int
+    scored_bytes: int
+    seconds: float
+    claimed_val_bpb: float | None = None
+
+
+class ScorerRun(Model):
+    label: str
+    streams: int
+    tokens: int
+    probes: int
+    seconds: float
+    cpu_seconds: float | None
+    peak_memory: int
+
+
+class AuditReport(Model):
+    """audit.json. `verdict` is the worst of all tests; `random_seed` repeats every choice the referee made by chance."""
+
+    format: Literal[1] = 1
+    record: str
+    verdict: TestVerdict
+    level: str
+    rules_version: str
+    random_seed: int
+    audited: list[str] = Field(
+        default_factory=list, description="seeds whose artifacts the behaviour tests ran on"
+    )
+    code_sha256: str = Field(
+        "",
+        description="of the script that was run; with artifact_sha256 of each score it binds the report to its files",
+    )
+    dataset: str = ""
+    corpus_version: str = ""
+    sandbox: str = ""
+    environment: dict[str, str] = Field(default_factory=dict)
+    started: datetime
+    seconds: float = 0.0
+    scores: list[SeedScore] = Field(default_factory=list)
+    tests: list[TestResult]
+    runs: list[ScorerRun] = Field(default_factory=list)
+
+    def __getitem__(self, name: str) -> TestResult:
+        return next(test for test in self.tests if test.name == name)
+
+
+def worst(verdicts: list[Verdict]) -> Verdict:
+    """NOT RUN when nothing ran."""
+    return max(verdicts, key=SEVERITY.index, default="NOT RUN")
+
+
+AUDIT_FILE, AUDIT_TEXT = "audit.json", "AUDIT.md"

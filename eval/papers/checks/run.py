@@ -1,0 +1,69 @@
+"""`python -m eval check`: does the evidence in a record folder support what the record says? Reads files only, runs nothing of the record.
+
+Works on folders made by `pack` and on any public one: what a foreign format cannot show is CANNOT-TELL, never PASS. Each verdict carries the
+lines that prove it. A passing check says that the papers agree with each other; whether the score is a probability is `audit`'s question.
+"""
+
+from pathlib import Path
+
+from eval.papers.checks.clocks import check_eval_time, check_training_time
+from eval.papers.checks.files import check_files, check_json
+from eval.papers.checks.papers import check_audit, check_derived, check_readme
+from eval.papers.checks.report import Report
+from eval.papers.checks.scores import check_arithmetic, check_headline, check_headline_loss
+from eval.papers.checks.seed_results import check_aggregates, check_seed_results
+from eval.papers.checks.seeds import check_comparable, check_logs, check_parameters, check_seeds
+from eval.papers.checks.significance import check_significance
+from eval.papers.checks.sizes import check_artifacts, check_bytes, check_code, check_implied_bytes
+from eval.papers.folder import Record, open_record
+from eval.rules import Verdict
+
+CHECKS = (
+    check_files,
+    check_json,
+    check_logs,
+    check_seeds,
+    check_headline,
+    check_headline_loss,
+    check_seed_results,
+    check_derived,
+    check_readme,
+    check_arithmetic,
+    check_aggregates,
+    check_code,
+    check_bytes,
+    check_artifacts,
+    check_training_time,
+    check_eval_time,
+    check_comparable,
+    check_parameters,
+    check_implied_bytes,
+)
+
+
+def check_folder(folder: Path, with_audit: bool = False, against: Path | None = None) -> Report:
+    """All checks of one folder, and the significance of its improvement over `against`.
+
+    Raises UserError when it is no folder or a log cannot be read; everything else that is wrong
+    inside it becomes a verdict."""
+    record = open_record(folder)
+    record.with_audit = with_audit
+    return check_record(record, None if against is None else open_record(against))
+
+
+def check_record(record: Record, against: Record | None = None) -> Report:
+    """All checks of one record, in the order of CHECKS.
+
+    Where `record.with_audit` is False an earlier audit.json decides nothing, so that an audit may
+    rest on these checks. Raises UserError when a log cannot be read."""
+    for opened in (record, against):
+        if opened is not None:
+            opened.read_logs()
+    wanted = (*CHECKS, check_audit) if record.with_audit else CHECKS
+    checks = [outcome for check in wanted for outcome in check(record)]
+    if against is not None:
+        checks.append(check_significance(record, against))
+    order = [Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.PASS]
+    worst = min((check.verdict for check in checks), key=order.index)
+    name = record.submission.name if record.submission else None
+    return Report(folder=str(record.folder), name=name, verdict=worst, checks=checks)

@@ -1,0 +1,1 @@
+"""What is made from papers: record folders, their README and pictures, and the boards."""

@@ -1,0 +1,1 @@
+"""`submission.json`: its schema, and how ours and public ones are read."""

@@ -1,0 +1,1 @@
+"""Trial: what a record claims, put to the test by running its script."""

@@ -1,0 +1,139 @@
+"""The test `evidence`: the papers agree with each other and with the referee's own score."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from eval.papers.audits.report import (
+    SeedScore,
+)
+from eval.papers.checks.run import check_record
+from eval.papers.folder import Record
+from eval.papers.submission.schema import allowed_difference
+from eval.rules import Rules, Verdict
+from eval.text.corpus.dataset import Dataset
+from eval.trial.audit.collector import Collector
+from eval.trial.runner.claims import (
+    other_artifact,
+    tolerance,
+)
+
+EVIDENCE_ELSEWHERE = {
+    "size": "budget",
+    "bytes": "budget",
+    "cap": "budget",
+    "train_time": "budget",
+    "eval_time": "budget",
+    "implied_bytes": "bytes",
+}
+
+
+def judge_papers(record: Record, collectors: dict[str, Collector]) -> None:
+    """The papers, by `python -m eval check`, whose failed checks count here; sizes and clocks of the log count as budget."""
+
+    if record.submission is None and record.problem is not None:
+        collectors["evidence"].ran_check()
+        collectors["evidence"].add(
+            "INVALID",
+            "submission.json",
+            "a record that states its results",
+            record.problem,
+            "evidence",
+        )
+        return
+    for outcome in check_record(record).checks:
+        into = collectors[EVIDENCE_ELSEWHERE.get(outcome.name, "evidence")]
+        into.ran_check()
+        if outcome.verdict is Verdict.FAIL:
+            proof = f" [{outcome.evidence[0]}]" if outcome.evidence else ""
+            into.add(
+                "INVALID",
+                f"check {outcome.name}",
+                "agreement",
+                outcome.detail + proof,
+                "submission.json, README, logs, code and artifacts agree",
+            )
+
+
+def judge_given_artifact(complaints: Sequence[str], into: Collector) -> None:
+    """An artifact passed by hand is one of the claimed ones."""
+    for complaint in complaints:
+        into.add(
+            "INVALID",
+            "artifact",
+            "one of the claimed artifacts",
+            complaint,
+            "the audited artifact is the claimed one",
+        )
+
+
+def judge_score(
+    record: Record, score: SeedScore, dataset: Dataset, rules: Rules, into: Collector
+) -> None:
+    """The referee's score of one seed against the claim."""
+    seed = score.seed
+    claim = record.claim(seed)
+    for name, found, stated in other_artifact(record, seed):
+        into.add(
+            "INVALID",
+            f"{name} of seed {seed}",
+            stated,
+            found,
+            "the audited artifact is the claimed one",
+        )
+    if claim is None:
+        into.skip("no claim to compare with" if record.problem is None else record.problem)
+        return
+    limit, why = tolerance(record, seed, rules)
+    into.ran_check()
+    into.tolerance = f"{limit:g} of val_bpb"
+    into.tolerance_source = f"{why}; the two values are the rule set's, see its comments"
+    difference = abs(score.val_bpb - claim.val_bpb)
+    into.figure("largest_difference_from_claimed_bpb", difference)
+    data = record.submission.data if record.submission else None
+    if data is not None and data.version != dataset.manifest.version:
+        into.skip("scored on another corpus version than claimed, so not compared")
+    elif difference > allowed_difference(claim.val_bpb, limit):
+        into.add(
+            "INVALID",
+            f"val_bpb of seed {seed}",
+            f"{claim.val_bpb:.8f} ± {limit * claim.val_bpb:.1e} ({why})",
+            f"{score.val_bpb:.8f}",
+            "the claim repeats",
+        )
+
+
+def judge_headline(
+    record: Record, scores: Sequence[SeedScore], dataset: Dataset, rules: Rules, into: Collector
+) -> None:
+    """The mean over all claimed seeds against the record's val_bpb."""
+    submission = record.submission
+    if submission is None:
+        return
+    if (
+        rules.policy.require_all_seeds
+        and record.missing
+        and record.track
+        and record.track.commits_artifacts
+    ):
+        into.add(
+            "INVALID",
+            "artifacts",
+            f"one for each claimed seed {submission.seeds}",
+            f"none for {', '.join(record.missing)}",
+            "all seeds are counted",
+        )
+    same_text = (
+        submission.data is None or submission.data.version == dataset.manifest.version
+    )  # `_score` has said so where it is not
+    if same_text and scores and not record.missing and len(scores) == len(submission.seeds):
+        mean = float(np.mean([s.val_bpb for s in scores]))
+        limit = max(tolerance(record, s.seed, rules)[0] for s in scores)
+        if abs(mean - submission.val_bpb) > allowed_difference(submission.val_bpb, limit):
+            into.add(
+                "INVALID",
+                "headline val_bpb",
+                f"{mean:.8f}, the mean over {len(scores)} seeds",
+                f"{submission.val_bpb:.8f}",
+                "all seeds are counted",
+            )

@@ -1,0 +1,1 @@
+"""Black-box experiments on one scorer."""

@@ -1,0 +1,113 @@
+"""A scorer for a record's artifact, and the referee's score of it."""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from eval.errors import UserError
+from eval.files import DATASETS
+from eval.papers.folder import Record
+from eval.papers.submission.schema import DOCS_TRACK
+from eval.rules import Rules
+from eval.text.corpus.bytes import ByteTable
+from eval.text.corpus.dataset import Dataset, Split, read_shard
+from eval.text.corpus.environment import visible_environment
+from eval.trial.runner.scorer import RunFailed, Scorer
+
+
+def open_dataset(record: Record, given: Path | None) -> Dataset:
+    """The dataset that the record was scored on, by --dataset or by the name in submission.json."""
+    if given is not None:
+        return Dataset(given)
+    name = record.submission.data.dataset if record.submission and record.submission.data else None
+    if name is None:
+        raise UserError(f"{record.folder}: submission.json names no dataset; pass --dataset DIR")
+    return Dataset(DATASETS / Path(name).name)
+
+
+@dataclass(frozen=True)
+class Score:
+    """nats over `tokens` targets and `bytes` of text; `seconds` from the start to the end of the scorer's last process."""
+
+    nats: float
+    tokens: int
+    bytes: int
+    seconds: float
+
+    @property
+    def val_bpb(self) -> float:
+        return self.nats / math.log(2) / self.bytes
+
+
+def make_scorer(
+    record: Record,
+    artifact: Path,
+    dataset: Dataset,
+    rules: Rules,
+    mechanism: str,
+    nproc: int,
+    rng: np.random.Generator,
+    wall_seconds: float | None,
+) -> Scorer:
+    """A scorer with the environment that the rule set shows for this corpus. Raises UserError for a `wall_seconds` that is no time."""
+    scorer = Scorer(record.script, artifact, dataset.vocab_size, rules, mechanism, rng)
+    scorer.nproc = nproc
+    if mechanism != "none":
+        docs_track = record.submission is None or record.submission.track == DOCS_TRACK
+        scorer.emptied, scorer.binds = visible_environment(dataset.manifest, docs_track, rules)
+    if wall_seconds is not None:
+        if not 0 < wall_seconds < math.inf:
+            raise UserError(
+                f"--wall-seconds: expected a number of seconds above 0, found {wall_seconds:g}; leave it out for the rule set's limit"
+            )
+        scorer.wall_seconds = wall_seconds
+    return scorer
+
+
+def out_of_time(error: RunFailed) -> UserError:
+    """The time that one run may take here is the referee's own limit, which says nothing about the record."""
+    return UserError(
+        f"{error.args[0].split(':')[0]}: expected a run that ends by itself, ended it after {error.outcome.seconds:.0f} s; pass --wall-seconds"
+    )
+
+
+def stream_to_score(
+    tokens: Path | None, dataset: Dataset, record: Record
+) -> tuple[np.ndarray, int]:
+    """(ids, bytes of the scored targets). Raises UserError when the validation split is not the published or not the claimed one."""
+    if tokens is not None:
+        ids = read_shard(tokens)[0].astype(np.int64)
+        if len(ids) < 2 or ids.max() >= dataset.vocab_size:
+            raise UserError(
+                f"{tokens}: expected at least two ids below {dataset.vocab_size}, found {len(ids)} up to {ids.max(initial=0)}"
+            )
+        return ids, int(dataset.table.table_bytes(ids).sum())
+    split = dataset.split("val")
+    complaints = (
+        split.complaints
+        + dataset.tokenizer_complaints
+        + [c for c in (split.sidecar_complaint,) if c]
+    )
+    if complaints:
+        raise UserError(
+            f"{dataset.folder}: {complaints[0]}; a score on it would be of another text; build the dataset again"
+        )
+    stated = record.submission.data if record.submission else None
+    if stated is not None and stated.version != dataset.manifest.version:
+        raise UserError(
+            f"{dataset.folder}: corpus version {dataset.manifest.version[:16]}…, the record was scored on {stated.version[:16]}…; "
+            "install the packages of its requirements and build the dataset again, or pass --dataset"
+        )
+    return split.tokens, denominator(split, dataset.table)
+
+
+def denominator(split: Split, table: ByteTable) -> int:
+    """Bytes that the contest divides by: source bytes where the tokenizer is lossless (they are then decoded here), table bytes where it is
+    lossy, and the sidecar's sum where a transform keeps the original bytes in one."""
+    if split.sidecar is not None:
+        return int(split.sidecar[1:].sum())
+    if not table.lossy:
+        return table.decoded_bytes(split.tokens)
+    return int(table.table_bytes(split.tokens).sum())

@@ -1,0 +1,54 @@
+"""Facts about this machine that the sandbox depends on. Standard library only."""
+
+import functools
+import os
+import secrets
+from pathlib import Path
+
+NOBODY = 65534
+
+
+def privileged_here() -> bool:
+    return os.geteuid() == 0 and _has_capability(21)  # CAP_SYS_ADMIN
+
+
+def uid_of_run() -> int:
+    """Root's processes escape RLIMIT_NPROC, so under root each run gets a user of its own, whose processes nobody else's count with. An
+    ordinary user stays what it is."""
+    if not privileged_here():
+        return os.getuid()
+    with open("/proc/self/uid_map") as handle:
+        mapped = max(
+            int(inside) + int(count) for inside, _, count in (line.split() for line in handle)
+        )
+    return (1 << 30) + secrets.randbelow(1 << 29) if mapped > 1 << 31 else NOBODY
+
+
+@functools.cache
+def cuda_devices() -> list[str]:
+    """Device files of NVIDIA's driver."""
+    return sorted(str(path) for path in Path("/dev").glob("nvidia*"))
+
+
+def _has_capability(number: int) -> bool:
+    with open("/proc/self/status") as handle:
+        effective = next((line.split()[1] for line in handle if line.startswith("CapEff:")), "0")
+    return bool(int(effective, 16) >> number & 1)
+
+
+def counts_processes_per_namespace() -> bool:
+    """Since Linux 5.14 a new user namespace starts its own count for RLIMIT_NPROC."""
+    major, minor = (int(part) for part in os.uname().release.split(".")[:2])
+    return (major, minor) >= (5, 14)
+
+
+def processes_of(uid: int) -> int:
+    """Processes and threads that already count against this user's limit."""
+    total = 0
+    for path in Path("/proc").glob("[0-9]*/task"):
+        try:
+            if path.stat().st_uid == uid:
+                total += len(os.listdir(path))
+        except OSError:
+            continue
+    return total
