@@ -37,7 +37,7 @@ from data.truth import measure  # noqa: E402
 RETOKENIZE = """
 import sys
 from pathlib import Path
-from data.build import Job
+from data.job import Job
 from data.retokenize import CHUNK_BYTES, Cluster, retokenize
 docs, tokenizer, root, workers, chunk = sys.argv[1:]
 job = Job(Path(root), "bench", tokenizer=Path(tokenizer), workers=int(workers))

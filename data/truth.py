@@ -13,33 +13,44 @@ MIN_CHARACTERS = 1000  # of a document cut out of plain text
 
 @dataclass(frozen=True)
 class Truth:
-    """One tokenizer on one file. `counts.counted_bytes` has been held against the decoder's own text, document by document."""
+    """One tokenizer on one file.
+
+    `counts.counted_bytes` was held against the decoder's own text, document by document.
+    """
 
     tokenizer: str
     file: str
     counts: Counts
 
+    @property
+    def lost(self) -> int:
+        """Bytes of the source that no token stands for."""
+        return self.counts.source_bytes - self.counts.counted_bytes
+
     def row(self) -> dict[str, object]:
-        lost = self.counts.source_bytes - self.counts.counted_bytes
         return {
             "tokenizer": self.tokenizer,
             "file": self.file,
             **asdict(self.counts),
-            "source_minus_counted": lost,
+            "source_minus_counted": self.lost,
         }
 
 
 def documents(path: Path) -> Iterator[str]:
-    texts = (
-        jsonl_texts(path)
-        if path.suffix in JSONL_SUFFIXES
-        else blocks(decode_utf8(path, path.read_bytes()), MIN_CHARACTERS)
-    )
+    """The documents of a JSON-lines or plain text file. Raises UserError on bad contents."""
+    if path.suffix in JSONL_SUFFIXES:
+        texts = jsonl_texts(path)
+    else:
+        texts = blocks(decode_utf8(path, path.read_bytes()), MIN_CHARACTERS)
     return (text for text in texts if text.strip())
 
 
 def measure(tokenizers: dict[str, Tokenizer], files: list[Path]) -> Iterator[Truth]:
-    """Raises UserError at the first document whose counted bytes are not the decoded ones, with both numbers."""
+    """Every tokenizer on every file.
+
+    Raises UserError, with both numbers, at the first document whose counted bytes are not the
+    decoded ones.
+    """
     for name, tokenizer in tokenizers.items():
         for path in files:
             counts = Counts()
@@ -49,15 +60,20 @@ def measure(tokenizers: dict[str, Tokenizer], files: list[Path]) -> Iterator[Tru
 
 
 def print_report(tokenizers: dict[str, Tokenizer], files: list[Path]) -> None:
+    """One line a tokenizer and file, printed as soon as it is measured."""
     print(
-        f"{'tokenizer':28} {'file':24} {'documents':>9} {'source':>11} {'counted':>11} {'lost':>9} {'unknown':>8} {'bytes/token':>11}"
+        f"{'tokenizer':28} {'file':24} {'documents':>9} {'source':>11} {'counted':>11} "
+        f"{'lost':>9} {'unknown':>8} {'bytes/token':>11}"
     )
     for truth in measure(tokenizers, files):
-        c = truth.counts
+        counts = truth.counts
+        bytes_per_token = counts.counted_bytes / max(1, counts.tokens)
         print(
-            f"{truth.tokenizer:28} {truth.file:24} {c.documents:9,} {c.source_bytes:11,} {c.counted_bytes:11,} "
-            f"{c.source_bytes - c.counted_bytes:9,} {c.unknown:8,} {c.counted_bytes / max(1, c.tokens):11.4f}"
+            f"{truth.tokenizer:28} {truth.file:24} {counts.documents:9,} "
+            f"{counts.source_bytes:11,} {counts.counted_bytes:11,} {truth.lost:9,} "
+            f"{counts.unknown:8,} {bytes_per_token:11.4f}"
         )
     print(
-        "counted bytes equal decoded bytes in every document; lost is source less counted: what normalisation and unknown pieces drop"
+        "counted bytes equal decoded bytes in every document; "
+        "lost is source less counted: what normalisation and unknown pieces drop"
     )

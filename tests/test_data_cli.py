@@ -1,25 +1,46 @@
-"""`python -m data text|docs|verify` from outside: files in, dataset out, a second run that does nothing, damage found, errors in one line."""
+"""`python -m data text|docs|verify` from outside.
+
+Files in, dataset out. A second run does nothing. Damage is found, and errors take one line.
+"""
 
 import hashlib
 import importlib.metadata
 import json
+import multiprocessing
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import sentencepiece as spm
 
 from data import corpora
 from data.__main__ import main
+from data.bytes import ByteTable
+from data.encode import worker_tokenizer
 from data.manifest import load_manifest
 from data.shards import read_shard, write_shard
+from data.tokenizer import ByteTokenizer, train_tokenizer
 
 REPO = Path(__file__).resolve().parents[1]
 PARAGRAPHS = [
-    f"Paragraph {i}: the quick brown fox jumps over {i * 7} lazy dogs.\n    Indented   twice — naïvely."
+    f"Paragraph {i}: the quick brown fox jumps over {i * 7} lazy dogs.\n"
+    "    Indented   twice — naïvely."
     for i in range(400)
 ]
+
+
+def flags(**options: object) -> list[str]:
+    """`--min-characters 1` from `min_characters=1`."""
+    words = []
+    for name, value in options.items():
+        words += [f"--{name.replace('_', '-')}", str(value)]
+    return words
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @pytest.fixture(scope="module")
@@ -30,40 +51,37 @@ def built(tmp_path_factory) -> Path:
     return root
 
 
-def command(root: Path, *extra: str) -> list[str]:
-    options = [
-        "--data-root",
-        str(root),
-        "--name",
-        "fox",
-        "--vocab-size",
-        "400",
-        "--min-characters",
-        "1",
-        "--workers",
-        "2",
-    ]
-    return ["text", str(root / "input.txt"), *options, *extra]
+def command(root: Path, **options: object) -> list[str]:
+    defaults = {
+        "data_root": root,
+        "name": "fox",
+        "vocab_size": 400,
+        "min_characters": 1,
+        "workers": 2,
+    }
+    return ["text", str(root / "input.txt"), *flags(**(defaults | options))]
+
+
+def files_of(root: Path) -> list[Path]:
+    return [*(root / "datasets").rglob("*.*"), *(root / "tokenizers").rglob("*.*")]
 
 
 def contents(root: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for folder in ("datasets", "tokenizers")
-        for path in (root / folder).rglob("*.*")
-    }
+    return {str(path.relative_to(root)): path.read_bytes() for path in files_of(root)}
 
 
 def copy_of(built: Path, root: Path) -> Path:
+    """The dataset of `built` again under another root; returns its folder."""
     for name, raw in contents(built).items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(raw)
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(raw)
     (root / "input.txt").write_bytes((built / "input.txt").read_bytes())
     return root / "datasets" / "fox_sp400"
 
 
 def test_the_manifest_tells_the_truth(built):
-    """Counted again from the input by hand: which documents are in which split, their bytes, the corpus version."""
+    """Counted again from the input by hand: each split's documents, bytes, corpus version."""
     folder = built / "datasets" / "fox_sp400"
     raw = json.loads((folder / "manifest.json").read_text())
     digests = sorted(hashlib.sha256(text.encode()).digest() for text in PARAGRAPHS)
@@ -71,45 +89,44 @@ def test_the_manifest_tells_the_truth(built):
     train = [digest for digest in digests if digest[0] >= 0x10]
     assert raw["version"] == hashlib.sha256(b"".join(train + val)).hexdigest()
     assert (raw["format"], raw["name"], raw["corpus"]) == (1, "fox_sp400", "text")
-    assert (raw["splits"]["train"]["documents"], raw["splits"]["val"]["documents"]) == (
-        len(train),
-        len(val),
-    )
-    assert sum(split["source_bytes"] for split in raw["splits"].values()) == sum(
-        len(text.encode()) for text in PARAGRAPHS
-    )
+    splits = raw["splits"]
+    assert splits["train"]["documents"] == len(train)
+    assert splits["val"]["documents"] == len(val)
+    source_bytes = sum(split["source_bytes"] for split in splits.values())
+    assert source_bytes == sum(len(text.encode()) for text in PARAGRAPHS)
+    assert 0 < splits["val"]["xz_bytes"] < splits["val"]["source_bytes"]
     assert raw["provenance"]["duplicates_dropped"] == 1
+
+
+def test_the_manifest_names_the_files(built):
+    folder = built / "datasets" / "fox_sp400"
+    raw = json.loads((folder / "manifest.json").read_text())
     tokenizer = built / "tokenizers" / raw["tokenizer"]["file"]
-    assert hashlib.sha256(tokenizer.read_bytes()).hexdigest() == raw["tokenizer"]["sha256"]
-    assert raw["tokenizer"] | {"file": "", "sha256": ""} == {
-        "file": "",
+    assert raw["tokenizer"] == {
+        "file": tokenizer.name,
         "kind": "sentencepiece",
-        "sha256": "",
+        "sha256": sha256(tokenizer),
         "vocab_size": 400,
         "lossless": True,
     }
     for name, split in raw["splits"].items():
         [file] = split["files"]
         assert file["name"] == f"fox_{name}_000000.bin"
-        assert hashlib.sha256((folder / file["name"]).read_bytes()).hexdigest() == file["sha256"]
+        assert file["sha256"] == sha256(folder / file["name"])
         tokens = read_shard(folder / file["name"])
         assert len(tokens) == file["tokens"] == split["tokens"]
         assert (tokens == 1).sum() == split["documents"]
-    assert 0 < raw["splits"]["val"]["xz_bytes"] < raw["splits"]["val"]["source_bytes"]
 
 
 def test_decoded_shards_are_the_documents(built):
-    import sentencepiece as spm
-
     folder = built / "datasets" / "fox_sp400"
     sp = spm.SentencePieceProcessor(model_file=str(built / "tokenizers" / "fox_400_bpe.model"))
     texts = []
     for name in ("train", "val"):
         tokens = np.array(read_shard(folder / f"fox_{name}_000000.bin"))
         assert tokens[0] == 1
-        texts += [
-            sp.decode(ids.tolist()) for ids in np.split(tokens, np.flatnonzero(tokens == 1))[1:]
-        ]
+        documents = np.split(tokens, np.flatnonzero(tokens == 1))[1:]
+        texts += [sp.decode(ids.tolist()) for ids in documents]
     assert sorted(texts) == sorted(PARAGRAPHS)
 
 
@@ -122,25 +139,32 @@ def test_a_second_run_does_nothing(built, capsys):
 
 def test_the_number_of_processes_changes_nothing(built, tmp_path):
     (tmp_path / "input.txt").write_bytes((built / "input.txt").read_bytes())
-    assert main(command(tmp_path, "--workers", "1")) == 0
+    assert main(command(tmp_path, workers=1)) == 0
     assert contents(tmp_path) == contents(built)
+
+
+DAMAGE = {
+    "flip": lambda raw, at: raw[:at] + bytes([raw[at] ^ 8]) + raw[at + 1 :],
+    "truncate": lambda raw, at: raw[:-9],
+    "remove": None,
+}
 
 
 @pytest.mark.parametrize(
     "victim", ["fox_train_000000.bin", "fox_val_000000.bin", "manifest.json", "fox_400_bpe.model"]
 )
-@pytest.mark.parametrize("how", ["flip", "truncate", "remove"])
+@pytest.mark.parametrize("how", DAMAGE)
 def test_damage_is_repaired_by_the_next_run(built, tmp_path, victim, how):
     folder = copy_of(built, tmp_path)
-    path = folder / victim if victim != "fox_400_bpe.model" else tmp_path / "tokenizers" / victim
-    raw = path.read_bytes()
-    if how == "remove":
-        path.unlink()
-    else:
+    home = tmp_path / "tokenizers" if victim.endswith(".model") else folder
+    path = home / victim
+    damage = DAMAGE[how]
+    if damage:
+        raw = path.read_bytes()
         at = 0 if victim == "manifest.json" else len(raw) - 9
-        path.write_bytes(
-            raw[:-9] if how == "truncate" else raw[:at] + bytes([raw[at] ^ 8]) + raw[at + 1 :]
-        )
+        path.write_bytes(damage(raw, at))
+    else:
+        path.unlink()
     assert main(command(tmp_path)) == 0
     assert contents(tmp_path) == contents(built)
 
@@ -171,15 +195,20 @@ def edit_manifest(folder: Path, edit) -> None:
 
 
 def rewrite_shard(folder: Path, split: str, edit) -> None:
-    """Another token stream under an honest header, with the manifest's counts and hash put right: only the contents are wrong."""
+    """Another token stream under an honest header.
+
+    The manifest's counts and hash are put right, so only the contents are wrong.
+    """
     path = folder / f"fox_{split}_000000.bin"
     tokens = edit(np.array(read_shard(path)))
     write_shard(path, [tokens])
 
     def put_right(raw):
         entry = raw["splits"][split]
-        entry["tokens"] = entry["files"][0]["tokens"] = len(tokens)
-        entry["files"][0]["sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
+        [file] = entry["files"]
+        entry["tokens"] = len(tokens)
+        file["tokens"] = len(tokens)
+        file["sha256"] = sha256(path)
 
     edit_manifest(folder, put_right)
 
@@ -189,56 +218,147 @@ def last_document(folder: Path) -> np.ndarray:
     return val[np.flatnonzero(val == 1)[-1] :]
 
 
-TAMPERED = {
-    "an id beyond the vocabulary": (
-        lambda f: rewrite_shard(f, "val", lambda t: np.where(np.arange(len(t)) == 9, 400, t)),
-        "ids below the vocabulary",
-    ),
-    "a validation document in train": (
-        lambda f: rewrite_shard(f, "train", lambda t: np.concatenate([t, last_document(f)])),
-        "train documents also in val",
-    ),
-    "a document lost": (
-        lambda f: rewrite_shard(f, "val", lambda t: t[: -len(last_document(f))]),
-        "documents",
-    ),
-    "a token changed": (
-        lambda f: rewrite_shard(f, "train", lambda t: np.where(np.arange(len(t)) == 5, t[6], t)),
-        "corpus version, from decoded text",
-    ),
-    "no BOS at the start": (lambda f: rewrite_shard(f, "train", lambda t: t[1:]), "first token"),
-    "bytes overstated": (
-        lambda f: edit_manifest(f, lambda m: m["splits"]["val"].update(counted_bytes=10**6)),
-        "bytes by the table",
-    ),
-    "source bytes overstated": (
-        lambda f: edit_manifest(f, lambda m: m["splits"]["val"].update(source_bytes=10**6)),
-        "source bytes",
-    ),
-    "a stray shard": (
-        lambda f: write_shard(f / "fox_train_000007.bin", [np.ones(3, np.uint16)]),
-        "shards outside the manifest",
-    ),
-    "a wrong hash": (
-        lambda f: edit_manifest(
-            f, lambda m: m["splits"]["val"]["files"][0].update(sha256="0" * 64)
-        ),
-        "sha256",
-    ),
-    "a missing shard": (lambda f: (f / "fox_val_000000.bin").unlink(), "readable"),
-}
+def claim(folder: Path, split: str, **claims: object) -> None:
+    """Changes what the manifest says of a split."""
+    edit_manifest(folder, lambda raw: raw["splits"][split].update(claims))
 
 
-@pytest.mark.parametrize("case", TAMPERED)
-def test_verify_finds(built, tmp_path, capsys, case):
+def with_token(tokens: np.ndarray, at: int, token: int) -> np.ndarray:
+    changed = tokens.copy()
+    changed[at] = token
+    return changed
+
+
+def use_unknown_id(folder: Path) -> None:
+    rewrite_shard(folder, "val", lambda tokens: with_token(tokens, 9, 400))
+
+
+def leak_a_document(folder: Path) -> None:
+    leaked = last_document(folder)
+    rewrite_shard(folder, "train", lambda tokens: np.concatenate([tokens, leaked]))
+
+
+def lose_a_document(folder: Path) -> None:
+    lost = len(last_document(folder))
+    rewrite_shard(folder, "val", lambda tokens: tokens[:-lost])
+
+
+def change_a_token(folder: Path) -> None:
+    rewrite_shard(folder, "train", lambda tokens: with_token(tokens, 5, tokens[6]))
+
+
+def lose_the_first_bos(folder: Path) -> None:
+    rewrite_shard(folder, "train", lambda tokens: tokens[1:])
+
+
+def overstate_bytes(folder: Path) -> None:
+    claim(folder, "val", counted_bytes=10**6)
+
+
+def overstate_source_bytes(folder: Path) -> None:
+    claim(folder, "val", source_bytes=10**6)
+
+
+def add_a_stray_shard(folder: Path) -> None:
+    write_shard(folder / "fox_train_000007.bin", [np.ones(3, np.uint16)])
+
+
+def falsify_a_hash(folder: Path) -> None:
+    edit_manifest(folder, lambda raw: raw["splits"]["val"]["files"][0].update(sha256="0" * 64))
+
+
+def falsify_the_end_of_a_hash(folder: Path) -> None:
+    """The report shows the beginning of a hash; all of it counts."""
+
+    def edit(raw):
+        [file] = raw["splits"]["val"]["files"]
+        last = "0" if file["sha256"][-1] != "0" else "1"
+        file["sha256"] = file["sha256"][:-1] + last
+
+    edit_manifest(folder, edit)
+
+
+def remove_a_shard(folder: Path) -> None:
+    (folder / "fox_val_000000.bin").unlink()
+
+
+TAMPERED = [
+    (use_unknown_id, "ids below the vocabulary"),
+    (leak_a_document, "train documents also in val"),
+    (lose_a_document, "documents"),
+    (change_a_token, "corpus version, from decoded text"),
+    (lose_the_first_bos, "first token"),
+    (overstate_bytes, "bytes by the table"),
+    (overstate_bytes, "bytes by decoding"),
+    (overstate_source_bytes, "source bytes"),
+    (add_a_stray_shard, "shards outside the manifest"),
+    (falsify_a_hash, "sha256"),
+    (falsify_the_end_of_a_hash, "sha256"),
+    (remove_a_shard, "readable"),
+]
+
+
+def wrong_checks(report: str) -> list[str]:
+    lines = [line for line in report.splitlines() if line.endswith("WRONG")]
+    return [line.split("  ")[1] for line in lines]
+
+
+@pytest.mark.parametrize(("tamper", "check"), TAMPERED)
+def test_verify_finds(built, tmp_path, capsys, tamper, check):
     folder = copy_of(built, tmp_path)
-    tamper, check = TAMPERED[case]
     tamper(folder)
     assert main(["verify", str(folder)]) == 2
-    wrong = [
-        line.split("  ") for line in capsys.readouterr().out.splitlines() if line.endswith("WRONG")
-    ]
-    assert check in [words[1] for words in wrong]
+    report = capsys.readouterr().out
+    assert check in wrong_checks(report)
+    assert f"delete {folder / 'manifest.json'} and run the command" in report.splitlines()[-1]
+
+
+@pytest.mark.skipif(
+    multiprocessing.get_start_method() != "fork", reason="the planted bug reaches workers by fork"
+)
+def test_verify_asks_the_decoder(built, tmp_path, capsys, monkeypatch):
+    """A byte table that is wrong in both manifest and check: only the decoder tells."""
+    folder = copy_of(built, tmp_path)
+    tokens = np.array(read_shard(folder / "fox_val_000000.bin"))
+    claimed = load_manifest(folder).splits["val"].counted_bytes
+    one_more_each = claimed + int((tokens > 3).sum())
+    edit_manifest(folder, lambda raw: raw["tokenizer"].update(lossless=False))
+    claim(folder, "val", counted_bytes=one_more_each, source_bytes=None)
+    right = ByteTable.token_bytes
+    monkeypatch.setattr(
+        ByteTable, "token_bytes", lambda self, ids, previous=1: right(self, ids) + (ids > 3)
+    )
+    worker_tokenizer.cache_clear()
+    assert main(["verify", str(folder)]) == 2
+    assert wrong_checks(capsys.readouterr().out) == ["bytes by decoding", "bytes by the table"]
+
+
+def test_the_report_is_plain_text_of_any_width(built, tmp_path):
+    """Piped into a file, with a narrow terminal claimed: no escape codes, no shortened names."""
+    folder = built / "datasets" / "fox_sp400"
+    long_name = "fox_train_" + "9" * 150 + ".bin"
+    copy = copy_of(built, tmp_path)
+    (copy / long_name).write_bytes(b"")
+    narrow = {
+        "PYTHONPATH": str(REPO),
+        "COLUMNS": "20",
+        "FORCE_COLOR": "1",
+        "TERM": "xterm-256color",
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "data", "verify", folder, copy],
+        env=narrow,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "\x1b" not in done.stdout
+    lines = done.stdout.splitlines()
+    [wrong] = [line for line in lines if line.endswith("WRONG")]
+    assert wrong.split()[-3:] == ["none", long_name, "WRONG"]
+    assert lines[1].split() == ["check", "where", "expected", "found"]
+    assert all(line == line.rstrip() for line in lines)
 
 
 def test_verify_refuses_a_foreign_tokenizer(built, tmp_path, capsys):
@@ -251,78 +371,61 @@ def test_verify_refuses_a_foreign_tokenizer(built, tmp_path, capsys):
 
 
 def test_verify_finds_a_foreign_tokenizer_behind_a_right_hash(built, tmp_path, capsys):
-    """The manifest put right for another model of the same size: only encoding the text again can tell."""
-    from data.tokenizer import train_tokenizer
-
+    """The manifest put right for another model of the same size: only encoding again can tell."""
     folder = copy_of(built, tmp_path)
     path = tmp_path / "tokenizers" / "fox_400_bpe.model"
-    path.write_bytes(
-        train_tokenizer(
-            [f"Zebras {i} vex, quiz, jinx!" * 3 for i in range(900)] + PARAGRAPHS[:40], 400
-        )
-    )
-    edit_manifest(
-        folder,
-        lambda m: m["tokenizer"].update(
-            sha256=hashlib.sha256(path.read_bytes()).hexdigest(), lossless=False
-        ),
-    )
+    zebras = [f"Zebras {i} vex, quiz, jinx!" * 3 for i in range(900)]
+    path.write_bytes(train_tokenizer(zebras + PARAGRAPHS[:40], 400))
+
+    def put_right(raw):
+        raw["tokenizer"].update(sha256=sha256(path), lossless=False)
+
+    edit_manifest(folder, put_right)
     assert main(["verify", str(folder)]) == 2
-    out = capsys.readouterr().out
-    assert [line.split("  ")[1] for line in out.splitlines() if line.endswith("WRONG")] == [
+    assert wrong_checks(capsys.readouterr().out) == [
         "encode(decode(x)) = x",
         "bytes by the table",
+        "bytes by decoding",
         "bytes by the table",
     ]
+
+
+def text_command(root: Path, tokenizer: Path) -> list[str]:
+    """`data text` with an existing tokenizer."""
+    options = flags(data_root=root, name="mine", min_characters=1, tokenizer=tokenizer)
+    return ["text", str(root / "input.txt"), *options]
 
 
 def test_an_existing_tokenizer(built, tmp_path, capsys):
     (tmp_path / "input.txt").write_text("\n\n".join(PARAGRAPHS[:200]))
     model = built / "tokenizers" / "fox_400_bpe.model"
-    arguments = [
-        "text",
-        str(tmp_path / "input.txt"),
-        "--data-root",
-        str(tmp_path),
-        "--name",
-        "mine",
-        "--min-characters",
-        "1",
-    ]
-    assert main([*arguments, "--tokenizer", str(model)]) == 0
-    assert (tmp_path / "tokenizers" / model.name).read_bytes() == model.read_bytes()
+    copy = tmp_path / "tokenizers" / model.name
+    assert main(text_command(tmp_path, model)) == 0
+    assert copy.read_bytes() == model.read_bytes()
     assert main(["verify", str(tmp_path / "datasets" / "mine_sp400")]) == 0
-    (tmp_path / "tokenizers" / model.name).write_bytes(b"another")
-    assert main([*arguments, "--tokenizer", str(model)]) == 2
+    copy.write_bytes(b"another")
+    assert main(text_command(tmp_path, model)) == 2
     assert "another tokenizer has this name" in capsys.readouterr().err
 
 
 def test_pure_bytes(tmp_path):
-    from data.tokenizer import ByteTokenizer
-
     (tmp_path / "input.txt").write_text("\n\n".join(PARAGRAPHS))
-    (tmp_path / "pure_byte.json").write_bytes(ByteTokenizer.model)
-    arguments = [
-        "text",
-        str(tmp_path / "input.txt"),
-        "--data-root",
-        str(tmp_path),
-        "--name",
-        "mine",
-        "--min-characters",
-        "1",
-    ]
-    assert main([*arguments, "--tokenizer", str(tmp_path / "pure_byte.json")]) == 0
-    manifest = load_manifest(tmp_path / "datasets" / "mine_byte260")
+    tokenizer = tmp_path / "pure_byte.json"
+    tokenizer.write_bytes(ByteTokenizer.model)
+    assert main(text_command(tmp_path, tokenizer)) == 0
+    folder = tmp_path / "datasets" / "mine_byte260"
+    manifest = load_manifest(folder)
     assert (manifest.tokenizer.kind, manifest.tokenizer.lossless) == ("bytes", True)
-    assert all(
-        split.tokens == split.source_bytes + split.documents for split in manifest.splits.values()
-    )
-    assert main(["verify", str(tmp_path / "datasets" / "mine_byte260")]) == 0
+    for split in manifest.splits.values():
+        assert split.tokens == split.source_bytes + split.documents
+    assert main(["verify", str(folder)]) == 0
 
 
 def test_docs_from_two_small_packages(tmp_path, monkeypatch, capsys):
-    """The whole command on fewer packages: built, verified, not built again; another version of a package is another corpus."""
+    """The whole command on fewer packages: built, verified, not built again.
+
+    Other packages are another corpus.
+    """
     monkeypatch.setattr(corpora, "DOCS_PACKAGES", ("click", "mpmath"))
     arguments = ["docs", "--vocab-size", "512", "--data-root", str(tmp_path)]
     assert main(arguments) == 0
@@ -346,70 +449,65 @@ def test_docs_from_two_small_packages(tmp_path, monkeypatch, capsys):
     assert load_manifest(folder).version != manifest.version
 
 
-def write(name: str, raw: bytes):
-    return lambda root: (root / name).write_bytes(raw)
-
-
 MANY = "\n\n".join(PARAGRAPHS).encode()
+# Each case: the input file and its contents, further arguments, what the message says.
 BAD_INPUT = {
-    "missing file": (lambda root: None, ["a.txt"], "a.txt: no such file"),
+    "missing file": ("a.txt", None, {}, "a.txt: no such file"),
     "not UTF-8": (
-        write("a.txt", MANY + b"\xff\xfe"),
-        ["a.txt"],
+        "a.txt",
+        MANY + b"\xff\xfe",
+        {},
         f"not UTF-8 at byte {len(MANY):,} (0xff",
     ),
-    "bad JSON": (write("a.jsonl", b'{"text": "x"}\nnonsense\n'), ["a.jsonl"], "line 2 is no JSON"),
+    "bad JSON": ("a.jsonl", b'{"text": "x"}\nnonsense\n', {}, "line 2 is no JSON"),
     "empty validation split": (
-        write("a.txt", b"one document"),
-        ["a.txt"],
+        "a.txt",
+        b"one document",
+        {},
         "split is empty: 1 different documents",
     ),
-    "no text at all": (
-        write("a.txt", b"\n \n"),
-        ["a.txt"],
-        "split is empty: 0 different documents",
-    ),
+    "no text at all": ("a.txt", b"\n \n", {}, "split is empty: 0 different documents"),
     "vocabulary too large": (
-        write("a.txt", MANY),
-        ["a.txt", "--min-characters", "1", "--vocab-size", "60000"],
+        "a.txt",
+        MANY,
+        {"min_characters": 1, "vocab_size": 60000},
         "this text allows at most",
     ),
     "vocabulary too small": (
-        write("a.txt", MANY),
-        ["a.txt", "--min-characters", "1", "--vocab-size", "10"],
+        "a.txt",
+        MANY,
+        {"min_characters": 1, "vocab_size": 10},
         "expected 261",
     ),
     "no tokenizer there": (
-        write("a.txt", MANY),
-        ["a.txt", "--tokenizer", "none.model"],
+        "a.txt",
+        MANY,
+        {"tokenizer": "none.model"},
         "none.model: tokenizer cannot be read",
     ),
     "no tokenizer at all": (
-        write("a.txt", MANY),
-        ["a.txt", "--tokenizer", "a.txt"],
+        "a.txt",
+        MANY,
+        {"tokenizer": "a.txt"},
         "a.txt: not a SentencePiece model",
     ),
-    "a name that is a path": (write("a.txt", MANY), ["a.txt", "--name", "../x"], "--name"),
-    "fraction out of range": (
-        write("a.txt", MANY),
-        ["a.txt", "--val-fraction", "1.5"],
-        "between 0 and 1",
-    ),
-    "unknown flag": (
-        write("a.txt", MANY),
-        ["a.txt", "--vocabsize", "10"],
-        "unrecognized arguments",
-    ),
+    "a name that is a path": ("a.txt", MANY, {"name": "../x"}, "--name"),
+    "fraction out of range": ("a.txt", MANY, {"val_fraction": 1.5}, "between 0 and 1"),
+    "unknown flag": ("a.txt", MANY, {"vocabsize": 10}, "unrecognized arguments"),
 }
 
 
 @pytest.mark.parametrize("case", BAD_INPUT)
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, case):
-    prepare, arguments, says = BAD_INPUT[case]
-    prepare(tmp_path)
-    run = [sys.executable, "-m", "data", "text", *arguments, "--data-root", str(tmp_path)]
+    name, raw, options, says = BAD_INPUT[case]
+    if raw is not None:
+        (tmp_path / name).write_bytes(raw)
     done = subprocess.run(
-        run, cwd=tmp_path, env={"PYTHONPATH": str(REPO)}, capture_output=True, text=True
+        [sys.executable, "-m", "data", "text", name, *flags(data_root=tmp_path, **options)],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(REPO)},
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
@@ -430,3 +528,16 @@ def test_help_names_every_option(capsys):
             main([name, "--help"])
         assert stop.value.code == 0
     assert "--val-fraction" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_heavy():
+    """What a command needs it imports when it runs, so the list of commands comes at once."""
+    code = (
+        "import sys; from data.__main__ import command_line; command_line(); "
+        "print([name for name in ('numpy', 'sentencepiece', 'pydantic', 'huggingface_hub', "
+        "'datatrove', 'rich', 'tqdm') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

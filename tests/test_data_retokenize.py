@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.__main__ import main
-from data.build import Job
+from data.job import Job
 from data.common import UserError
 from data.manifest import load_manifest
-from data.retokenize import Cluster, document_lines, retokenize
+from data.parts import document_lines
+from data.retokenize import Cluster, retokenize
 from data.tokenizer import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -173,7 +174,7 @@ def test_a_slurm_cluster_of_two_workers(inputs, expected, tmp_path, monkeypatch)
 
 def start(inputs: Path, root: Path, cluster: str = "Cluster()") -> subprocess.Popen:
     code = (
-        "from pathlib import Path; from data.build import Job; from data.retokenize import Cluster, retokenize\n"
+        "from pathlib import Path; from data.job import Job; from data.retokenize import Cluster, retokenize\n"
         f"retokenize(Job(Path({str(root)!r}), 'w', tokenizer=Path({str(inputs / 'words.model')!r}), workers=2),"
         f" Path({str(inputs / 'docs.jsonl')!r}), {VAL}, {SHARD}, 2_000, {cluster})"
     )
@@ -223,7 +224,7 @@ def test_killed_again_and_again(inputs, expected, tmp_path):
 def test_a_killed_worker_ends_the_run_and_the_next_resumes(
     inputs, expected, tmp_path, monkeypatch, capsys
 ):
-    import data.retokenize as module
+    import data.parts as module
 
     def suicide(path, arrays):
         os.kill(os.getpid(), signal.SIGKILL)
