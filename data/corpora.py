@@ -245,6 +245,14 @@ def _joined(lines: list[str]) -> str:
     return "\n".join(lines).strip("\r\n")
 
 
+def _lines(text: str) -> list[str]:
+    return text.split("\n")
+
+
+def _whole(text: str) -> list[str]:
+    return [text]
+
+
 def jsonl_texts(path: Path) -> Iterator[str]:
     """The `text` field of each line, one line in memory at a time. Raises UserError."""
     with open(path, "rb") as file:
@@ -286,8 +294,8 @@ def text_corpus(files: list[Path], unit: str, min_characters: int) -> Corpus:
     """
     units: dict[str, Callable[[str], Iterable[str]]] = {
         "blocks": partial(blocks, min_characters=min_characters),
-        "lines": lambda text: text.split("\n"),
-        "files": lambda text: [text],
+        "lines": _lines,
+        "files": _whole,
     }
     split = units[unit]
     documents: list[str] = []
