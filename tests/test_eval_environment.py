@@ -206,7 +206,7 @@ def test_other_tracks_may_compile():
 def test_every_rule_is_read_somewhere():
     """A rule that nothing reads would promise what the referee does not do."""
     sources = "".join(
-        path.read_text() for path in RULESETS.parent.glob("*.py") if path.name != "rules.py"
+        path.read_text() for path in RULESETS.parent.rglob("*.py") if path.name != "rules.py"
     )
     rules = load_rules()
     sections = [

@@ -171,3 +171,25 @@ def test_a_parser_is_light(statement, spared):
         [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert not set(spared) & set(done.stdout.split())
+
+
+def test_check_opens_every_file_of_the_papers_once():
+    """What a check reads of submission.json and of the logs it reads once."""
+    folder = min((ROOT / "records").glob("track_docs_cpu/*/"))
+    program = f"""
+import collections, os, sys
+opened = collections.Counter()
+def note(event, arguments):
+    if event == "open":
+        opened[os.path.basename(str(arguments[0]))] += 1
+sys.addaudithook(note)
+from eval.__main__ import main
+main(["check", {str(folder)!r}])
+print(*(f"{{name}}:{{count}}" for name, count in opened.items()), file=sys.stderr)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    counts = dict(word.rsplit(":", 1) for word in done.stderr.split())
+    papers = ["submission.json", *(log.name for log in folder.glob("*.log"))]
+    assert {name: counts[name] for name in papers} == dict.fromkeys(papers, "1")

@@ -12,7 +12,7 @@ import pytest
 
 from eval.errors import UserError
 from eval.trial.sandbox import running as sandbox
-from eval.trial.sandbox.job import GIB, Job, Limits, Outcome
+from eval.trial.sandbox.job import EVENT_KINDS, GIB, Job, Limits, Outcome
 
 SECRET = "SECRET-OF-THE-HOST"
 WALL = 3.0
@@ -301,7 +301,7 @@ def test_ordinary_python_is_no_attempt(mechanism, what):
     outcome = run(HARMLESS[what], mechanism, wall_seconds=20)
     assert outcome.ok, outcome.why()
     assert outcome.problems == [] and not any(
-        outcome.seen[kind] for kind in sandbox.EVENT_KINDS if kind != "program"
+        outcome.seen[kind] for kind in EVENT_KINDS if kind != "program"
     ), outcome
 
 

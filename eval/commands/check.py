@@ -1,7 +1,9 @@
 """`python -m eval check`: does the evidence in a record folder support what the record says?
 
-Reads files only, runs nothing of the record. What a foreign format cannot show is CANNOT-TELL, never PASS.
-Each verdict carries the lines that prove it.
+Reads files only, runs nothing of the record. It works on folders made by `pack` and on any public
+one: what a foreign format cannot show is CANNOT-TELL, never PASS. Each verdict carries the lines
+that prove it. A passing check says that the papers agree with each other; whether the score is a
+probability is `audit`'s question.
 """
 
 import argparse

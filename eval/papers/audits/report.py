@@ -18,7 +18,6 @@ def _of_an_audit(value: object) -> object:
 
 TestVerdict = Annotated[Verdict, BeforeValidator(_of_an_audit)]
 
-
 TEST_NAMES = (
     "future",
     "normalisation",
@@ -32,12 +31,10 @@ TEST_NAMES = (
     "evidence",
 )
 
-
 MAY_LACK_TEXT = (
     "fresh",
     "documents",
 )  # a corpus may have too few documents for these two; the rest always runs
-
 
 MEANING = {
     "future": "a score depends on what stands before it, on nothing after it, and on no other stream",

@@ -20,11 +20,9 @@ CONTEST_FIELDS = (
     "bytes_code",
 )
 
-
 FOREIGN_CODE = re.compile(
     r".*\.(py|pyc|so|c|cc|cpp|cu|rs|js|sh|pyx|pth?|bin|npz|npy|model|zst|xz|br|gz|7z|zip)"
 )
-
 
 MAX_LOG_IN_GIT = 1_000_000
 

@@ -1,8 +1,4 @@
-"""`python -m eval check`: does the evidence in a record folder support what the record says? Reads files only, runs nothing of the record.
-
-Works on folders made by `pack` and on any public one: what a foreign format cannot show is CANNOT-TELL, never PASS. Each verdict carries the
-lines that prove it. A passing check says that the papers agree with each other; whether the score is a probability is `audit`'s question.
-"""
+"""All checks of one record folder, in order."""
 
 from pathlib import Path
 

@@ -110,10 +110,7 @@ def _pre_quant(log: Log, name: str) -> tuple[float, Any] | None:
 
 
 AGGREGATE = re.compile(r"(?:train_)?(?P<field>[a-z_]+?)_(?P<kind>mean|max|min|std)")
-
-
 AGGREGATE_FIELDS = {"steps": "steps", "eval_time_s": "eval_s", "eval_time": "eval_s"}
-
 
 KINDS: dict[str, Callable[[list[float]], float]] = {
     "mean": statistics.fmean,

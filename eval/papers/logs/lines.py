@@ -6,22 +6,14 @@ from eval.papers.logs.log import Step
 from eval.papers.logs.values import NUMBER, number_of, seconds, tokens_of
 
 ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
-
-
 RANK_PREFIX = re.compile(rb"(?m)^\[(?:rank|default)?\d+\]:[ ]?")
-
-
 RANK_BREAK = re.compile(r"\[(?:rank|default)\d+\]:\s?")
-
-
 STEP = re.compile(r"(?:step:\s*)?(\d{1,12})/(\d{1,12})\s+(?=(?:train|val)_(?:loss|bpb):)")
-
 
 # Two writers without a newline between them: a step or result line may begin in the middle of another one.
 BREAK = re.compile(
     rf"(?<!^)(?=step:\d+/\d+ (?:train|val)_loss:)|(?<!^)(?=result val_loss:{NUMBER} )"
 )
-
 
 UNBROKEN = ("config:", "config ", "env ", "data ")  # quoted values of these may hold anything
 

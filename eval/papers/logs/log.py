@@ -18,9 +18,7 @@ COUNTS = dict.fromkeys(
     1,
 )
 
-
 COUNTS |= dict.fromkeys(("data.train_files", "env.world_size", "env.cores"), 1)
-
 
 COUNTS |= dict.fromkeys(
     (
@@ -34,16 +32,13 @@ COUNTS |= dict.fromkeys(
     0,
 )
 
-
 COUNTS |= dict.fromkeys(("result.code_bytes_packed", "model.parameters", "env.gpus"), 0)
-
 
 MEASURES = {
     f"{head}{name}"
     for head in ("result.", "neural.", "final.pre_quant_")
     for name in ("val_loss", "val_bpb")
 }
-
 
 MEASURES |= {"result.nats", "result.train_s", "result.eval_s", "config.max_wallclock_seconds"}
 

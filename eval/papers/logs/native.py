@@ -22,7 +22,6 @@ RESULT_TYPES = {
     "seed": int,
 }
 
-
 NATIVE_HEADS = ("env", "data", "model", "artifact", "neural", "final", "result")
 
 

@@ -9,7 +9,6 @@ from eval.papers.logs.values import NUMBER, integer_of, number_of, seconds
 
 MAX_LINE = 2000  # characters; lines that state a result are far shorter, and patterns may take the square of the length
 
-
 # Fact name -> patterns whose first group is the value. `env.*` and `result.*` are the native names, so that checks need one vocabulary.
 PUBLIC_FACTS = {
     "result.seed": (r"^\s*seed:\s*(\d+)\b",),
@@ -31,36 +30,18 @@ PUBLIC_FACTS = {
     "result.peak_mib": (r"^peak memory allocated: (\d+) MiB",),
 }
 
-
 PUBLIC_PATTERNS = [
     (name, re.compile(pattern)) for name, patterns in PUBLIC_FACTS.items() for pattern in patterns
 ]
 
-
 STOP = re.compile(r"^stopping_early:.*\btrain_time:\s*(\d+)ms step:\s*(\d+)/(\d+)")
-
-
 TOTAL = re.compile(r"^Total submission size (\S+): (\d+) bytes")
-
-
 VAL_BPB = re.compile(rf"\bval_bpb:\s*({NUMBER})(?=\s|$|,)")
-
-
 VAL_LOSS = re.compile(rf"\bval_loss:\s*({NUMBER})(?=\s|$|,)")
-
-
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
-
-
 TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
-
-
 TIMED_WORD = re.compile(r"\b(?:done|calibrated|collected|took)\b")
-
-
 RULER = re.compile(r"^={40,}$")
-
-
 CODE_HEAD = re.compile(r"^(?:import |from \w+|\"\"\"|'''|#|@|def |class )")
 
 

@@ -18,18 +18,13 @@ from eval.papers.logs.native import parse_native
 from eval.papers.logs.public import parse_public, without_public_source
 
 LOG_MARK = "log_format:1"
-
-
 MAX_LOG_BYTES = 64 * 2**20  # the largest public log is 0.2 MB; more is no training log
-
 
 SOURCE_BEGIN = re.compile(
     rb"(?m)^===== source (?P<name>\S+) bytes:(?P<bytes>\d{1,12}) sha256:(?P<sha256>[0-9a-f]{64}) =====[ \t\r]*\n"
 )
 
-
 SOURCE_END = b"===== end source ====="
-
 
 # Only where the source's stated length is of no use: the marker counts if the line that must follow it does.
 SOURCE_END_LINE = re.compile(rb"\n===== end source =====[ \t\r]*\n(?=env )")

@@ -5,11 +5,7 @@ import math
 import re
 
 TOKEN = re.compile(r'(?<![\w/.-])([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|\S+)')
-
-
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
-
-
 DURATION = re.compile(rf"({NUMBER})(ms|s|m)?$")
 
 

@@ -19,23 +19,11 @@ from eval.papers.submission.reading import load_submission
 from eval.papers.submission.schema import SUBMISSION_FILE, TRACKS, Submission, json_schema, mean
 
 ASSETS = Path(__file__).parent / "assets"
-
-
 CHART_VERSION = "4.6.1"
-
-
 BEGIN, END = "<!-- board:begin -->", "<!-- board:end -->"
-
-
 STATUS = {"PASS": "accepted", "WARN": "accepted", "POLICY": "policy", "INVALID": "rejected"}
-
-
 UNRANKED = ("unaudited", "rejected")  # below the ranked ones, in this order
-
-
 REASON_LENGTH = 160
-
-
 CURVE_POINTS = 240  # per seed: finer than a phone's pixels, and a hundred records still make a page of a few MB
 
 

@@ -117,7 +117,6 @@ RENAMED = {
     "seed": "seeds",
 }
 
-
 SAME_NAME = {
     "author",
     "github_id",
@@ -131,10 +130,7 @@ SAME_NAME = {
     "bytes_code",
 }
 
-
 AGGREGATE_PATTERN = re.compile(r".*_(mean|max|min|std)$|^(delta|comparison)_.*")
-
-
 ALONE = "stated"  # seed_results key for values that a public file states without naming a seed
 
 

@@ -15,23 +15,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 SCHEMA_VERSION = 1
-
-
 SUBMISSION_FILE = "submission.json"
-
-
 CODE_FILE = "train_gpt.py"
-
-
 ANONYMOUS = "anonymous"
-
-
 DOCS_TRACK = "track_docs_cpu"
-
-
 FOLDER_PATTERN = re.compile(r"(?P<date>\d{4}-\d{2}-\d{2})_(?P<slug>[a-z0-9]+(?:-[a-z0-9]+)*)")
-
-
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
@@ -171,7 +159,6 @@ PACKED_FIELDS = (
     "data",
     "environment",
 )
-
 
 PACKED_SEED_FIELDS = (
     "val_loss",

@@ -13,14 +13,8 @@ from eval.text.corpus.bytes import BOS, FIRST_BYTE_ID, ByteTable
 from eval.text.corpus.dataset import Dataset
 
 SHORT = (100, 199)  # characters; the embedded corpus begins at 200
-
-
 MAX_PARTS = 64  # of the official run behind its first part
-
-
 LN2 = float(np.log(2))
-
-
 Scores = tuple[np.ndarray, np.ndarray]
 
 

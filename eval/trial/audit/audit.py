@@ -48,11 +48,7 @@ from eval.trial.sandbox.job import WALL_CLOCK
 from eval.trial.sandbox.running import choose
 
 BEHAVIOUR = ("future", "normalisation", "canary", "documents", "fresh")
-
-
 NEED_RUNS = (*BEHAVIOUR, "coverage", "isolation")
-
-
 MIN_STREAM = 256  # tokens; below, the positions of the behaviour tests would collide
 
 

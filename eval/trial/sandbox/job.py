@@ -10,11 +10,9 @@ from eval.errors import UserError
 
 GIB = 1 << 30
 
-
 # Kinds of events that the audit hook reports: paths outside the allowed set, paths below /tmp that the run never made, writes outside /out
 # and /tmp, text of the environment read other than by importing it, addresses beyond loopback, and programs started.
 EVENT_KINDS = ("outside", "absent", "write", "environment", "network", "program")
-
 
 WALL_CLOCK, HOST_MEMORY = (
     "wall clock",

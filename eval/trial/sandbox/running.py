@@ -31,10 +31,7 @@ from eval.trial.sandbox.machine import uid_of_run
 from eval.trial.sandbox.stage import command_line, configuration, stage_files
 
 MECHANISMS = ("bubblewrap", "unshare", "none")
-
-
 TAIL_BYTES = 1 << 16
-
 
 KILL_GRACE_S = (
     30.0  # beyond the supervisor's own deadline, for reading the output of a run that ended in time

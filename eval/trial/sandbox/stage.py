@@ -17,10 +17,7 @@ from eval.trial.sandbox.machine import (
 )
 
 INSIDE = Path(__file__).resolve().parent / "inside"
-
-
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
-
 
 # Shared libraries and, for compilers that torch starts, programs and headers. No /usr/share: it holds text.
 SYSTEM = (
@@ -33,9 +30,7 @@ SYSTEM = (
     "/usr/sbin",
 )
 
-
 SYSTEM_ROOT = ("/bin", "/sbin", "/lib", "/lib32", "/lib64")
-
 
 SYSTEM_FILES = (
     "/etc/ld.so.cache",
@@ -45,9 +40,7 @@ SYSTEM_FILES = (
     "/etc/localtime",
 )
 
-
 CUDA_LIBRARIES = ("/usr/local/nvidia", "/usr/local/cuda", "/etc/nvidia")
-
 
 CUDA_VARIABLES = (
     "CUDA_VISIBLE_DEVICES",
@@ -55,7 +48,6 @@ CUDA_VARIABLES = (
     "NVIDIA_DRIVER_CAPABILITIES",
     "LD_LIBRARY_PATH",
 )
-
 
 PASSED_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 

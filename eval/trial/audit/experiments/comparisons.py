@@ -19,8 +19,6 @@ from eval.trial.audit.experiments.rules import (
 from eval.trial.runner.scorer import Scored, Scorer, Stream
 
 NEAR = 16  # scores before a changed token, where what looks ahead a little would move
-
-
 FEWEST = 16  # differences of which a mean is taken
 
 

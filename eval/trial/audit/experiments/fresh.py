@@ -36,8 +36,6 @@ from eval.trial.audit.collector import Collector
 from eval.trial.runner.scorer import Scored, Stream
 
 FEWEST = 8  # documents of a control, for a standard error that means something
-
-
 RULE = "the artifact was made without the validation text"
 
 

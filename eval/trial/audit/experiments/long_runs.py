@@ -15,8 +15,6 @@ from eval.trial.audit.experiments.rules import (
 from eval.trial.runner.scorer import Stream
 
 LAMBDAS = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001])
-
-
 CONTROL_AT = 0.7  # share of the real stream that control documents should stand behind, as near as a splice lies
 
 

@@ -17,7 +17,6 @@ from eval.trial.runner.scorer import Scored, Stream
 
 TINY = (2, 24)  # tokens of a tiny pair's prefix
 
-
 LONG_SWEEP, LONG_SWEEP_TOKENS = (
     (48, 512),
     1 << 16,
