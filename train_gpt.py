@@ -1,14 +1,28 @@
-"""Train, export and score one Parameter Golf model: code + compressed weights <= 16,000,000 bytes, bits per byte on a fixed validation set.
+"""Train, export and score one Parameter Golf model.
 
-  torchrun --standalone --nproc_per_node=8 train_gpt.py   the reference record (8xH100, FineWeb, 600 s); writes --out/train.log, --out/artifact.bin
-  python train_gpt.py --preset docs_cpu                   the embedded track (any laptop, fixed step count)
-  python train_gpt.py score --artifact A --tokens S.bin --out DIR [--probes P.json]   the scoring contract
-  python train_gpt.py params | generate --artifact A --prompt "..."
+The contest: code + compressed weights of at most 16,000,000 bytes, trained in at most 600 s on
+8xH100, scored in at most 600 s by bits per byte on a fixed validation set.
 
-Twelve sections, each of which uses earlier ones only; 8 (scoring) and 9 (n-gram mixer) know nothing of training.
+    torchrun --standalone --nproc_per_node=8 train_gpt.py
+        The reference record (8xH100, FineWeb). Writes --out/train.log and --out/artifact.bin.
+    python train_gpt.py --preset docs_cpu
+        The embedded track: any laptop, a fixed number of steps.
+    python train_gpt.py --preset docs_cpu --help
+        Every setting, with the values of that preset.
+    python train_gpt.py score --artifact A --tokens S.bin --out DIR [--probes P.json]
+        The scoring contract.
+
+Sections, each of which uses earlier ones only:
+
+     1 Settings       2 Ranks and log    3 Data          4 Kernels
+     5 Model          6 Optimizers       7 Averaging     8 Scoring
+     9 N-gram mixing  10 Export          11 Training     12 Commands
+
+Scoring and n-gram mixing know nothing of training.
+
+Shape suffixes: B batch, T time, D model, H query heads, G key/value heads, K head size,
+V vocabulary, N tokens of a stream, M = N - 1 targets. Losses are in nats unless said otherwise.
 """
-
-# --- 1. Imports and format constants ---
 
 from __future__ import annotations
 
@@ -31,10 +45,11 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import constriction
 import numpy as np
@@ -43,274 +58,373 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-SHARD_MAGIC, SHARD_VERSION, SHARD_HEADER_INTS = 20240520, 1, 256
-ARTIFACT_MAGIC, ARTIFACT_VERSION = b"PGOLFART", 2
+SHARD_MAGIC = 20240520
+SHARD_VERSION = 1
+SHARD_HEADER_INTS = 256
+ARTIFACT_MAGIC = b"PGOLFART"
+ARTIFACT_VERSION = 3
 SIZE_CAP_BYTES = 16_000_000  # decimal; code + artifact
-PAD_ID, BOS_ID = 0, 1
-WORKERS = functools.cache(
-    ThreadPoolExecutor
-)  # by number of threads; they live as long as the process
-BF16_PAYS = {
-    "cuda": True,
-    "cpu": bool(getattr(torch.cpu, "get_capabilities", dict)().get("avx512_bf16")),
-}  # on such CPUs at double speed
+PAD_ID = 0
+BOS_ID = 1
 
 
 class UserError(Exception):
-    """Bad input, not a bug: one line naming what was expected, what was found and what to do. The process exits with code 2."""
+    """Bad input, not a bug. One line: what was expected, what was found, what to do.
+
+    The process exits with code 2 and shows no traceback.
+    """
 
 
-# --- 2. Config ---
+# --- 1. Settings ---
+# A setting is declared once, with its default, bounds, unit and help. The command line, the
+# environment, the checks and the artifact's header all follow from that declaration. The parser
+# is argparse: a submission is one file, and may not need a package that the contest's machine
+# lacks.
+
+
+def setting(
+    default: Any,
+    help: str,
+    low: float = 0,
+    high: float | None = None,
+    choices: tuple[Any, ...] = (),
+) -> Any:
+    """A dataclass field that knows what it accepts: `choices`, or low <= value <= high."""
+    if high is None:
+        high = 1e300 if isinstance(default, float) else 1 << 40
+    return field(
+        default=default,
+        metadata={"help": help, "low": low, "high": high, "choices": choices},
+    )
+
+
+def switch(default: int, help: str) -> Any:
+    """A setting that is on (1) or off (0)."""
+    return setting(default, help, choices=(0, 1))
+
+
+MATRIX_FORMATS = ("fp16", "fp32", "int8", "int6", "int5")
+CONTROL_FORMATS = ("fp16", "fp32")  # gates are too few to pay for row scales
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Where a run reads and writes. These may differ between the seeds of one record."""
+
+    data_dir: str = setting("data/datasets/fineweb10B_sp1024", "folder of shards and manifest.json")
+    out: str = setting("runs/train", "folder for the log, the artifact and the checkpoints")
+    seed: int = setting(1337, "of the initial weights and the order of batches", high=(1 << 63) - 1)
+    checkpoint_every: int = setting(0, "steps; 0 = only on SIGTERM or SIGINT")
+    resume: int = switch(0, "go on from the newest checkpoint in --out, where there is one")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The shape of the model. The artifact stores these."""
+
+    vocab_size: int = setting(1024, "tokens; shards hold 16-bit ids", 2, 65_536)
+    model_dim: int = setting(512, "width of the residual stream", 1, 1 << 20)
+    num_layers: int = setting(10, "transformer blocks", 1, 1024)
+    num_encoder_layers: int = setting(5, "first blocks, which push skips that the others pop")
+    encoder_recurrence: int = setting(0, "extra passes through the encoder blocks", 0, 64)
+    num_heads: int = setting(8, "query heads", 1, 1 << 20)
+    num_kv_heads: int = setting(4, "key and value heads, each shared by query heads", 1, 1 << 20)
+    mlp_hidden: int = setting(1536, "width inside the MLP", 1, 1 << 20)
+    mlp_negative_slope: float = setting(0.0, "0 = ReLU^2, 0.5 = LeakyReLU(1/2)^2", -1e300)
+    pre_enrich_hidden: int = setting(768, "width of the pre-enrichment MLP", 1, 1 << 20)
+    bigram_buckets: int = setting(2048, "rows of the hashed bigram table", 1, 1 << 20)
+    bigram_dim: int = setting(128, "columns of the bigram table", 1, 1 << 20)
+    rope_base: float = setting(1e4, "longest rotary wavelength / 2 pi, tokens", 1e-9)
+    q_gain_init: float = setting(1.5, "initial gain of each query head", -1e300)
+    xsa_layers: int = setting(4, "last blocks whose attention excludes the own value")
+    logit_softcap: float = setting(30.0, "logits are cap tanh(z / cap)", 1e-9, 1000)
+    phase_init: int = switch(0, "residual mix starts as a sigmoid of depth instead of (1, 0)")
+    embed_init_std: float = setting(0.005, "of the token embedding")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingConfig:
+    """The training run: batches, clock, optimizers and averages."""
+
+    train_batch_tokens: int = setting(524_288, "per optimizer step, over all ranks", 1)
+    train_seq_len: int = setting(2048, "tokens of a training row", 1)
+    micro_batch_tokens: int = setting(65_536, "per rank and forward pass", 1)
+    iterations: int = setting(20_000, "optimizer steps at most", 1, 1 << 20)
+    train_seconds: float = setting(588.0, "clock, s; 0 = none. The contest's cap is 600 s")
+    warmup_steps: int = setting(20, "to compile; weights and optimizers are restored afterwards")
+    warmdown_steps: int = setting(3500, "last steps, over which learning rates fall to 0")
+    grad_clip: float = setting(0.0, "largest gradient norm; 0 = off")
+    qat_lr_scale: float = setting(0.0, "fake-quantise once learning rates are below this share")
+    bf16: int = switch(1, "train in bfloat16 where the device multiplies it fast")
+    compile: int = switch(1, "torch.compile; needs a C++ compiler on a CPU")
+    log_every: int = setting(50, "steps", 1, 1 << 20)
+    val_every: int = setting(1000, "steps between validations; 0 = only the final score")
+    muon_lr: float = setting(0.025, "learning rate of matrices")
+    muon_momentum: float = setting(0.99, "after its warm-up", 0, 1 - 1e-9)
+    muon_momentum_start: float = setting(0.92, "at the first step", 0, 1 - 1e-9)
+    muon_momentum_warmup_steps: int = setting(1500, "from the first momentum to the last")
+    newton_schulz_steps: int = setting(5, "iterations that orthogonalise an update")
+    embed_lr: float = setting(0.035, "learning rate of the embedding and bigram tables")
+    scalar_lr: float = setting(0.025, "learning rate of gains, gates and scales")
+    weight_decay: float = setting(0.04, "decoupled, times the learning rate")
+    adam_beta1: float = setting(0.9, "decay of the first moment", 0, 1 - 1e-9)
+    adam_beta2: float = setting(0.95, "decay of the second moment", 0, 1 - 1e-9)
+    ema_decay: float = setting(0.997, "of the weights' moving average, per step", 0, 1 - 1e-9)
+    swa_every: int = setting(50, "steps between snapshots for averaging; 0 = EMA alone")
+    swa_lr_scale: float = setting(0.2, "snapshots begin once learning rates are below this share")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportConfig:
+    """How weights are stored."""
+
+    matrix_format: str = setting("int6", "of projections", choices=MATRIX_FORMATS)
+    embed_format: str = setting(
+        "fp16", "of the embedding and bigram tables", choices=MATRIX_FORMATS
+    )
+    control_format: str = setting("fp32", "of gains, gates and scales", choices=CONTROL_FORMATS)
+    late_k_fp16_layers: int = setting(0, "last blocks whose key projections stay fp16")
+    fit_cap: int = switch(1, "coarsen the quantisation just enough to stay under the size cap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How streams are scored. The artifact stores these."""
+
+    eval_seq_len: int = setting(2048, "tokens of a window", 1)
+    eval_stride: int = setting(64, "tokens that a window scores, after the first window", 1)
+    eval_batch_tokens: int = setting(131_072, "per rank and forward pass; changes no score", 1)
+    ngram_order: int = setting(12, "longest n-gram mixed in; 0 = the model alone", 0, 255)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The committed defaults are the reference record. Switches are ints whose 0 means off."""
+    """All settings, by group. The defaults are the reference record."""
 
-    data_dir: str = "data/datasets/fineweb10B_sp1024"
-    out: str = "runs/train"
-    seed: int = 1337
-    # model
-    vocab_size: int = 1024
-    model_dim: int = 512
-    num_layers: int = 10
-    num_encoder_layers: int = (
-        5  # encoder blocks push skip connections, the remaining (decoder) blocks pop them
-    )
-    encoder_recurrence: int = 0  # 1: run the encoder blocks twice, RMSNorm between the passes
-    num_heads: int = 8
-    num_kv_heads: int = 4
-    mlp_hidden: int = 1536
-    mlp_negative_slope: float = 0.0  # 0 = ReLU^2, 0.5 = LeakyReLU(1/2)^2
-    pre_enrich_hidden: int = 768
-    bigram_buckets: int = 2048
-    bigram_dim: int = 128
-    rope_base: float = 1e4
-    q_gain_init: float = 1.5
-    xsa_layers: int = 4  # exclusive self-attention on the last n layers
-    logit_softcap: float = 30.0
-    phase_init: int = 0  # 1: residual mix starts as sigmoid(3(i/(L-1) - 1/2)) instead of (1, 0)
-    embed_init_std: float = 0.005
-    # training
-    train_batch_tokens: int = 524_288  # global, per optimizer step
-    train_seq_len: int = 2048
-    micro_batch_tokens: int = 65_536  # per rank and forward pass
-    iterations: int = 20_000
-    train_seconds: float = 588.0  # 0 = no clock; the cap on training is 600 s
-    warmup_steps: int = 20  # compile warm-up: all state is restored afterwards
-    warmdown_steps: int = 3500
-    grad_clip: float = 0.0
-    qat_lr_scale: float = (
-        0.0  # straight-through fake quantisation once the learning-rate scale is below this
-    )
-    bf16: int = 1  # train with activations and Newton-Schulz in bfloat16 where that is fast: GPUs, CPUs with AVX-512 BF16; else in float32
-    compile: int = 1  # torch.compile; needs a C++ compiler on CPU
-    log_every: int = 50
-    val_every: int = 1000  # 0 = only the final evaluation
-    checkpoint_every: int = 0  # steps; 0 = only on SIGTERM or SIGINT
-    resume: int = 0  # go on from this run's newest checkpoint in --out, where there is one
-    # optimizers and averaging
-    muon_lr: float = 0.025
-    muon_momentum: float = 0.99
-    muon_momentum_start: float = 0.92
-    muon_momentum_warmup_steps: int = 1500
-    newton_schulz_steps: int = 5
-    embed_lr: float = 0.035
-    scalar_lr: float = 0.025
-    weight_decay: float = 0.04
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.95
-    ema_decay: float = 0.997
-    swa_every: int = 50  # 0 = EMA alone
-    swa_lr_scale: float = 0.2  # weights are collected once the learning-rate scale is below this
-    # export
-    matrix_format: str = "int6"
-    embed_format: str = "fp16"
-    control_format: str = "fp32"
-    late_k_fp16_layers: int = 0  # key projections of the last n layers stay fp16
-    fit_cap: int = (
-        1  # coarsen the quantisation steps just enough to stay under the cap; 0 = refuse instead
-    )
-    # scoring
-    eval_seq_len: int = 2048
-    eval_stride: int = 64
-    eval_batch_tokens: int = 131_072
-    ngram_order: int = 12  # longest n-gram mixed in; 0 = the neural model alone
+    run: RunConfig = RunConfig()
+    model: ModelConfig = ModelConfig()
+    training: TrainingConfig = TrainingConfig()
+    export: ExportConfig = ExportConfig()
+    scoring: ScoringConfig = ScoringConfig()
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting by its own name, which is unique among all groups."""
+        values: dict[str, Any] = {}
+        for group in asdict(self).values():
+            values.update(group)
+        return values
+
+    def with_settings(self, **changes: Any) -> Config:
+        """A copy with some settings changed, by their own names. Raises KeyError for others."""
+        groups = {}
+        for group_field in fields(self):
+            group = getattr(self, group_field.name)
+            names = {f.name for f in fields(group)} & changes.keys()
+            own = {name: changes.pop(name) for name in names}
+            groups[group_field.name] = dataclasses.replace(group, **own)
+        if changes:
+            raise KeyError(f"no such settings: {', '.join(sorted(changes))}")
+        return Config(**groups)
 
 
-PRESETS = {  # docs_cpu is sized by step count, not by the clock, so that its score is reproducible
-    "reference": "",
-    "docs_cpu": "--data-dir data/datasets/docs_sp1024 --model-dim 128 --num-layers 2 --num-encoder-layers 1 --num-heads 4 --num-kv-heads 2 --mlp-hidden 384 "
-    "--pre-enrich-hidden 192 --bigram-buckets 8192 --bigram-dim 64 --xsa-layers 1 --train-batch-tokens 4096 --train-seq-len 128 --micro-batch-tokens 2048 "
-    "--iterations 480 --train-seconds 0 --warmup-steps 0 --warmdown-steps 320 --compile 0 --log-every 20 --val-every 0 --muon-momentum-warmup-steps 100 "
-    "--muon-momentum 0.95 --muon-momentum-start 0.85 --ema-decay 0.98 --swa-every 0 --eval-seq-len 128 --eval-stride 32 --eval-batch-tokens 8192",
+PRESETS = {
+    "reference": Config(),
+    # Sized by a number of steps, not by the clock, so that anybody can reproduce its score.
+    "docs_cpu": Config(
+        run=RunConfig(data_dir="data/datasets/docs_sp1024"),
+        model=ModelConfig(
+            model_dim=128,
+            num_layers=2,
+            num_encoder_layers=1,
+            num_heads=4,
+            num_kv_heads=2,
+            mlp_hidden=384,
+            pre_enrich_hidden=192,
+            bigram_buckets=8192,
+            bigram_dim=64,
+            xsa_layers=1,
+        ),
+        training=TrainingConfig(
+            train_batch_tokens=4096,
+            train_seq_len=128,
+            micro_batch_tokens=2048,
+            iterations=480,
+            train_seconds=0.0,
+            warmup_steps=0,
+            warmdown_steps=320,
+            compile=0,
+            log_every=20,
+            val_every=0,
+            muon_momentum=0.95,
+            muon_momentum_start=0.85,
+            muon_momentum_warmup_steps=100,
+            ema_decay=0.98,
+            swa_every=0,
+        ),
+        scoring=ScoringConfig(eval_seq_len=128, eval_stride=32, eval_batch_tokens=8192),
+    ),
 }
-MODEL_FIELDS = [f.name for f in fields(Config)][
-    3 : [f.name for f in fields(Config)].index("embed_init_std") + 1
-]
-SCORING_FIELDS = ["eval_seq_len", "eval_stride", "eval_batch_tokens", "ngram_order"]
+
+
+def require(holds: bool, rule: str, **found: Any) -> None:
+    """Raises UserError with the rule and the values found, unless it holds."""
+    if not holds:
+        values = ", ".join(f"{name}={value}" for name, value in found.items())
+        raise UserError(f"config: expected {rule}, found {values}; change these flags")
 
 
 def validate(cfg: Config) -> Config:
-    """Returns cfg or raises UserError naming the first rule that does not hold and the values found."""
-    formats, large, values = ("fp16", "fp32", "int8", "int6", "int5"), 1 << 40, vars(cfg)
-    bounds = [
-        (-1e300, 1e300, " ".join(f.name for f in fields(Config) if isinstance(f.default, float)))
-    ]  # what is not finite ends here
-    bounds += [
-        (
-            1,
-            1 << 20,
-            "model_dim num_heads num_kv_heads mlp_hidden pre_enrich_hidden bigram_buckets bigram_dim iterations log_every",
-        )
-    ]
-    bounds += [
-        (1, 1024, "num_layers"),
-        (0, "num_layers", "num_encoder_layers xsa_layers late_k_fp16_layers"),
-        (2, 65_536, "vocab_size"),
-    ]  # uint16 shards
-    bounds += [
-        (1, large, "train_seq_len micro_batch_tokens train_batch_tokens"),
-        (1, "eval_seq_len", "eval_stride"),
-        (0, (1 << 63) - 1, "seed"),
-    ]
-    bounds += [
-        (1, "eval_batch_tokens", "eval_seq_len"),
-        (0, 255, "ngram_order"),
-        (1e-9, 1000, "logit_softcap"),
-    ]  # orders are stored as bytes
-    bounds += [
-        (
-            0,
-            large,
-            "train_seconds warmup_steps warmdown_steps grad_clip val_every checkpoint_every swa_every muon_momentum_warmup_steps",
-        )
-    ]
-    bounds += [
-        (0, large, "newton_schulz_steps"),
-        (0, 1 - 1e-9, "ema_decay muon_momentum muon_momentum_start adam_beta1 adam_beta2"),
-    ]
-    rules = [
-        (f"{low} <= {n} <= {high}", [n, high], low <= values[n] <= values.get(high, high))
-        for low, high, names in bounds
-        for n in names.split()
-    ]
-    divisors = {
-        "num_heads": "model_dim",
-        "num_kv_heads": "num_heads",
-        "train_seq_len": "micro_batch_tokens",
-        "micro_batch_tokens": "train_batch_tokens",
-    }
-    rules += [
-        (f"{n} to divide {whole}", [whole, n], values[whole] % max(1, values[n]) == 0)
-        for n, whole in divisors.items()
-    ]
-    rules += [
-        (
-            "an even head size",
-            ["model_dim", "num_heads"],
-            cfg.model_dim // max(1, cfg.num_heads) % 2 == 0,
-        )
-    ]  # rotary pairs
-    choices = {
-        "matrix_format": formats,
-        "embed_format": formats,
-        "control_format": formats[:2],
-    }  # gates are too few to pay for row scales
-    rules += [
-        (f"one of {', '.join(known)}", [n], values[n] in known) for n, known in choices.items()
-    ]
-    for rule, names, holds in rules:
-        if not holds:
-            raise UserError(
-                f"config: expected {rule}, found {', '.join(f'{n}={values[n]}' for n in names if n in values)}; change these flags"
-            )
+    """Returns cfg, or raises UserError naming the first rule that does not hold."""
+    for group_field in fields(cfg):
+        group = getattr(cfg, group_field.name)
+        for f in fields(group):
+            check_setting(f, getattr(group, f.name))
+    check_relations(cfg)
     return cfg
 
 
-def parse_config(argv: Sequence[str], environ: dict[str, str]) -> tuple[Config, list[str]]:
-    """Preset, then upper-case field names in the environment (SEED=42), then flags (--seed 42); returns the config and its log lines.
-    Raises UserError for an environment value of the wrong type or a broken rule; argparse refuses unknown flags (exit code 2)."""
+def check_setting(f: dataclasses.Field, value: Any) -> None:
+    """One setting against its own bounds. A NaN is within no bounds."""
+    choices, low, high = (f.metadata[key] for key in ("choices", "low", "high"))
+    if choices:
+        known = ", ".join(map(str, choices))
+        require(value in choices, f"{f.name} to be one of {known}", **{f.name: value})
+    elif not isinstance(value, str):
+        require(low <= value <= high, f"{low} <= {f.name} <= {high}", **{f.name: value})
+
+
+def check_relations(cfg: Config) -> None:
+    """The rules that tie settings to each other."""
+
+    values = cfg.flat()
+
+    def at_most(name: str, limit: str) -> None:
+        found = {name: values[name], limit: values[limit]}
+        require(values[name] <= values[limit], f"{name} <= {limit}", **found)
+
+    def divides(part: str, whole: str) -> None:
+        found = {whole: values[whole], part: values[part]}
+        require(values[whole] % values[part] == 0, f"{part} to divide {whole}", **found)
+
+    at_most("num_encoder_layers", "num_layers")
+    at_most("xsa_layers", "num_layers")
+    at_most("late_k_fp16_layers", "num_layers")
+    at_most("eval_stride", "eval_seq_len")
+    at_most("eval_seq_len", "eval_batch_tokens")
+    divides("num_heads", "model_dim")
+    divides("num_kv_heads", "num_heads")
+    divides("train_seq_len", "micro_batch_tokens")
+    divides("micro_batch_tokens", "train_batch_tokens")
+    model = cfg.model
+    head_size = model.model_dim // model.num_heads
+    rule = "an even head size, for rotary pairs"
+    require(head_size % 2 == 0, rule, model_dim=model.model_dim, num_heads=model.num_heads)
+
+
+def build_parser(preset: str) -> argparse.ArgumentParser:
+    """Flags in the groups of Config. --help shows the chosen preset's values."""
     parser = argparse.ArgumentParser(
         prog="train_gpt.py",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Each setting may also come from the environment: SEED=42 for --seed 42.",
         allow_abbrev=False,
     )
-    parser.add_argument("--preset", choices=PRESETS, default=environ.get("PRESET", "reference"))
-    for f in fields(Config):
-        parser.add_argument(
-            "--" + f.name.replace("_", "-"),
-            type=type(f.default),
-            metavar=type(f.default).__name__,
-            help=f"default {f.default}",
-        )
-    given = vars(parser.parse_args(argv))
-    preset = given.pop("preset")
+    parser.add_argument("--preset", choices=PRESETS, help=f"where settings start from: {preset}")
+    for group_field in fields(Config):
+        group = getattr(PRESETS[preset], group_field.name)
+        section = parser.add_argument_group(f"{group_field.name} settings", type(group).__doc__)
+        for f in fields(group):
+            value = getattr(group, f.name)
+            kind = type(f.default)
+            choices = "|".join(map(str, f.metadata["choices"]))
+            section.add_argument(
+                "--" + f.name.replace("_", "-"),
+                type=kind,
+                metavar=choices or kind.__name__,
+                help=f"{f.metadata['help']} [{value}]",
+            )
+    return parser
+
+
+def chosen_preset(argv: Sequence[str], environ: Mapping[str, str]) -> str:
+    """The name given by --preset, else by PRESET. Raises UserError for an unknown one."""
+    first_look = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first_look.add_argument("--preset")
+    from_flag = first_look.parse_known_args(argv)[0].preset
+    if from_flag is not None:
+        return from_flag if from_flag in PRESETS else "reference"  # the full parser refuses it
+    preset = environ.get("PRESET", "reference")
     if preset not in PRESETS:
+        known = ", ".join(PRESETS)
         raise UserError(
-            f"environment PRESET: expected one of {', '.join(PRESETS)}, found {preset!r}; correct or unset it"
+            f"environment PRESET: expected one of {known}, found {preset!r}; correct or unset it"
         )
-    base = dataclasses.replace(
-        Config(),
-        **{
-            k: v
-            for k, v in vars(parser.parse_args(PRESETS[preset].split())).items()
-            if k != "preset" and v is not None
-        },
-    )
-    sources, lines = (
-        dict.fromkeys((k for k, v in given.items() if v is not None), "flag"),
-        [f"config:preset {preset}"],
-    )
-    for f in (f for f in fields(Config) if given[f.name] is None and f.name.upper() in environ):
-        raw, sources[f.name] = environ[f.name.upper()], f"environment {f.name.upper()}"
-        try:
-            given[f.name] = type(f.default)(raw)
-        except ValueError:
-            raise UserError(
-                f"{sources[f.name]}: expected {type(f.default).__name__}, found {raw!r}; correct or unset it"
-            ) from None
-    cfg = validate(dataclasses.replace(base, **{name: given[name] for name in sources}))
-    changed = [n for n in sources if getattr(cfg, n) != getattr(base, n)]
-    lines += [
-        f"config:override {n}={getattr(cfg, n)} (default {getattr(base, n)}, from {sources[n]})"
-        for n in changed
-    ]
-    own = (
-        "data_dir",
-        "out",
-        "seed",
-        "checkpoint_every",
-        "resume",
-    )  # the rest is one for all seeds of a record
-    comparable = {k: v for k, v in dataclasses.asdict(cfg).items() if k not in own}
-    return cfg, [
-        *lines,
-        f"config sha256:{hashlib.sha256(json.dumps(comparable, sort_keys=True).encode()).hexdigest()}",
-    ]
+    return preset
 
 
-def trains_in_bf16(cfg: Config, device: torch.device) -> bool:
-    return bool(cfg.bf16) and BF16_PAYS[device.type]
+def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Config, list[str]]:
+    """The config and its log lines: a preset, changed by the environment, changed by flags.
+
+    Raises UserError for an environment value of the wrong type or a rule that does not hold;
+    argparse refuses unknown flags (exit code 2).
+    """
+    preset = chosen_preset(argv, environ)
+    given = vars(build_parser(preset).parse_args(argv))
+    base = PRESETS[preset].flat()
+    changes: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for name, default in base.items():
+        variable = name.upper()
+        if given[name] is not None:
+            changes[name] = given[name]
+            sources[name] = "flag"
+        elif variable in environ:
+            changes[name] = parse_variable(variable, environ[variable], type(default))
+            sources[name] = f"environment {variable}"
+    cfg = validate(PRESETS[preset].with_settings(**changes))
+    lines = [f"config:preset {preset}"]
+    for name, value in changes.items():
+        if value != base[name]:
+            default = f"default {base[name]}, from {sources[name]}"
+            lines.append(f"config:override {name}={value} ({default})")
+    return cfg, [*lines, f"config sha256:{config_sha256(cfg)}"]
 
 
-# --- 3. Runtime ---
-@dataclass(kw_only=True)
-class Runtime:
-    """This process among its peers. Communication is skipped at world size 1; the mathematics is the same lines."""
+def parse_variable(variable: str, raw: str, kind: type) -> Any:
+    """The value of an environment variable. Raises UserError where it is of another type."""
+    try:
+        return kind(raw)
+    except ValueError:
+        raise UserError(
+            f"environment {variable}: expected {kind.__name__}, found {raw!r}; correct or unset it"
+        ) from None
+
+
+def config_sha256(cfg: Config) -> str:
+    """Of all settings that the seeds of one record share."""
+    shared = asdict(dataclasses.replace(cfg, run=RunConfig()))
+    return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
+
+
+# --- 2. Ranks and log ---
+
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranks:
+    """This process among its peers, and the machine that it runs on.
+
+    Communication is skipped where there is one process; the mathematics is the same lines.
+    """
 
     rank: int = 0
     world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    log_path: Path | None = None
-    events: list[torch.cuda.Event] = field(default_factory=list)
-
-    def log(self, text: str, echo: bool = True) -> None:
-        """Rank 0 appends to the log file and prints."""
-        if self.rank == 0 and echo:
-            print(text, flush=True)
-        if self.rank == 0 and self.log_path is not None:
-            with open(self.log_path, "a", encoding="utf-8") as file:
-                file.write(text + "\n")
+    device: torch.device = CPU
+    train_dtype: torch.dtype = torch.float32  # of activations and of Newton-Schulz in training
+    score_dtype: torch.dtype = torch.float32  # of activations in scoring
 
     def clock(self) -> float:
         """Seconds, once the device has done all that was asked of it."""
@@ -318,172 +432,178 @@ class Runtime:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
-    def pace(self) -> None:
-        """Waits for the step before last, so that the host's clock is never more than two steps ahead of the GPU and its queue never drains."""
-        if self.device.type == "cuda":
-            self.events.append(torch.cuda.current_stream().record_event())
-            if len(self.events) > 2:
-                self.events.pop(0).synchronize()
-
     def all_reduce(self, tensor: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
+        """The tensor itself, reduced in place over all ranks."""
         if self.world_size > 1:
             dist.all_reduce(tensor, op)
         return tensor
 
     @contextlib.contextmanager
-    def together(self) -> Iterable[None]:
-        """If any rank finds bad input inside, every rank leaves, so that nobody waits in a collective for a peer that has gone; one of them says why."""
+    def together(self) -> Iterator[None]:
+        """If any rank meets bad input inside, every rank leaves.
+
+        Nobody then waits in a collective for a peer that has gone. The first rank that failed
+        raises its UserError or OSError, the others raise SystemExit(2).
+        """
         error = None
         try:
             yield
         except (UserError, OSError) as caught:
             error = caught
-        first = int(
-            self.all_reduce(
-                torch.tensor([self.world_size if error is None else self.rank]), dist.ReduceOp.MIN
-            ).item()
-        )
-        if first < self.world_size:
-            raise error if error is not None and first == self.rank else SystemExit(2)
+        vote = torch.tensor(self.world_size if error is None else self.rank)
+        failed_rank = int(self.all_reduce(vote, dist.ReduceOp.MIN))
+        if failed_rank == self.world_size:
+            return
+        if error is not None and failed_rank == self.rank:
+            raise error
+        raise SystemExit(2)
 
-
-def parallel(job: Callable, items: Sequence, device: torch.device) -> Iterable:
-    """map(job, items). On a CPU up to 8 items (all in memory) run side by side in threads that share its cores: no layer then waits for another core."""
-    threads, side_by_side = torch.get_num_threads(), min(torch.get_num_threads(), len(items), 8)
-    if device.type != "cpu" or side_by_side < 2:
-        return (yield from map(job, items))
-    try:
-        yield from WORKERS(side_by_side).map(
-            lambda item: (torch.set_num_threads(threads // side_by_side), job(item))[1], items
-        )
-    finally:
-        torch.set_num_threads(threads)  # MKL has one number for the whole process
-
-
-def reuse_memory() -> None:
-    """Under glibc, freed blocks stay with the process (up to 2 GiB) and large ones lie on huge pages: a steady step on a CPU meets no page fault."""
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        for option in (
-            (-4, 0),
-            (-8, 1),
-            (-1, (1 << 31) - 1),
-        ):  # M_MMAP_MAX and M_ARENA_MAX: all from one heap; M_TRIM_THRESHOLD
-            ctypes.CDLL(None).mallopt(*option)
+    def map(self, job: Callable, items: Sequence) -> Iterator:
+        """map(job, items), in order. A CPU works on several items at once."""
+        if self.device.type == "cpu":
+            return map_on_cores(job, items)
+        return map(job, items)
 
 
 @contextlib.contextmanager
-def runtime(environ: dict[str, str]) -> Iterable[Runtime]:
-    """The only place that reads RANK, LOCAL_RANK and WORLD_SIZE and that opens the process group."""
-    names = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-    found = [environ.get(name, default) for name, default in names.items()]
+def open_ranks(
+    environ: Mapping[str, str], bf16: bool = True, tune_cpu: bool = True
+) -> Iterator[Ranks]:
+    """Opens the process group, and closes it at the end.
+
+    The only place that reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. With `bf16`,
+    training is in bfloat16 where every rank's device multiplies it fast. Raises UserError.
+    """
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
+    found = [environ.get(name, "1" if name.endswith("SIZE") else "0") for name in names]
     if not all(value.isdecimal() for value in found):
         raise UserError(
-            f"environment {', '.join(names)}: expected integers, found {', '.join(found)}; start with torchrun or unset them"
+            f"environment {', '.join(names)}: expected integers, found {', '.join(found)}; "
+            "start with torchrun or unset them"
         )
     rank, world_size, local_rank, local_world_size = map(int, found)
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        if local_rank >= torch.cuda.device_count():
-            raise UserError(
-                f"LOCAL_RANK: expected one of {torch.cuda.device_count()} visible GPUs, found {local_rank}; start fewer processes"
-            )
-        device = torch.device("cuda", local_rank)
-        torch.cuda.set_device(device)
-        torch.set_float32_matmul_precision("high")
-    else:
-        reuse_memory()
-    if device.type == "cpu" and (
-        world_size > 1 or "OMP_NUM_THREADS" not in environ
-    ):  # torchrun sets it to 1 for each process; share the cores instead
-        torch.set_num_threads(
-            max(
-                1,
-                len(os.sched_getaffinity(0)) // local_world_size
-                if hasattr(os, "sched_getaffinity")
-                else 1,
-            )
-        )
+    device = open_device(local_rank)
+    if device.type == "cpu" and tune_cpu:
+        keep_freed_memory()
+    if device.type == "cpu" and (world_size > 1 or "OMP_NUM_THREADS" not in environ):
+        # torchrun sets one thread for each process; share the cores instead
+        torch.set_num_threads(max(1, available_cores() // local_world_size))
     if world_size > 1:
-        # torch.optim imports this sooner or later; if later, its modules keep the group alive in default arguments and an exiting rank may abort
+        # torch.optim imports this sooner or later. If later, its modules keep the group alive
+        # in default arguments, and an exiting rank may abort.
         from torch import _dynamo  # noqa: F401
 
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=rank, world_size=world_size)
+    try:
+        ranks = Ranks(
             rank=rank,
             world_size=world_size,
+            device=device,
+            score_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
         )
-    try:
-        rt = Runtime(rank=rank, world_size=world_size, device=device)
-        BF16_PAYS["cpu"] = bool(
-            rt.all_reduce(torch.tensor(int(BF16_PAYS["cpu"])), dist.ReduceOp.MIN).item()
-        )  # one precision, whatever CPUs the ranks have
-        yield rt
+        fast = torch.tensor(int(bf16 and multiplies_bfloat16_fast(device)))
+        if ranks.all_reduce(fast, dist.ReduceOp.MIN).item():  # one precision for all ranks
+            ranks = dataclasses.replace(ranks, train_dtype=torch.bfloat16)
+        yield ranks
     finally:
         if world_size > 1:
             dist.destroy_process_group()
 
 
-def describe_environment(rt: Runtime, cfg: Config) -> list[str]:
-    """Log lines that let a reader reproduce or distrust the run: versions, hardware, commit, and nvidia-smi where there is one."""
-
-    def run(*command: str) -> str:
-        with contextlib.suppress(OSError, subprocess.SubprocessError):
-            return subprocess.run(
-                command,
-                capture_output=True,
-                text=True,
-                timeout=20,
-                check=True,
-                cwd=Path(__file__).parent,
-            ).stdout.strip()
-        return ""
-
-    cuda, cpu = rt.device.type == "cuda", platform.processor() or platform.machine()
-    with contextlib.suppress(OSError):
-        cpu = next(
-            (
-                x.split(":", 1)[1].strip()
-                for x in Path("/proc/cpuinfo").read_text().splitlines()
-                if x.startswith("model name")
-            ),
-            cpu,
+def open_device(local_rank: int) -> torch.device:
+    """This process's GPU where there is one, else the CPU. Raises UserError."""
+    if not torch.cuda.is_available():
+        return CPU
+    visible = torch.cuda.device_count()
+    if local_rank >= visible:
+        raise UserError(
+            f"LOCAL_RANK: expected one of {visible} visible GPUs, found {local_rank}; "
+            "start fewer processes"
         )
-    driver = (
-        run("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
-        if cuda
-        else ""
-    )
-    known = {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "cuda": torch.version.cuda,
-        "driver": driver,
-        "cpu": cpu,
-    }
-    known |= {
-        "gpus": torch.cuda.device_count() if cuda else 0,
-        "gpu": torch.cuda.get_device_name(rt.device) if cuda else "",
-        "cores": os.cpu_count(),
-    }
-    known |= {
-        "platform": platform.platform(),
-        "git_commit": run("git", "rev-parse", "HEAD"),
-        "world_size": rt.world_size,
-    }
-    known |= {"train_dtype": "bfloat16" if trains_in_bf16(cfg, rt.device) else "float32"}
-    smi = (
-        ["===== nvidia-smi =====", run("nvidia-smi"), "===== end nvidia-smi ====="] if cuda else []
-    )
-    quoted = {
-        k: "none" if v in ("", None) else json.dumps(v) if " " in str(v) else v
-        for k, v in known.items()
-    }
-    return ["env " + " ".join(f"{k}:{v}" for k, v in quoted.items()), *smi]
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    torch.set_float32_matmul_precision("high")
+    return device
+
+
+def multiplies_bfloat16_fast(device: torch.device) -> bool:
+    """GPUs do, and CPUs with AVX-512 BF16, at twice the speed of float32 or more."""
+    if device.type == "cuda":
+        return True
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(capabilities.get("avx512_bf16"))
+
+
+# CPU tuning: only `open_ranks` and `Ranks.map` use what follows.
+
+
+def available_cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return 1
+
+
+def keep_freed_memory() -> None:
+    """Under glibc, freed memory stays with the process, and large blocks lie on huge pages.
+
+    A steady training step then meets no page fault.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)  # all from one heap
+        mallopt(arena_max, 1)
+        mallopt(trim_threshold, (1 << 31) - 1)
+
+
+@functools.cache
+def worker_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that live as long as the process."""
+    return ThreadPoolExecutor(threads)
+
+
+def map_on_cores(job: Callable, items: Sequence) -> Iterator:
+    """map(job, items) with up to 8 items side by side, in threads that share the cores.
+
+    No layer then waits for another core. All items are in memory at once.
+    """
+    threads = torch.get_num_threads()
+    side_by_side = min(threads, len(items), 8)
+    if side_by_side < 2:
+        yield from map(job, items)
+        return
+
+    def on_own_cores(item: Any) -> Any:
+        torch.set_num_threads(threads // side_by_side)
+        return job(item)
+
+    try:
+        yield from worker_pool(side_by_side).map(on_own_cores, items)
+    finally:
+        torch.set_num_threads(threads)  # MKL has one number for the whole process
+
+
+@dataclass(frozen=True)
+class Log:
+    """Rank 0 appends to a file and prints; the other ranks, with active False, do neither."""
+
+    path: Path | None = None
+    active: bool = True
+
+    def __call__(self, text: str, echo: bool = True) -> None:
+        if not self.active:
+            return
+        if echo:
+            print(text, flush=True)
+        if self.path is not None:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(text + "\n")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """A reader sees the old file or the whole new one. Raises UserError when the folder cannot be written."""
+    """A reader sees the old file or the whole new one. Raises UserError."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -496,71 +616,9 @@ def write_atomically(path: Path, data: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise UserError(
-            f"{path}: expected a writable place, found {error.strerror}; choose another --out or free space"
+            f"{path}: expected a writable place, found {error.strerror}; "
+            "choose another --out or free space"
         ) from None
-
-
-# --- 4. Data ---
-def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
-    """Read-only memory map, uint16 [num_tokens]. Raises UserError for a missing, truncated or foreign file or a token id >= vocab_size."""
-    header_bytes = SHARD_HEADER_INTS * 4
-    try:
-        size = path.stat().st_size
-        header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
-    except OSError as error:
-        raise UserError(
-            f"{path}: expected a token shard, found {error.strerror}; run `python -m data` to (re)build the data set"
-        ) from None
-    if len(header) < SHARD_HEADER_INTS or header[0] != SHARD_MAGIC or header[1] != SHARD_VERSION:
-        found = f"magic {header[0]}, version {header[1]}" if len(header) >= 2 else f"{size} bytes"
-        raise UserError(
-            f"{path}: expected shard magic {SHARD_MAGIC}, version {SHARD_VERSION}, found {found}; rebuild it with `python -m data`"
-        )
-    num_tokens = int(header[2])
-    if num_tokens < 1 or size != header_bytes + 2 * num_tokens:
-        held = (size - header_bytes) // 2
-        raise UserError(
-            f"{path}: header promises {num_tokens:,} tokens, file holds {held:,}; delete it and rebuild with `python -m data`"
-        )
-    tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes, shape=(num_tokens,))
-    if (
-        vocab_size is not None
-        and vocab_size < 65_536
-        and (largest := int(tokens.max())) >= vocab_size
-    ):
-        raise UserError(
-            f"{path}: expected token ids < {vocab_size}, found {largest}; the shards belong to another tokenizer"
-        )
-    return tokens
-
-
-class TokenStream:
-    """The shards of one split, in name order, as one sequence."""
-
-    def __init__(self, shards: Sequence[np.ndarray]):
-        self.shards, self.starts = list(shards), np.cumsum([0] + [len(s) for s in shards])
-
-    def __len__(self) -> int:
-        return int(self.starts[-1])
-
-    def read(self, start: int, length: int) -> np.ndarray:
-        """uint16 [length]; may cross shard borders."""
-        first, last = np.searchsorted(self.starts, (start, start + length - 1), side="right") - 1
-        return np.concatenate(
-            [
-                self.shards[i][max(0, start - self.starts[i]) : start + length - self.starts[i]]
-                for i in range(first, last + 1)
-            ]
-        )
-
-
-@dataclass(frozen=True)
-class Dataset:
-    train: TokenStream
-    val: np.ndarray  # uint16 [num_tokens]
-    val_bytes: int  # what val_bpb divides by
-    tokenizer_sha256: str
-    log_line: str
 
 
 def sha256_file(path: Path) -> str:
@@ -568,196 +626,378 @@ def sha256_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def find_tokenizer(folder: Path, entry: dict) -> Path | None:
-    """The manifest's tokenizer file (verified by sha256), beside the shards or in ../../tokenizers; None for plain bytes."""
-    if entry["kind"] == "bytes":
-        return None
-    places = [
-        p
-        for p in (folder / entry["file"], folder.parent.parent / "tokenizers" / entry["file"])
-        if p.is_file()
-    ]
-    if entry["sha256"] in (found := {sha256_file(p): p for p in reversed(places)}):
-        return found[entry["sha256"]]
-    what = f"expected the manifest's tokenizer, sha256 {entry['sha256']}, found {', '.join(found) or 'no file'}"
-    raise UserError(
-        f"{folder.parent.parent / 'tokenizers' / entry['file']}: {what}; rebuild the data set with `python -m data`"
-    )
+def output_of(*command: str) -> str:
+    """What a command prints, or nothing where it is missing, fails or takes over 20 s."""
+    with contextlib.suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(
+            command,
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+            cwd=Path(__file__).parent,
+        )
+        return done.stdout.strip()
+    return ""
 
 
-def count_bytes(tokens: np.ndarray, tokenizer: Path | None) -> int:
-    """Bytes that the tokens stand for, by the contest's byte table: a byte-fallback piece is 1 byte, a control piece 0, a leading U+2581 is the
-    space before the piece, which the tokenizer invents (its dummy prefix) right after a control token."""
-    if tokenizer is None:
-        return int((tokens >= 4).sum())  # byte260: ids 0..3 are control, the rest are bytes
-    from sentencepiece import SentencePieceProcessor
+def cpu_name() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
 
+
+def environment_line(ranks: Ranks) -> str:
+    """Versions, hardware and commit: what a reader needs to reproduce or distrust the run."""
+    cuda = ranks.device.type == "cuda"
+    driver_query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
+    facts = {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "cuda": torch.version.cuda,
+        "driver": output_of(*driver_query) if cuda else "",
+        "cpu": cpu_name(),
+        "gpus": torch.cuda.device_count() if cuda else 0,
+        "gpu": torch.cuda.get_device_name(ranks.device) if cuda else "",
+        "cores": os.cpu_count(),
+        "platform": platform.platform(),
+        "git_commit": output_of("git", "rev-parse", "HEAD"),
+        "world_size": ranks.world_size,
+        "train_dtype": str(ranks.train_dtype).removeprefix("torch."),
+    }
+
+    def quote(value: Any) -> str:
+        if value in ("", None):
+            return "none"
+        return json.dumps(value) if " " in str(value) else str(value)
+
+    return "env " + " ".join(f"{name}:{quote(value)}" for name, value in facts.items())
+
+
+def environment_lines(ranks: Ranks) -> list[str]:
+    """The line above and, where there are GPUs, what nvidia-smi says of them."""
+    lines = [environment_line(ranks)]
+    if ranks.device.type == "cuda":
+        lines += ["===== nvidia-smi =====", output_of("nvidia-smi"), "===== end nvidia-smi ====="]
+    return lines
+
+
+# --- 3. Data ---
+
+
+def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
+    """Read-only memory map of a token shard, uint16 [num_tokens].
+
+    Raises UserError for a missing, truncated or foreign file and, where vocab_size is given,
+    for a token id that is not below it (which reads the whole file).
+    """
+    header_bytes = SHARD_HEADER_INTS * 4
     try:
-        sp = SentencePieceProcessor(model_file=str(tokenizer))
-    except RuntimeError:
+        size = path.stat().st_size
+        header = np.fromfile(path, dtype="<i4", count=SHARD_HEADER_INTS)
+    except (OSError, ValueError) as error:  # a ValueError: no operating system takes this name
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{tokenizer}: expected a SentencePiece model, found something else; rebuild the data set with `python -m data`"
+            f"{path}: expected a token shard, found {reason}; "
+            "run `python -m data` to (re)build the data set"
         ) from None
-    pieces = [sp.id_to_piece(i) for i in range(sp.vocab_size())]
-    control = np.array(
-        [sp.is_control(i) or sp.is_unused(i) or sp.is_unknown(i) for i in range(len(pieces))]
-    )
-    space = np.array([piece.startswith("\u2581") for piece in pieces]) & ~control
-    text = [
-        1 if sp.is_byte(i) else len(piece.removeprefix("\u2581").replace("\u2581", " ").encode())
-        for i, piece in enumerate(pieces)
-    ]
-    invented = control & sp.encode("a", out_type=str)[0].startswith(
-        "\u2581"
-    )  # the space after these
-    previous = np.concatenate([np.array([BOS_ID], tokens.dtype), tokens[:-1]])
-    return int(
-        np.where(control, 0, text)[tokens].sum() + (space[tokens] & ~invented[previous]).sum()
+    if len(header) < SHARD_HEADER_INTS or tuple(header[:2]) != (SHARD_MAGIC, SHARD_VERSION):
+        found = f"{size} bytes"
+        if len(header) >= 2:
+            found = f"magic {header[0]}, version {header[1]}"
+        raise UserError(
+            f"{path}: expected shard magic {SHARD_MAGIC}, version {SHARD_VERSION}, found {found}; "
+            "rebuild it with `python -m data`"
+        )
+    num_tokens = int(header[2])
+    if num_tokens < 1 or size != header_bytes + 2 * num_tokens:
+        held = (size - header_bytes) // 2
+        raise UserError(
+            f"{path}: header promises {num_tokens:,} tokens, file holds {held:,}; "
+            "delete it and rebuild with `python -m data`"
+        )
+    tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes, shape=(num_tokens,))
+    if vocab_size is not None:
+        check_token_ids(tokens, vocab_size, str(path))
+    return tokens
+
+
+def check_token_ids(tokens: np.ndarray, vocab_size: int, where: str) -> None:
+    """Raises UserError for an id that the model has no row for."""
+    if vocab_size == 65_536:
+        return
+    largest = int(tokens.max())
+    if largest >= vocab_size:
+        raise UserError(
+            f"{where}: expected token ids < {vocab_size}, found {largest}; "
+            "the shards belong to another tokenizer"
+        )
+
+
+class TokenStream:
+    """The shards of one split, in name order, as one sequence."""
+
+    def __init__(self, shards: Sequence[np.ndarray]):
+        self.shards = list(shards)
+        self.starts = np.cumsum([0] + [len(shard) for shard in shards])
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def read(self, start: int, length: int) -> np.ndarray:
+        """uint16 [length]; may cross shard borders."""
+        end = start + length
+        first, last = np.searchsorted(self.starts, (start, end - 1), side="right") - 1
+        parts = []
+        for i in range(first, last + 1):
+            shard_start = self.starts[i]
+            parts.append(self.shards[i][max(0, start - shard_start) : end - shard_start])
+        return np.concatenate(parts)
+
+
+class ShardEntry(NamedTuple):
+    """One shard as the manifest lists it."""
+
+    path: Path
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `python -m data` wrote about a data set, as far as training needs it.
+
+    `python -m data verify` holds every shard and the tokenizer against it; here its own sha256
+    goes into the log, which binds the run to the data.
+    """
+
+    sha256: str
+    corpus: str
+    version: str
+    tokenizer_sha256: str
+    vocab_size: int
+    train: tuple[ShardEntry, ...]
+    val: tuple[ShardEntry, ...]
+    val_bytes: int  # what val_bpb divides by
+    val_xz_bpb: float | None  # what xz makes of the same text
+
+
+def whole_number(value: Any, name: str) -> int:
+    """The value, if it is a count. Raises ValueError: 5.0 and "5" are no counts."""
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{name} {value!r}")
+    return value
+
+
+def parse_manifest(raw: bytes, folder: Path) -> Manifest:
+    """Raises ValueError, KeyError, TypeError or ArithmeticError for anything else."""
+    manifest = json.loads(raw)
+    json.dumps(manifest, ensure_ascii=False).encode()  # no log could hold half a surrogate pair
+
+    def shards(split: str) -> tuple[ShardEntry, ...]:
+        entries = []
+        for file in manifest["splits"][split]["files"]:
+            entries.append(
+                ShardEntry(folder / file["name"], whole_number(file["tokens"], "tokens"))
+            )
+        return tuple(entries)
+
+    val = manifest["splits"]["val"]
+    source_bytes = whole_number(val["source_bytes"], "source_bytes")
+    val_xz_bpb = None
+    if val.get("xz_bytes"):
+        val_xz_bpb = 8 * val["xz_bytes"] / source_bytes
+    tokenizer = manifest["tokenizer"]
+    return Manifest(
+        sha256=hashlib.sha256(raw).hexdigest(),
+        corpus=manifest["corpus"],
+        version=manifest["version"],
+        tokenizer_sha256=str(tokenizer["sha256"]),
+        vocab_size=whole_number(tokenizer["vocab_size"], "vocab_size"),
+        train=shards("train"),
+        val=shards("val"),
+        val_bytes=whole_number(val.get("counted_bytes", source_bytes), "counted_bytes"),
+        val_xz_bpb=val_xz_bpb,
     )
 
 
-def open_dataset(folder: Path, cfg: Config, rt: Runtime) -> Dataset:
-    """Both splits; every shard's sha256, the tokenizer and the byte count agree with manifest.json, or UserError. Ranks share the hashing."""
+def read_manifest(folder: Path) -> Manifest:
+    """Raises UserError for a missing or foreign manifest, or one without shards or bytes."""
     path = folder / "manifest.json"
     try:
-        raw = path.read_bytes()
-        manifest = json.loads(raw)
-        json.dumps(
-            manifest, ensure_ascii=False
-        ).encode()  # half of a surrogate pair is no text, and no log could hold it
-        tokenizer, splits = manifest["tokenizer"], manifest["splits"]
-        files = {
-            name: [
-                (folder / f["name"], int(f"{f['tokens']:d}"), str(f["sha256"]))
-                for f in splits[name]["files"]
-            ]
-            for name in ("train", "val")
-        }
-        corpus, version, source_bytes = (
-            manifest["corpus"],
-            manifest["version"],
-            splits["val"]["source_bytes"],
-        )
-        vocab_size, in_context = tokenizer["vocab_size"], bool(splits["val"].get("byte_files"))
-        counted = int(
-            f"{splits['val'].get('counted_bytes', source_bytes):d}"
-        )  # 5.0 and "5" are no counts
-        identity = {name: str(tokenizer[name]) for name in ("kind", "file", "sha256")}
-        xz_line = (
-            f" xz_bpb:{8 * xz / source_bytes:.4f}" if (xz := splits["val"].get("xz_bytes")) else ""
-        )
+        manifest = parse_manifest(path.read_bytes(), folder)
     except OSError as error:
         raise UserError(
-            f"{path}: expected a data set's manifest, found {error.strerror}; build one with `python -m data docs`"
+            f"{path}: expected a data set's manifest, found {error.strerror}; "
+            "build one with `python -m data docs`"
         ) from None
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
         raise UserError(
-            f"{path}: expected the manifest that `python -m data` writes, found {type(error).__name__} {error}; rebuild the data set"
+            f"{path}: expected the manifest that `python -m data` writes, "
+            f"found {type(error).__name__} {error}; rebuild the data set"
         ) from None
-    if empty := [name for name, entries in files.items() if not entries]:
-        raise UserError(
-            f"{path}: expected at least one {empty[0]} shard, found none; rebuild the data set with more documents"
-        )
-    if vocab_size != cfg.vocab_size:
-        raise UserError(
-            f"{path}: expected vocabulary {cfg.vocab_size}, found {vocab_size}; pass --vocab-size {vocab_size} or another --data-dir"
-        )
-    with rt.together():
-        tokenizer_path = find_tokenizer(folder, identity)
-        shards = {name: [open_shard(p) for p, _, _ in entries] for name, entries in files.items()}
-        for p, n, expected in (files["train"] + files["val"])[rt.rank :: rt.world_size]:
-            held, found = len(open_shard(p, cfg.vocab_size)), sha256_file(p)
-            if (held, found) != (n, expected):
-                raise UserError(
-                    f"{p}: expected {n:,} tokens with sha256 {expected}, found {held:,} with {found}; rebuild the data set"
-                )
-        val_tokens = np.concatenate(shards["val"])
-        if len(val_tokens) < 2:
+    for split, shards in (("train", manifest.train), ("val", manifest.val)):
+        if not shards:
             raise UserError(
-                f"{files['val'][0][0]}: expected at least 2 validation tokens, found {len(val_tokens)}; rebuild with more documents"
+                f"{path}: expected at least one {split} shard, found none; "
+                "rebuild the data set with more documents"
             )
-        # bytes that depend on context are in the sidecar that `python -m data` counted; the table cannot know them
-        if not in_context and (found := count_bytes(val_tokens[1:], tokenizer_path)) != counted:
-            raise UserError(
-                f"{path}: expected {counted:,} validation bytes, found {found:,} by the byte table; rebuild the data set"
-            )
-    train = TokenStream(shards["train"])
-    if len(train) < cfg.train_seq_len + 1:
+    if manifest.val_bytes == 0:
         raise UserError(
-            f"{folder}: expected more than train_seq_len={cfg.train_seq_len} training tokens, found {len(train)}; lower it or add text"
+            f"{path}: expected validation text, found 0 bytes; rebuild with more documents"
         )
-    line = f"data corpus:{corpus} version:{version} dataset:{folder.name} tokenizer_sha256:{identity['sha256']} train_tokens:{len(train)} "
-    line += f"val_tokens:{len(val_tokens)} val_bytes:{counted} train_files:{len(files['train'])} manifest_sha256:{hashlib.sha256(raw).hexdigest()}{xz_line}"
-    return Dataset(train, val_tokens, counted, identity["sha256"], line)
+    return manifest
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Both splits of a data set, opened."""
+
+    manifest: Manifest
+    train: TokenStream
+    val: np.ndarray  # uint16 [num_tokens]
+    log_line: str
+
+    @property
+    def val_bytes(self) -> int:
+        return self.manifest.val_bytes
+
+
+def open_shards(entries: Sequence[ShardEntry]) -> list[np.ndarray]:
+    """Raises UserError for a shard that is damaged or longer or shorter than its manifest says."""
+    shards = []
+    for entry in entries:
+        tokens = open_shard(entry.path)
+        if len(tokens) != entry.tokens:
+            raise UserError(
+                f"{entry.path}: expected {entry.tokens:,} tokens by the manifest, "
+                f"found {len(tokens):,}; rebuild the data set"
+            )
+        shards.append(tokens)
+    return shards
+
+
+def open_dataset(cfg: Config, ranks: Ranks) -> Dataset:
+    """The data set in --data-dir. Raises UserError where it does not fit itself or the config.
+
+    Checks the header and length of every shard and that validation ids have a row in the model
+    (`Loader` checks those of each batch); hashing everything is `python -m data verify`'s work.
+    """
+    folder = Path(cfg.run.data_dir)
+    with ranks.together():
+        manifest = read_manifest(folder)
+        if manifest.vocab_size != cfg.model.vocab_size:
+            raise UserError(
+                f"{folder / 'manifest.json'}: expected vocabulary {cfg.model.vocab_size}, "
+                f"found {manifest.vocab_size}; pass --vocab-size {manifest.vocab_size} "
+                "or another --data-dir"
+            )
+        train = TokenStream(open_shards(manifest.train))
+        val = np.concatenate(open_shards(manifest.val))
+        check_token_ids(val, cfg.model.vocab_size, str(manifest.val[0].path))
+        if len(val) < 2:
+            raise UserError(
+                f"{manifest.val[0].path}: expected at least 2 validation tokens, "
+                f"found {len(val)}; rebuild with more documents"
+            )
+        if len(train) < cfg.training.train_seq_len + 1:
+            raise UserError(
+                f"{folder}: expected more than train_seq_len={cfg.training.train_seq_len} "
+                f"training tokens, found {len(train)}; lower it or add text"
+            )
+    line = (
+        f"data corpus:{manifest.corpus} version:{manifest.version} dataset:{folder.name} "
+        f"tokenizer_sha256:{manifest.tokenizer_sha256} train_tokens:{len(train)} "
+        f"val_tokens:{len(val)} val_bytes:{manifest.val_bytes} "
+        f"train_files:{len(manifest.train)} manifest_sha256:{manifest.sha256}"
+    )
+    if manifest.val_xz_bpb is not None:
+        line += f" xz_bpb:{manifest.val_xz_bpb:.4f}"
+    return Dataset(manifest, train, val, line)
 
 
 class Loader:
-    """Batches in an order that depends on the seed alone, not on world size and micro-batches: the stream is cut into rows of train_seq_len at a random
-    phase per epoch, an epoch visits every row once. The whole state is `row`, rows consumed by all ranks. The next batch is read during the step."""
+    """Training batches, in an order that depends on the seed alone.
 
-    def __init__(self, stream: TokenStream, cfg: Config, rt: Runtime):
-        self.stream, self.seed, self.seq_len, self.rt = stream, cfg.seed, cfg.train_seq_len, rt
-        self.rows_per_batch = cfg.train_batch_tokens // cfg.train_seq_len
-        self.micro_rows = max(
-            1,
-            min(cfg.micro_batch_tokens // cfg.train_seq_len, self.rows_per_batch // rt.world_size),
-        )
-        if self.rows_per_batch % (self.micro_rows * rt.world_size):
-            shape = f"{rt.world_size} ranks x micro-batches of {self.micro_rows} rows"
+    Neither the number of ranks nor the size of micro-batches changes it. The stream is cut into
+    rows of train_seq_len tokens at a random phase per epoch, and an epoch visits every row once.
+    The whole state is `row`, the rows consumed by all ranks. The next batch is read during the
+    step.
+    """
+
+    def __init__(self, stream: TokenStream, cfg: Config, ranks: Ranks):
+        self.stream = stream
+        self.ranks = ranks
+        self.seed = cfg.run.seed
+        self.vocab_size = cfg.model.vocab_size
+        self.seq_len = cfg.training.train_seq_len
+        self.rows_per_batch = cfg.training.train_batch_tokens // self.seq_len
+        self.rows_per_rank = self.rows_per_batch // ranks.world_size
+        micro_rows = cfg.training.micro_batch_tokens // self.seq_len
+        self.micro_rows = max(1, min(micro_rows, self.rows_per_rank))
+        if self.rows_per_batch % (self.micro_rows * ranks.world_size):
             raise UserError(
-                f"config: expected {shape} to divide the batch of {self.rows_per_batch} rows; change --micro-batch-tokens or the number of ranks"
+                f"config: expected {ranks.world_size} ranks x micro-batches of "
+                f"{self.micro_rows} rows to divide the batch of {self.rows_per_batch} rows; "
+                "change --micro-batch-tokens or the number of ranks"
             )
-        self.row, self.pool, self.pending = 0, ThreadPoolExecutor(1), None
         self.rows_per_epoch = max(1, (len(stream) - self.seq_len) // self.seq_len)
-        self.epoch, self.phase, self.order = (
-            -1,
-            0,
-            np.zeros(0, dtype=np.int64),
-        )  # of the epoch last used
+        self.row = 0
+        self.reader = ThreadPoolExecutor(1)
+        self.pending = None
+        # of the epoch last used
+        self.epoch = -1
+        self.phase = 0
+        self.order = np.zeros(0, dtype=np.int64)
+
+    def close(self) -> None:
+        self.reader.shutdown(wait=True, cancel_futures=True)
+
+    def start_epoch(self, epoch: int) -> None:
+        rng = np.random.default_rng([self.seed, epoch])
+        # at least 1: every row also needs its last target
+        slack = len(self.stream) - self.seq_len * self.rows_per_epoch
+        self.epoch = epoch
+        self.phase = int(rng.integers(min(self.seq_len, slack)))
+        self.order = rng.permutation(self.rows_per_epoch)
 
     def row_start(self, row: int) -> int:
+        """Where in the stream the row of this number begins."""
         epoch, i = divmod(row, self.rows_per_epoch)
         if epoch != self.epoch:
-            rng = np.random.default_rng([self.seed, epoch])
-            slack = (
-                len(self.stream) - self.seq_len * self.rows_per_epoch
-            )  # >= 1: every row also needs its last target
-            self.epoch, self.phase, self.order = (
-                epoch,
-                int(rng.integers(min(self.seq_len, slack))),
-                rng.permutation(self.rows_per_epoch),
-            )
+            self.start_epoch(epoch)
         return self.phase + self.seq_len * int(self.order[i])
 
     def read(self, row: int) -> Tensor:
-        """This rank's share of the global batch that starts at `row`: uint16 tokens as int32 [micro-steps, rows, seq_len + 1]."""
-        first = row + self.rt.rank * (share := self.rows_per_batch // self.rt.world_size)
-        rows = [
-            self.stream.read(self.row_start(r), self.seq_len + 1)
-            for r in range(first, first + share)
-        ]
-        batch = torch.from_numpy(np.stack(rows).astype(np.int32)).view(
-            -1, self.micro_rows, self.seq_len + 1
-        )
-        return batch.pin_memory() if self.rt.device.type == "cuda" else batch
+        """This rank's share of the global batch that starts at `row`.
+
+        int32 [micro-steps, rows, seq_len + 1]. Raises UserError for an id outside the vocabulary.
+        """
+        first = row + self.ranks.rank * self.rows_per_rank
+        rows = []
+        for number in range(first, first + self.rows_per_rank):
+            rows.append(self.stream.read(self.row_start(number), self.seq_len + 1))
+        tokens = np.stack(rows)
+        check_token_ids(tokens, self.vocab_size, "training shards")
+        batch = torch.from_numpy(tokens.astype(np.int32))
+        batch = batch.view(-1, self.micro_rows, self.seq_len + 1)
+        return batch.pin_memory() if self.ranks.device.type == "cuda" else batch
 
     def next(self) -> list[tuple[Tensor, Tensor]]:
-        """Micro-batches (inputs, targets), int64 [rows, seq_len] on the device, for one optimizer step."""
-        batch = self.pending.result() if self.pending is not None else self.read(self.row)
+        """Micro-batches (inputs, targets) of one step, int64 [rows, seq_len] on the device."""
+        batch = self.read(self.row) if self.pending is None else self.pending.result()
         self.row += self.rows_per_batch
-        self.pending = self.pool.submit(self.read, self.row)
-        return [
-            (micro[:, :-1], micro[:, 1:])
-            for micro in batch.to(self.rt.device, non_blocking=True).long()
-        ]
+        self.pending = self.reader.submit(self.read, self.row)
+        micro_batches = batch.to(self.ranks.device, non_blocking=True).long()
+        return [(micro[:, :-1], micro[:, 1:]) for micro in micro_batches]
 
 
-# --- 5. Model ---
-HEAD_ELEMENTS = {
-    "cpu": 1 << 18,
-    "cuda": 1 << 24,
-}  # logits at a time: what a cache holds in float64, or fills a GPU
-# Shapes: B batch, T time, D model, H query heads, G key/value heads, K head size, V vocabulary, N tokens of a stream, M = N - 1 targets.
+# --- 4. Kernels ---
+# The operations that take the time, each as a plain function of tensors.
+
+# Logits at a time: what a CPU's cache holds in float64, or what fills a GPU.
+HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -765,67 +1005,142 @@ def rms_norm(x: Tensor) -> Tensor:
     return F.rms_norm(x, (x.size(-1),))
 
 
-def rotary_tables(positions: Tensor, head_size: int, base: float) -> tuple[Tensor, Tensor]:
-    """cos, sin, float32 [T, K], for half-split rotation (Su et al. 2021). Angles in float64: position x frequency exceeds float32's precision."""
-    inverse = base ** (
-        -torch.arange(0, head_size, 2, dtype=torch.float64, device=positions.device) / head_size
-    )
-    angles = positions.double()[:, None] * inverse
-    return torch.cat([angles.cos()] * 2, dim=1).float(), torch.cat(
-        (-angles.sin(), angles.sin()), dim=1
-    ).float()
+class Rotary(NamedTuple):
+    """Rotation tables by position, float32 [T, K] each, for half-split heads."""
+
+    cos_TK: Tensor
+    sin_TK: Tensor  # the first half of the columns is negated
 
 
-def rotate(x_BTHK: Tensor, cos_TK: Tensor, sin_TK: Tensor) -> Tensor:
-    """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head, positions from the last rows of the tables."""
+def rotary_tables(positions_T: Tensor, head_size: int, base: float) -> Rotary:
+    """Rotary position embedding (Su et al. 2021).
+
+    Angles are in float64, because position x frequency exceeds the precision of float32.
+    """
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float64, device=positions_T.device)
+    frequencies = base ** (-exponents / head_size)
+    angles = positions_T.double()[:, None] * frequencies
+    cos = torch.cat((angles.cos(), angles.cos()), dim=1)
+    sin = torch.cat((-angles.sin(), angles.sin()), dim=1)
+    return Rotary(cos.float(), sin.float())
+
+
+def rotate(x_BTHK: Tensor, rotary: Rotary) -> Tensor:
+    """(a, b) -> (a cos - b sin, b cos + a sin) for the halves a, b of each head.
+
+    The T positions are those of the tables' last T rows.
+    """
     T, H, K = x_BTHK.shape[1:]
-    cos, sin = (
-        t[-T:, None].to(x_BTHK.dtype).repeat(1, H, 1) for t in (cos_TK, sin_TK)
-    )  # a product broadcast over heads is slow on a CPU
-    return torch.addcmul(x_BTHK * cos, x_BTHK.roll(K // 2, dims=-1), sin)
+
+    def by_head(table_TK: Tensor) -> Tensor:
+        # repeated, because a product broadcast over heads is slow on a CPU
+        return table_TK[-T:, None].to(x_BTHK.dtype).repeat(1, H, 1)
+
+    swapped = x_BTHK.roll(K // 2, dims=-1)
+    return torch.addcmul(x_BTHK * by_head(rotary.cos_TK), swapped, by_head(rotary.sin_TK))
+
+
+def attend(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
+    """Causal attention of the last T of S positions, [B, T, H, K]; H / G queries share a key."""
+    T, H = q_BTHK.shape[1:3]
+    S, G = k_BSGK.shape[1:3]
+    q, k, v = (t.transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))  # [B, heads, positions, K]
+    mask = None
+    if T < S:
+        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
+    if q.is_cpu:
+        # A CPU's flash kernel is slow in bfloat16.
+        wide = torch.promote_types(q.dtype, torch.float32)
+        q, k, v = (t.to(wide) for t in (q, k, v))
+    shares_keys = q.is_cuda and q.dtype == torch.bfloat16
+    if not shares_keys:
+        # No fused kernel for a CPU or for float32 knows grouped queries.
+        k, v = (t.repeat_interleave(H // G, dim=1) for t in (k, v))
+    y = F.scaled_dot_product_attention(
+        q, k, v, mask, is_causal=mask is None, enable_gqa=shares_keys and G != H
+    )
+    return y.to(q_BTHK.dtype).transpose(1, 2)
+
+
+def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
+    """XSA: y - (y.v)v, with v the token's own value at unit length.
+
+    Attention may not copy what the residual stream already holds.
+    """
+    B, T, H, K = y_BTHK.shape
+    G = v_BTGK.size(2)
+    unit = F.normalize(v_BTGK, dim=-1).unsqueeze(3)  # [B, T, G, 1, K]
+    y = y_BTHK.reshape(B, T, G, H // G, K)
+    y = y - (y * unit).sum(-1, keepdim=True) * unit
+    return y.reshape(B, T, H, K)
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy, nats, of the logits cap tanh(x E^T / cap) for x [n, D], E [V, D], int64 targets [n]. The gradients are made with the loss, some
-    rows at a time, so that logits never leave the cache and nothing of size n V is kept. tanh u = 2 s(2u) - 1 with the logistic s, for its speed on a CPU."""
+    """Mean cross-entropy, nats, of a tied and softcapped head, with its gradients at once.
+
+    For x [n, D], E [V, D] and int64 targets [n] it is, in plain torch,
+
+        logits = cap * torch.tanh(x @ E.T / cap)
+        F.cross_entropy(logits, targets)
+
+    Here the gradients are made together with the loss, some rows at a time: logits never leave
+    the cache, and nothing of size n V is kept. tanh u = 2 s(2u) - 1 with the logistic s, which
+    is faster on a CPU.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
-        weight, wide, rows = (
-            embed.to(x.dtype),
-            torch.promote_types(x.dtype, torch.float32),
-            max(1, HEAD_ELEMENTS[x.device.type] // len(embed)),
-        )
-        dx, d_embed, total = (
-            [],
-            torch.zeros_like(embed),
-            torch.zeros((), dtype=wide, device=x.device),
-        )
+    def forward(ctx: Any, x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = embed.to(x.dtype)
+        rows = max(1, HEAD_ELEMENTS[x.device.type] // len(embed))
+        total = torch.zeros((), dtype=wide, device=x.device)
+        dx = []
+        d_embed = torch.zeros_like(embed)
         for part, target in zip(x.split(rows), targets[:, None].split(rows), strict=True):
             s = F.linear(part, weight).to(wide).mul_(2 / cap).sigmoid_()
             z = s * (2 * cap)  # the logit + cap
             p = torch.softmax(z, -1)
-            total += (z.amax(-1) - p.amax(-1).log() - z.gather(1, target).squeeze(1)).sum()
-            dz = (
-                p.scatter_add_(1, target, p.new_full((), -1.0).expand_as(target))
-                .mul_(s.addcmul_(s, s, value=-1))
-                .to(x.dtype)
-            )
+            # p at the largest logit is e^(z - ln sum e^z), which gives the sum without a pass
+            log_total = z.amax(-1) - p.amax(-1).log()
+            total += (log_total - z.gather(1, target).squeeze(1)).sum()
+            minus_one = p.new_full((), -1.0).expand_as(target)
+            d_logit = p.scatter_add_(1, target, minus_one)  # p minus the one-hot target
+            slope = s.addcmul_(s, s, value=-1)  # s (1 - s), a quarter of 1 - tanh^2
+            dz = d_logit.mul_(slope).to(x.dtype)
             dx.append(dz @ weight)
             d_embed += dz.mT @ part
         ctx.save_for_backward(torch.cat(dx), d_embed)
         return total / len(x)
 
     @staticmethod
-    def backward(ctx, d_loss: Tensor) -> tuple:
+    def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dx, d_embed = ctx.saved_tensors
-        scale = d_loss * (4 / len(dx))  # d logit / d(x E^T) = 1 - tanh^2 = 4 s (1 - s)
+        scale = d_loss * (4 / len(dx))  # the 4 that `slope` lacks, and the mean over rows
         return dx * scale.to(dx.dtype), d_embed * scale, None, None
 
 
+def newton_schulz(gradients: Tensor, steps: int) -> Tensor:
+    """Approximately U V^T of each matrix in [n, R, C], by Muon's quintic (Jordan et al. 2024)."""
+    tall = gradients.size(-2) > gradients.size(-1)
+    x = gradients.mT if tall else gradients
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    for _ in range(steps):
+        a = x @ x.mT
+        polynomial = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
+        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+    return x.mT if tall else x
+
+
+# --- 5. Model ---
+
+
 class Linear(nn.Linear):
-    """Bias-free, float32 master weight cast to the activation's dtype. With `levels` set, fake-quantised: symbols -levels..levels per row with a
-    straight-through gradient (Bengio et al. 2013), about what the export, which also searches a clip, will store."""
+    """Bias-free, with a float32 master weight that is cast to the activation's dtype.
+
+    With `levels` set it is fake-quantised: symbols -levels..levels per row, with a
+    straight-through gradient (Bengio et al. 2013). That is about what the export will store,
+    which also searches for a clip.
+    """
 
     levels = 0
 
@@ -835,375 +1150,506 @@ class Linear(nn.Linear):
             nn.init.zeros_(self.weight)
 
     def cast(self, dtype: torch.dtype) -> Tensor:
+        """The weight as the product sees it, [fan_out, fan_in]."""
         w = self.weight
         if self.levels:
             scale = w.detach().abs().amax(-1, keepdim=True).clamp_min(1e-12) / self.levels
-            w = w + ((w / scale).round() * scale - w).detach()
+            rounded = (w / scale).round() * scale
+            w = w + (rounded - w).detach()
         return w.to(dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.linear(x, self.cast(x.dtype))
 
 
-class Attention(nn.Module):
-    """Causal grouped-query attention with QK-norm, a gain per query head, rotary positions and, optionally, exclusion of the own value (XSA)."""
+class Visit(NamedTuple):
+    """One passage through a block: the depth of the model is a tuple of these."""
 
-    def __init__(self, cfg: Config, xsa: bool):
+    layer: int
+    pop: int | None = None  # first add the newest kept state, by the skip weights of this index
+    push: bool = False  # keep the resulting state for a later visit
+    normalise: bool = False  # first bring the residual stream to unit RMS
+    lane: int = 0  # residual stream that is read and written; a new one begins as a copy of 0
+
+
+def plan_depth(model: ModelConfig) -> tuple[Visit, ...]:
+    """Which block runs when: a U-Net whose encoder blocks push and decoder blocks pop.
+
+    With encoder_recurrence the encoder runs again, on the normalised stream, and only its last
+    pass leaves skips.
+    """
+    encoder = range(model.num_encoder_layers)
+    decoder = range(model.num_encoder_layers, model.num_layers)
+    visits = []
+    for repeat in range(model.encoder_recurrence + 1):
+        last_pass = repeat == model.encoder_recurrence
+        for layer in encoder:
+            again = repeat > 0 and layer == 0
+            visits.append(Visit(layer, push=last_pass, normalise=again))
+    for i, layer in enumerate(decoder):
+        visits.append(Visit(layer, pop=i if i < len(encoder) else None))
+    return tuple(visits)
+
+
+class Attention(nn.Module):
+    """Causal grouped-query attention with QK-norm, a gain per query head and rotary positions.
+
+    With `xsa`, a position's own value is excluded from its result.
+    """
+
+    def __init__(self, cfg: ModelConfig, xsa: bool):
         super().__init__()
-        self.heads, self.kv_heads, self.head_size, self.xsa = (
-            cfg.num_heads,
-            cfg.num_kv_heads,
-            cfg.model_dim // cfg.num_heads,
-            xsa,
-        )
+        self.heads = cfg.num_heads
+        self.kv_heads = cfg.num_kv_heads
+        self.head_size = cfg.model_dim // cfg.num_heads
+        self.xsa = xsa
         self.q = Linear(cfg.model_dim, self.heads * self.head_size)
         self.k = Linear(cfg.model_dim, self.kv_heads * self.head_size)
         self.v = Linear(cfg.model_dim, self.kv_heads * self.head_size)
         self.out = Linear(self.heads * self.head_size, cfg.model_dim, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((self.heads,), cfg.q_gain_init))
 
-    def forward(self, x_BTD: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, rotary: Rotary, tail: int) -> Tensor:
         """[B, tail, D], for the last `tail` positions."""
         B, T, _ = x_BTD.shape
-        H, G, groups = self.heads, self.kv_heads, self.heads // self.kv_heads
-        kv = F.linear(x_BTD, torch.cat([m.cast(x_BTD.dtype) for m in (self.k, self.v)])).view(
-            B, T, 2 * G, self.head_size
-        )
-        q = rotate(rms_norm(self.q(x_BTD[:, T - tail :]).view(B, tail, H, self.head_size)), *rotary)
-        k, v = rotate(rms_norm(kv[:, :, :G]), *rotary), kv[:, :, G:]
-        own_v, q = v[:, T - tail :], q * self.q_gain[:, None].to(q.dtype)
-        q, k, v = (t.transpose(1, 2) for t in (q, k, v))  # [B, heads, T, K]
-        if q.is_cpu:  # its flash kernel is slow in bfloat16, and without a grouped-query mode it would fall back to the unfused one
-            q, k, v = (
-                t.to(torch.promote_types(t.dtype, torch.float32)).repeat_interleave(
-                    H // t.size(1), dim=1
-                )
-                for t in (q, k, v)
-            )
-        mask = (
-            None
-            if tail == T
-            else torch.ones(tail, T, dtype=torch.bool, device=q.device).tril(T - tail)
-        )
-        y_BTHK = (
-            F.scaled_dot_product_attention(
-                q, k, v, mask, is_causal=mask is None, enable_gqa=k.size(1) != H
-            )
-            .to(x_BTD.dtype)
-            .transpose(1, 2)
-        )
-        if self.xsa:  # y <- y - (y.v)v with v the token's own unit value: attention may not copy what the residual stream already holds
-            unit = F.normalize(own_v, dim=-1).unsqueeze(3)  # [B, tail, G, 1, K]
-            y = y_BTHK.reshape(B, tail, G, groups, self.head_size)
-            y_BTHK = y - (y * unit).sum(-1, keepdim=True) * unit
-        return self.out(y_BTHK.reshape(B, tail, -1))
+        kv_weight = torch.cat((self.k.cast(x_BTD.dtype), self.v.cast(x_BTD.dtype)))
+        kv = F.linear(x_BTD, kv_weight).view(B, T, 2 * self.kv_heads, self.head_size)
+        k_BTGK, v_BTGK = kv.split(self.kv_heads, dim=2)
+        k_BTGK = rotate(rms_norm(k_BTGK), rotary)
+        queries = self.q(x_BTD[:, -tail:]).view(B, tail, self.heads, self.head_size)
+        q_BtHK = rotate(rms_norm(queries), rotary) * self.q_gain[:, None].to(x_BTD.dtype)
+        y_BtHK = attend(q_BtHK, k_BTGK, v_BTGK)
+        if self.xsa:
+            y_BtHK = exclude_own_value(y_BtHK, v_BTGK[:, -tail:])
+        return self.out(y_BtHK.reshape(B, tail, -1))
 
 
 class Block(nn.Module):
-    def __init__(self, cfg: Config, layer: int):
+    """A residual mix with the stem, then attention, then a squared (leaky) ReLU MLP."""
+
+    def __init__(self, cfg: ModelConfig, layer: int):
         super().__init__()
         self.attention = Attention(cfg, xsa=layer >= cfg.num_layers - cfg.xsa_layers)
         self.fc = Linear(cfg.model_dim, cfg.mlp_hidden)
         self.proj = Linear(cfg.mlp_hidden, cfg.model_dim, zero_init=True)
         self.slope = cfg.mlp_negative_slope
-        keep = (
-            1 / (1 + math.exp(-3 * (layer / max(1, cfg.num_layers - 1) - 0.5)))
-            if cfg.phase_init
-            else 1.0
-        )
+        keep = 1.0
+        if cfg.phase_init:
+            depth = layer / max(1, cfg.num_layers - 1)
+            keep = 1 / (1 + math.exp(-3 * (depth - 0.5)))
         self.mix = nn.Parameter(torch.tensor([[keep], [1 - keep]]).repeat(1, cfg.model_dim))
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
-    def forward(self, x: Tensor, stem: Tensor, rotary: tuple[Tensor, Tensor], tail: int) -> Tensor:
-        mix, a, b = (
-            self.mix.to(x.dtype),
-            self.attention_scale.to(x.dtype),
-            self.mlp_scale.to(x.dtype),
-        )
-        x = torch.addcmul(mix[0] * x, mix[1], stem)
-        y = self.attention(rms_norm(x), rotary, tail)
-        x = torch.addcmul(x[:, -tail:], a, y)
-        return torch.addcmul(
-            x, b, self.proj(F.leaky_relu(self.fc(rms_norm(x)), self.slope).square())
-        )
+    def mlp(self, x: Tensor) -> Tensor:
+        return self.proj(F.leaky_relu(self.fc(x), self.slope).square())
+
+    def forward(self, x_BTD: Tensor, stem_BTD: Tensor, rotary: Rotary, tail: int) -> Tensor:
+        """[B, tail, D]: the residual stream after the block, for the last `tail` positions."""
+        dtype = x_BTD.dtype
+        mix = self.mix.to(dtype)
+        x = torch.addcmul(mix[0] * x_BTD, mix[1], stem_BTD)
+        attended = self.attention(rms_norm(x), rotary, tail)
+        x = torch.addcmul(x[:, -tail:], self.attention_scale.to(dtype), attended)
+        return torch.addcmul(x, self.mlp_scale.to(dtype), self.mlp(rms_norm(x)))
+
+
+def overtone_embedding(vocab_size: int, dim: int, std: float) -> Tensor:
+    """Random [V, D] with singular values S_k = S_1 k^(-1/2), the decay of trained embeddings."""
+    u, s, vh = torch.linalg.svd(torch.randn(vocab_size, dim) * std, full_matrices=False)
+    overtones = s[0] * torch.arange(1, len(s) + 1).rsqrt()
+    return u * overtones @ vh
 
 
 class GPT(nn.Module):
-    """The reference model: bigram-hash and smeared stem, pre-enrichment, U-Net of blocks, tied softcapped head."""
+    """The reference model.
 
-    def __init__(self, cfg: Config):
+    A stem of token and hashed bigram embeddings, smeared over neighbours and enriched by an MLP;
+    the blocks in the order of `plan_depth`; a tied, softcapped head.
+    """
+
+    def __init__(self, cfg: ModelConfig):
         super().__init__()
         self.cfg = cfg
-        u, s, vh = torch.linalg.svd(
-            torch.randn(cfg.vocab_size, cfg.model_dim) * cfg.embed_init_std, full_matrices=False
-        )
-        self.embed = nn.Parameter(
-            u * (s[0] * torch.arange(1, len(s) + 1).rsqrt()) @ vh
-        )  # S_k = S_1 k^(-1/2), the decay that trained embeddings show
+        self.plan = plan_depth(cfg)
+        embedding = overtone_embedding(cfg.vocab_size, cfg.model_dim, cfg.embed_init_std)
+        self.embed = nn.Parameter(embedding)
         self.bigram = nn.Parameter(torch.randn(cfg.bigram_buckets, cfg.bigram_dim) * 0.01)
         self.bigram_proj = Linear(cfg.bigram_dim, cfg.model_dim)
         self.smear = nn.Parameter(torch.full((cfg.model_dim,), 3.0))
         self.enrich_in = Linear(cfg.model_dim, cfg.pre_enrich_hidden)
         self.enrich_out = Linear(cfg.pre_enrich_hidden, cfg.model_dim)
-        self.blocks = nn.ModuleList(Block(cfg, i) for i in range(cfg.num_layers))
-        num_skips = min(cfg.num_encoder_layers, cfg.num_layers - cfg.num_encoder_layers)
+        self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.num_layers))
+        num_skips = sum(visit.pop is not None for visit in self.plan)
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
-    def hidden(
-        self, ids_BT: Tensor, tail: int = 0, bf16: bool | None = None
-    ) -> tuple[Tensor, Tensor]:
-        """Final normalised states [B, T, D] and pe_delta float32 [B, T], |change by pre-enrichment| / |input|. Position t sees ids <= t.
-        With `tail`, both of the last positions alone, [B, tail, D] and [B, tail]: the last block does no more than they need.
-        Activations are bfloat16 on request, by default on a GPU, float32 else: a score must not depend on the CPU that it was made on."""
-        cfg, T, positions = (
-            self.cfg,
-            ids_BT.size(1),
-            torch.arange(ids_BT.size(1), device=ids_BT.device),
-        )
-        dtype = (
-            torch.bfloat16
-            if (self.embed.is_cuda if bf16 is None else bf16) and self.embed.dtype == torch.float32
-            else self.embed.dtype
-        )
-        inside = (ids_BT != BOS_ID) & (
-            positions > 0
-        )  # nothing is carried over a document's start, nor over the start of the window
-        bucket = (
-            92821 * torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0) + ids_BT
-        ) % cfg.bigram_buckets
-        e = F.embedding(ids_BT, self.embed).to(dtype) + self.bigram_proj(
-            F.embedding(bucket, self.bigram).to(dtype)
-        )
-        carry = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
-        before = e + carry * (F.pad(e[:, :-1], (0, 0, 1, 0)) - e)
+    def stem(self, ids_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Normalised embeddings [B, T, D], and pe_delta float32 [B, T].
+
+        pe_delta = |change by the enrichment| / |its input| says how sure the model is. Nothing is
+        carried over a document's start, nor over the start of the window.
+        """
+        positions = torch.arange(ids_BT.size(1), device=ids_BT.device)
+        inside = (ids_BT != BOS_ID) & (positions > 0)
+        previous = torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0)
+        bucket = (92821 * previous + ids_BT) % self.cfg.bigram_buckets
+        tokens = F.embedding(ids_BT, self.embed).to(dtype)
+        bigrams = F.embedding(bucket, self.bigram).to(dtype)
+        e = tokens + self.bigram_proj(bigrams)
+        share_of_previous = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
+        before = e + share_of_previous * (F.pad(e[:, :-1], (0, 0, 1, 0)) - e)
         after = self.enrich_out(F.gelu(self.enrich_in(before)))
-        delta = (after - before).float().norm(dim=-1) / before.float().norm(dim=-1).clamp_min(1e-12)
-        x = stem = rms_norm(after)
-        rotary = rotary_tables(positions, cfg.model_dim // cfg.num_heads, cfg.rope_base)
-        for repeat in range(cfg.encoder_recurrence + 1):
-            skips, x = [], rms_norm(x) if repeat else x
-            for block in self.blocks[: cfg.num_encoder_layers]:
-                x = block(x, stem, rotary, T)
-                skips.append(x)
-        for i, block in enumerate(self.blocks[cfg.num_encoder_layers :]):
-            if i < len(self.skips):
-                x = x + self.skips[i].to(dtype) * skips.pop()
-            x = block(x, stem, rotary, tail or T if block is self.blocks[-1] else T)
-        return rms_norm(x[:, -tail:]), delta[:, -tail:]
+        change = (after - before).float().norm(dim=-1)
+        pe_delta = change / before.float().norm(dim=-1).clamp_min(1e-12)
+        return rms_norm(after), pe_delta
+
+    def run_blocks(self, stem_BTD: Tensor, tail: int) -> Tensor:
+        """The residual stream [B, tail, D] after all visits, for the last `tail` positions."""
+        T = stem_BTD.size(1)
+        positions = torch.arange(T, device=stem_BTD.device)
+        head_size = self.cfg.model_dim // self.cfg.num_heads
+        rotary = rotary_tables(positions, head_size, self.cfg.rope_base)
+        lanes = {0: stem_BTD}
+        kept: list[Tensor] = []
+        for i, visit in enumerate(self.plan):
+            x = lanes.get(visit.lane, lanes[0])
+            if visit.normalise:
+                x = rms_norm(x)
+            if visit.pop is not None:
+                x = x + self.skips[visit.pop].to(x.dtype) * kept.pop()
+            # the last visit does no more than the scored positions need
+            needed = tail if i == len(self.plan) - 1 else T
+            x = self.blocks[visit.layer](x, stem_BTD, rotary, needed)
+            if visit.push:
+                kept.append(x)
+            lanes[visit.lane] = x
+        return sum(x[:, -tail:] for x in lanes.values()) if len(lanes) > 1 else lanes[0]
+
+    def hidden(
+        self, ids_BT: Tensor, tail: int = 0, dtype: torch.dtype | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Final normalised states [B, tail, D] and pe_delta float32 [B, tail].
+
+        Both are of the last `tail` positions (0 = all). Position t sees ids <= t. Activations are
+        of `dtype`, by default that of the weights.
+        """
+        tail = tail or ids_BT.size(1)
+        stem_BTD, pe_delta_BT = self.stem(ids_BT, dtype or self.embed.dtype)
+        return rms_norm(self.run_blocks(stem_BTD, tail)), pe_delta_BT[:, -tail:]
 
     def logits(self, x: Tensor) -> Tensor:
-        """float32 (float64 for a float64 model) [..., V]: tied head and tanh softcap, so |logit| <= logit_softcap."""
-        z = F.linear(x, self.embed.to(x.dtype)).to(torch.promote_types(x.dtype, torch.float32))
+        """Softcapped logits [..., V], at most logit_softcap in size; float32, or float64."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        z = F.linear(x, self.embed.to(x.dtype)).to(wide)
         return self.cfg.logit_softcap * torch.tanh(z / self.cfg.logit_softcap)
 
-    def forward(self, ids_BT: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean next-token cross-entropy, nats."""
-        bf16 = trains_in_bf16(self.cfg, self.embed.device)
-        return HeadLoss.apply(
-            self.hidden(ids_BT, bf16=bf16)[0].flatten(0, 1),
-            self.embed,
-            targets_BT.flatten(),
-            self.cfg.logit_softcap,
-        )
+    def forward(
+        self, ids_BT: Tensor, targets_BT: Tensor, dtype: torch.dtype | None = None
+    ) -> Tensor:
+        """Mean next-token cross-entropy, nats, with activations of `dtype`."""
+        x_BTD = self.hidden(ids_BT, dtype=dtype)[0]
+        x, targets = x_BTD.flatten(0, 1), targets_BT.flatten()
+        return HeadLoss.apply(x, self.embed, targets, self.cfg.logit_softcap)
 
 
-# --- 6. Optimizers ---
-PARAM_GROUPS = {
-    "embed": lambda name, p: name in ("embed", "bigram"),
-    "matrix": lambda name, p: p.ndim == 2 and name.endswith(".weight"),
+# --- 6. Optimizers and schedules ---
+
+
+def is_table(name: str, p: Tensor) -> bool:
+    return name in ("embed", "bigram")
+
+
+def is_matrix(name: str, p: Tensor) -> bool:
+    return p.ndim == 2 and name.endswith(".weight")
+
+
+def is_control(name: str, p: Tensor) -> bool:
+    return p.ndim == 1 or name == "skips" or name.endswith(".mix")
+
+
+Rule = Callable[[str, Tensor], bool]
+PARAMETER_ROLES: dict[str, Rule] = {
+    "embed": is_table,
+    "matrix": is_matrix,
+    "scalar": is_control,
 }
-PARAM_GROUPS["scalar"] = lambda name, p: p.ndim == 1 or name == "skips" or name.endswith(".mix")
 
 
 def partition(
-    model: nn.Module, rules: dict[str, Callable[[str, Tensor], bool]], what: str
+    model: nn.Module, rules: Mapping[str, Rule], what: str
 ) -> dict[str, dict[str, nn.Parameter]]:
-    """Parameters by rule; every parameter must be claimed by exactly one. Raises ValueError with the offending names."""
-    claims = {
-        n: [g for g, claim in rules.items() if claim(n, p)] for n, p in model.named_parameters()
-    }
-    if bad := {n: c for n, c in claims.items() if len(c) != 1}:
-        raise ValueError(f"{what}: every parameter needs exactly one rule, found {bad}")
-    return {g: {n: p for n, p in model.named_parameters() if claims[n] == [g]} for g in rules}
+    """Parameters by rule and name.
+
+    Raises ValueError with the names of those that not exactly one rule claims.
+    """
+    groups: dict[str, dict[str, nn.Parameter]] = {rule: {} for rule in rules}
+    wrong = {}
+    for name, p in model.named_parameters():
+        claims = [rule for rule, applies in rules.items() if applies(name, p)]
+        if len(claims) == 1:
+            groups[claims[0]][name] = p
+        else:
+            wrong[name] = claims
+    if wrong:
+        raise ValueError(f"{what}: every parameter needs exactly one rule, found {wrong}")
+    return groups
 
 
-def newton_schulz(g: Tensor, steps: int) -> Tensor:
-    """Approximate orthogonalisation U V^T of each matrix in [n, R, C], by the quintic iteration of Muon (Jordan et al. 2024), in g's dtype."""
-    x = g.mT if (tall := g.size(-2) > g.size(-1)) else g
-    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
-        a = x @ x.mT
-        x = torch.baddbmm(x, torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
-    return x.mT if tall else x
+@dataclass
+class Bank:
+    """All matrices of one shape: Muon treats them in one product."""
+
+    params: list[nn.Parameter]  # n of [R, C]
+    momenta: Tensor  # [n, R, C]
+
+
+def make_banks(matrices: Iterable[nn.Parameter]) -> list[Bank]:
+    by_shape: dict[torch.Size, list[nn.Parameter]] = {}
+    for p in matrices:
+        by_shape.setdefault(p.shape, []).append(p)
+    banks = []
+    for shape, params in by_shape.items():
+        momenta = torch.zeros(len(params), *shape, device=params[0].device)
+        banks.append(Bank(params, momenta))
+    return banks
 
 
 class Optimizers:
-    """Muon on matrices, AdamW on embeddings and on scalars. `step` expects this rank's gradient of the mean loss over its share."""
+    """Muon on matrices, AdamW on embeddings and on gains, gates and scales.
 
-    def __init__(self, model: nn.Module, cfg: Config, rt: Runtime):
-        groups, by_shape = partition(model, PARAM_GROUPS, "optimizer groups"), {}
-        self.cfg, self.rt, self.params, self.zero_grad = (
-            cfg,
-            rt,
-            [p for p in model.parameters() if p.numel()],
-            model.zero_grad,
-        )
-        for p in groups["matrix"].values():
-            by_shape.setdefault(p.shape, []).append(p)
-        self.matrices = [
-            (same, torch.zeros(len(same), *shape, device=same[0].device))
-            for shape, same in by_shape.items()
-        ]  # and their momenta
-        by_lr = [
-            {"params": list(groups[g].values()), "base_lr": lr}
-            for g, lr in (("embed", cfg.embed_lr), ("scalar", cfg.scalar_lr))
-        ]
+    `step` expects this rank's gradient of the mean loss over its share of the batch.
+    """
+
+    def __init__(self, model: nn.Module, cfg: TrainingConfig, ranks: Ranks):
+        self.cfg = cfg
+        self.ranks = ranks
+        groups = partition(model, PARAMETER_ROLES, "optimizer groups")
+        # a model without skip connections has a parameter without elements
+        self.params = [p for p in model.parameters() if p.numel()]
+        self.banks = make_banks(groups["matrix"].values())
         self.adam = torch.optim.AdamW(
-            by_lr,
+            [
+                {"params": self.nonempty(groups["embed"]), "base_lr": cfg.embed_lr},
+                {"params": self.nonempty(groups["scalar"]), "base_lr": cfg.scalar_lr},
+            ],
+            lr=0.0,
             betas=(cfg.adam_beta1, cfg.adam_beta2),
             eps=1e-8,
             weight_decay=cfg.weight_decay,
             fused=True,
         )
-        for p in (p for group in by_lr for p in group["params"]):
-            self.adam.state[p] = {
-                "step": torch.zeros((), device=p.device),
-                "exp_avg": torch.zeros_like(p),
-                "exp_avg_sq": torch.zeros_like(p),
-            }
-        self.state = {f"muon.{i}": momenta for i, (_, momenta) in enumerate(self.matrices)}
-        self.state |= {
-            f"adam.{i}.{kind}": t
-            for i, moments in enumerate(self.adam.state.values())
-            for kind, t in moments.items()
-        }
+        self.create_adam_state()
+
+    @staticmethod
+    def nonempty(group: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
+        return [p for p in group.values() if p.numel()]
+
+    def create_adam_state(self) -> None:
+        """AdamW makes its state in its first step. This one has no gradient and no learning
+        rate, so it changes nothing else."""
+        for group in self.adam.param_groups:
+            for p in group["params"]:
+                p.grad = torch.zeros_like(p)
+        self.adam.step()
+        self.zero_grad()
+        self.reset()
+
+    def state(self) -> dict[str, Tensor]:
+        """All momenta and moments, by name: what a checkpoint must hold."""
+        named = {f"muon.{i}": bank.momenta for i, bank in enumerate(self.banks)}
+        for i, moments in enumerate(self.adam.state.values()):
+            for kind, tensor in moments.items():
+                named[f"adam.{i}.{kind}"] = tensor
+        return named
+
+    @torch.no_grad()
+    def reset(self) -> None:
+        """As if no step had been taken."""
+        torch._foreach_zero_(list(self.state().values()))
+
+    def zero_grad(self) -> None:
+        for p in self.params:
+            p.grad = None
 
     def step(self, step: int, lr_scale: float) -> None:
-        if self.rt.world_size > 1:
-            flat = torch.cat([p.grad.flatten() for p in self.params])
-            self.rt.all_reduce(flat).div_(self.rt.world_size)
-            for p, g in zip(self.params, flat.split([p.numel() for p in self.params]), strict=True):
-                p.grad = g.view_as(p)
+        self.average_gradients()
         if self.cfg.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.params, self.cfg.grad_clip)
         for group in self.adam.param_groups:
             group["lr"] = group["base_lr"] * lr_scale
         self.adam.step()
-        ramp = (
-            min(1.0, step / self.cfg.muon_momentum_warmup_steps)
-            if self.cfg.muon_momentum_warmup_steps
-            else 1.0
-        )
-        self.muon(
-            self.cfg.muon_lr * lr_scale,
-            self.cfg.muon_momentum_start
-            + ramp * (self.cfg.muon_momentum - self.cfg.muon_momentum_start),
-        )
-        self.zero_grad(set_to_none=True)
+        self.muon(self.cfg.muon_lr * lr_scale, muon_momentum(step, self.cfg))
+        self.zero_grad()
+
+    def average_gradients(self) -> None:
+        """Over all ranks, in one message."""
+        if self.ranks.world_size == 1:
+            return
+        flat = torch.cat([p.grad.flatten() for p in self.params])
+        self.ranks.all_reduce(flat).div_(self.ranks.world_size)
+        parts = flat.split([p.numel() for p in self.params])
+        for p, gradient in zip(self.params, parts, strict=True):
+            p.grad = gradient.view_as(p)
 
     @torch.no_grad()
     def muon(self, lr: float, momentum: float) -> None:
-        """Nesterov momentum, then Newton-Schulz, on all matrices [n, R, C] of one shape at a time; ranks share the matrices and gather the updates.
-        Update: p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g."""
-        for params, buffer in self.matrices:
-            grads = torch.stack([p.grad for p in params])
-            buffer.mul_(momentum).add_(grads)
-            update = grads.add_(buffer, alpha=momentum)
-            share = -(-len(params) // self.rt.world_size)
-            mine = update[self.rt.rank * share : (self.rt.rank + 1) * share]
-            mine = (
-                mine.bfloat16()
-                if trains_in_bf16(self.cfg, mine.device) and mine.dtype == torch.float32
-                else mine
-            )  # half the bytes to gather
-            mine = newton_schulz(mine, self.cfg.newton_schulz_steps) if len(mine) else mine
-            if self.rt.world_size > 1:
-                mine = F.pad(mine, (0, 0, 0, 0, 0, share - len(mine)))
-                update = mine.new_empty(share * self.rt.world_size, *mine.shape[1:])
-                dist.all_gather_into_tensor(update, mine.contiguous())
-                mine = update[: len(params)]
-            torch._foreach_mul_(params, 1 - lr * self.cfg.weight_decay)
-            torch._foreach_add_(
-                params,
-                list(mine.to(params[0].dtype).unbind(0)),
-                alpha=-lr * max(1.0, params[0].size(0) / params[0].size(1)) ** 0.5,
-            )
+        """Nesterov momentum, then Newton-Schulz, on all matrices [R, C] (Jordan et al. 2024).
+
+        p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g.
+        """
+        for bank in self.banks:
+            gradients = torch.stack([p.grad for p in bank.params])
+            bank.momenta.mul_(momentum).add_(gradients)
+            nesterov = gradients.add_(bank.momenta, alpha=momentum)
+            update = self.orthogonalise(nesterov)
+            rows, columns = bank.params[0].shape
+            scale = max(1.0, rows / columns) ** 0.5
+            torch._foreach_mul_(bank.params, 1 - lr * self.cfg.weight_decay)
+            torch._foreach_add_(bank.params, list(update.unbind(0)), alpha=-lr * scale)
+
+    def orthogonalise(self, update: Tensor) -> Tensor:
+        """Newton-Schulz of [n, R, C]. Ranks share the matrices and gather the results."""
+        count = len(update)
+        share = -(-count // self.ranks.world_size)
+        first = self.ranks.rank * share
+        shard = update[first : first + share]
+        if shard.dtype == torch.float32:
+            shard = shard.to(self.ranks.train_dtype)  # in bfloat16, half the bytes to gather
+        if len(shard):
+            shard = newton_schulz(shard, self.cfg.newton_schulz_steps)
+        if self.ranks.world_size == 1:
+            return shard.to(update.dtype)
+        padded = F.pad(shard, (0, 0, 0, 0, 0, share - len(shard)))
+        gathered = padded.new_empty(share * self.ranks.world_size, *padded.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded.contiguous())
+        return gathered[:count].to(update.dtype)
 
 
-def learning_rate_scale(step: int, elapsed: float, cfg: Config) -> float:
-    """1, then linearly to 0 over the last warmdown_steps, measured in wall-clock seconds where there is a clock, at the mean step time so far."""
+def muon_momentum(step: int, cfg: TrainingConfig) -> float:
+    """Rises linearly over the first muon_momentum_warmup_steps."""
+    ramp = 1.0
+    if cfg.muon_momentum_warmup_steps:
+        ramp = min(1.0, step / cfg.muon_momentum_warmup_steps)
+    return cfg.muon_momentum_start + ramp * (cfg.muon_momentum - cfg.muon_momentum_start)
+
+
+def learning_rate_scale(step: int, seconds: float, cfg: TrainingConfig) -> float:
+    """1, then linearly to 0 over the last warmdown_steps.
+
+    Where there is a clock the warm-down is measured in seconds, at the mean step time so far.
+    """
     by_steps = (cfg.iterations - step) / max(1, cfg.warmdown_steps)
-    warmdown_seconds = cfg.warmdown_steps * elapsed / max(1, step)
-    by_clock = (
-        (cfg.train_seconds - elapsed) / warmdown_seconds
-        if cfg.train_seconds > 0 and warmdown_seconds > 0
-        else 1.0
-    )
+    by_clock = 1.0
+    warmdown_seconds = cfg.warmdown_steps * seconds / max(1, step)
+    if cfg.train_seconds > 0 and warmdown_seconds > 0:
+        by_clock = (cfg.train_seconds - seconds) / warmdown_seconds
     return max(0.0, min(1.0, by_steps, by_clock))
 
 
 # --- 7. Averaging ---
-class Average:
-    """EMA of the weights on their own device, plus the mean of snapshots taken late in the warm-down (SWA, Izmailov et al. 2018)."""
 
-    def __init__(self, model: nn.Module, cfg: Config):
-        self.params, self.decay, self.swa_count = list(model.parameters()), cfg.ema_decay, 0
+
+class Average:
+    """EMA of the weights, plus the mean of snapshots taken late in the warm-down.
+
+    The latter is SWA (Izmailov et al. 2018). Both stay on the weights' own device.
+    """
+
+    def __init__(self, model: nn.Module, cfg: TrainingConfig):
+        self.params = list(model.parameters())
+        self.decay = cfg.ema_decay
         self.ema = [p.detach().clone() for p in self.params]
         self.swa = [torch.zeros_like(p) for p in self.params] if cfg.swa_every else []
+        self.snapshots = 0
+
+    def state(self) -> dict[str, Tensor]:
+        """The weights and their averages, by name: what a checkpoint must hold."""
+        named = {}
+        for kind, tensors in (("weight", self.params), ("ema", self.ema), ("swa", self.swa)):
+            for i, tensor in enumerate(tensors):
+                named[f"{kind}.{i}"] = tensor
+        return named
 
     @torch.no_grad()
     def update(self, snapshot: bool) -> None:
-        """After the optimizer step, so that the average never lags the weights by one."""
+        """After the optimizer's step, so that the average never lags the weights by one."""
         torch._foreach_lerp_(self.ema, self.params, 1 - self.decay)
         if snapshot:
-            self.swa_count += 1
+            self.snapshots += 1
             torch._foreach_add_(self.swa, self.params)
 
     @torch.no_grad()
     def copy_to_model(self) -> None:
         """Half EMA, half SWA where snapshots were taken, else the EMA alone."""
-        if self.swa_count:
-            torch._foreach_mul_(self.swa, 1 / self.swa_count)
+        if self.snapshots:
+            torch._foreach_mul_(self.swa, 1 / self.snapshots)
             torch._foreach_lerp_(self.ema, self.swa, 0.5)
         torch._foreach_copy_(self.params, self.ema)
 
 
 # --- 8. Scoring ---
-def plan_windows(num_positions: int, seq_len: int, stride: int) -> list[tuple[int, int, int]]:
-    """Triples (start, first, end): the window reads positions [start, end) and scores [first, end); every position is scored exactly once.
-    The grid is anchored at the start of the stream, so a shorter stream has the same windows, the last one cut. Raises ValueError."""
+
+
+class Window(NamedTuple):
+    """Positions [start, end) of a stream are read, the predictions at [first, end) are scored."""
+
+    stream: int
+    start: int
+    first: int
+    end: int
+
+
+class WindowBatch(NamedTuple):
+    """Windows that are scored in one forward pass, padded to one length."""
+
+    padded: int
+    windows: list[Window]
+
+
+def plan_windows(num_positions: int, seq_len: int, stride: int, stream: int = 0) -> list[Window]:
+    """Windows in which every position of a stream is scored exactly once.
+
+    The grid is anchored at the start of the stream, so a shorter stream has the same windows,
+    the last one cut. Raises ValueError.
+    """
     if not 1 <= stride <= seq_len:
         raise ValueError(f"stride must be in 1..{seq_len}, got {stride}")
-    windows, scored = [], 0
+    windows = []
+    scored = 0
     while scored < num_positions:
         full_end = seq_len if scored == 0 else scored + stride
-        windows.append((full_end - seq_len, scored, min(num_positions, full_end)))
+        end = min(num_positions, full_end)
+        windows.append(Window(stream, full_end - seq_len, scored, end))
         scored = full_end
     return windows
 
 
-def plan_batches(
-    lengths: Sequence[int], cfg: Config
-) -> list[tuple[int, list[tuple[int, int, int, int]]]]:
-    """(padded length, windows as (stream, start, first, end)) per batch. Depends on the streams and the config, never on the number of ranks.
-    Short windows are padded to a multiple of 64 only, so that many short streams cost what they hold."""
-    by_length: dict[int, list[tuple[int, int, int, int]]] = {}
-    for stream, n in enumerate(lengths):
-        for start, first, end in plan_windows(n, cfg.eval_seq_len, cfg.eval_stride):
-            padded = min(cfg.eval_seq_len, -(-(end - start) // 64) * 64)
-            by_length.setdefault(padded, []).append((stream, start, first, end))
-    rows = {padded: max(1, cfg.eval_batch_tokens // padded) for padded in by_length}
-    return [
-        (n, windows[i : i + rows[n]])
-        for n, windows in sorted(by_length.items())
-        for i in range(0, len(windows), rows[n])
-    ]
+def plan_batches(lengths: Sequence[int], cfg: ScoringConfig) -> list[WindowBatch]:
+    """The windows of all streams, in batches of equal padded length.
+
+    Depends on the streams and the config, never on the number of ranks. Short windows are padded
+    to a multiple of 64 only, so that many short streams cost what they hold.
+    """
+    by_length: dict[int, list[Window]] = {}
+    for stream, length in enumerate(lengths):
+        for window in plan_windows(length, cfg.eval_seq_len, cfg.eval_stride, stream):
+            multiple_of_64 = -(-(window.end - window.start) // 64) * 64
+            padded = min(cfg.eval_seq_len, multiple_of_64)
+            by_length.setdefault(padded, []).append(window)
+    batches = []
+    for padded, windows in sorted(by_length.items()):
+        rows = max(1, cfg.eval_batch_tokens // padded)
+        for i in range(0, len(windows), rows):
+            batches.append(WindowBatch(padded, windows[i : i + rows]))
+    return batches
 
 
 @dataclass
 class StreamScores:
-    """What the model says of one stream of N tokens. Position i is the prediction made after reading x[0..i]."""
+    """What the model says of one stream.
+
+    Position i is the prediction made after reading x[0..i].
+    """
 
     nll: Tensor  # float64 [M], nats: -ln p(x[i+1] | x[0..i])
     entropy: Tensor  # float64 [N], nats, of each prediction
@@ -1211,261 +1657,394 @@ class StreamScores:
     probes: dict[int, Tensor]  # position -> ln p(. | x[0..i]), float64 [V]
 
 
+class ForwardInput(NamedTuple):
+    """A batch of windows as arrays, int64: n positions are scored in all."""
+
+    ids: np.ndarray  # [windows, padded]
+    tail: int  # last positions of each row among which the scored ones are
+    scored: np.ndarray  # [n] index into the flattened [windows, tail]
+    where: np.ndarray  # [n] position in all streams laid end to end
+    targets: np.ndarray  # [n] the token that follows; PAD_ID behind a stream's end
+
+
+def forward_input(
+    batch: WindowBatch, streams: Sequence[np.ndarray], offsets: np.ndarray
+) -> ForwardInput:
+    """Reads the windows of a batch from the streams; offsets [streams + 1] are their starts."""
+    padded, windows = batch
+    tail = padded - min(window.first - window.start for window in windows)
+    ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
+    scored, where, targets = [], [], []
+    for row, (stream, start, first, end) in enumerate(windows):
+        tokens = streams[stream]
+        ids[row, : end - start] = tokens[start:end]
+        row_start = row * tail - (padded - tail)
+        scored.append(row_start + np.arange(first - start, end - start))
+        where.append(offsets[stream] + np.arange(first, end))
+        following = np.full(end - first, PAD_ID, dtype=np.int64)
+        known = tokens[first + 1 : end + 1]
+        following[: len(known)] = known
+        targets.append(following)
+    return ForwardInput(
+        ids, tail, np.concatenate(scored), np.concatenate(where), np.concatenate(targets)
+    )
+
+
+class ScoreTable:
+    """The scores of all streams, laid end to end. Ranks and threads fill disjoint positions."""
+
+    def __init__(
+        self,
+        streams: Sequence[np.ndarray],
+        probes: Sequence[Sequence[int]],
+        vocab_size: int,
+        device: torch.device,
+    ):
+        self.offsets = np.cumsum([0] + [len(stream) for stream in streams])
+        probed = []
+        for stream, positions in enumerate(probes):
+            probed += [self.offsets[stream] + i for i in positions]
+        self.probed = np.unique(probed).astype(np.int64)  # sorted positions, [K]
+        total = int(self.offsets[-1])
+        self.columns = torch.zeros(3, total, dtype=torch.float64, device=device)
+        self.nll, self.entropy, self.confidence = self.columns
+        self.rows = torch.zeros(len(self.probed), vocab_size, dtype=torch.float64, device=device)
+
+    def write(self, where: np.ndarray, logits: Tensor, targets: Tensor) -> None:
+        """Scores of n positions `where`, from their logits [n, V] and targets int64 [n]."""
+        p = torch.softmax(logits, -1, dtype=torch.float64)
+        # p at the largest logit is e^(z - ln sum e^z), which gives the sum without a pass
+        log_total = logits.amax(-1) - p.amax(-1).log()
+        at = torch.from_numpy(where).to(logits.device)
+        self.nll[at] = log_total - logits.gather(1, targets[:, None]).squeeze(1)
+        self.entropy[at] = log_total - p.mul_(logits).sum(-1)
+        hits = np.flatnonzero(np.isin(where, self.probed))
+        if len(hits):
+            rows = np.searchsorted(self.probed, where[hits])
+            self.rows[rows] = logits[hits] - log_total[hits, None]
+
+    def gather(self, ranks: Ranks) -> None:
+        """Everybody's positions; slots are zero where a rank had none, so the sum is exact."""
+        ranks.all_reduce(self.columns)
+        ranks.all_reduce(self.rows)
+
+    def by_stream(self) -> list[StreamScores]:
+        scores = []
+        for start, end in itertools.pairwise(self.offsets):
+            first, last = np.searchsorted(self.probed, (start, end))
+            probes = {int(self.probed[k] - start): self.rows[k] for k in range(first, last)}
+            nll = self.nll[start : end - 1]
+            entropy = self.entropy[start:end]
+            confidence = self.confidence[start:end]
+            scores.append(StreamScores(nll, entropy, confidence, probes))
+        return scores
+
+
 @torch.inference_mode()
 def score_streams(
     model: GPT,
     streams: Sequence[np.ndarray],
-    cfg: Config,
-    rt: Runtime,
+    cfg: ScoringConfig,
+    ranks: Ranks,
     probes: Sequence[Sequence[int]] = (),
 ) -> list[StreamScores]:
-    """Sliding-window scores of every stream, each from a fresh state; ranks share the batches and all receive all results."""
-    offsets = np.cumsum([0] + [len(s) for s in streams])
-    wanted = np.unique(
-        [offsets[s] + i for s, positions in enumerate(probes) for i in positions]
-    ).astype(np.int64)
-    table = torch.zeros(
-        3, int(offsets[-1]), dtype=torch.float64, device=rt.device
-    )  # nll, entropy, confidence
-    probe_table = torch.zeros(
-        len(wanted), model.cfg.vocab_size, dtype=torch.float64, device=rt.device
-    )
-    rows = max(1, HEAD_ELEMENTS[rt.device.type] // model.cfg.vocab_size)
+    """Sliding-window scores of every stream, each from a fresh state.
 
-    @torch.inference_mode()
-    def score(padded: int, windows: list[tuple[int, int, int, int]]) -> None:
-        ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
-        for row, (s, start, _, end) in enumerate(windows):
-            ids[row, : end - start] = streams[s][start:end]
-        tail = padded - min(first - start for _, start, first, _ in windows)
-        inside = np.concatenate(
-            [
-                (row + 1) * tail - padded + np.arange(first - start, end - start)
-                for row, (_, start, first, end) in enumerate(windows)
-            ]
-        )
-        where = np.concatenate([offsets[s] + np.arange(first, end) for s, _, first, end in windows])
-        target = np.concatenate(
-            [
-                np.append(streams[s][first + 1 : end + 1], [PAD_ID] * (end == len(streams[s])))
-                for s, _, first, end in windows
-            ]
-        )
-        ids, inside, where_t, target = (
-            torch.from_numpy(a.astype(np.int64)).to(rt.device) for a in (ids, inside, where, target)
-        )
-        scored, delta = (t.flatten(0, 1)[inside] for t in model.hidden(ids, tail))
-        table[2, where_t] = delta.double()
-        for i in range(0, len(scored), rows):
-            at = slice(i, i + rows)
-            z = model.logits(scored[at])
-            p = torch.softmax(z, -1, dtype=torch.float64)
-            log_total = z.amax(-1) - p.amax(-1).log()  # ln of the sum of e^z
-            table[0, where_t[at]] = log_total - z.gather(1, target[at, None]).squeeze(1)
-            table[1, where_t[at]] = log_total - p.mul_(z).sum(-1)
-            if len(hits := np.flatnonzero(np.isin(where[at], wanted))):
-                probe_table[np.searchsorted(wanted, where[at][hits])] = (
-                    z[hits] - log_total[hits, None]
-                )
+    Ranks share the batches, and all receive all results.
+    """
+    vocab_size = model.cfg.vocab_size
+    table = ScoreTable(streams, probes, vocab_size, ranks.device)
+    rows = max(1, HEAD_ELEMENTS[ranks.device.type] // vocab_size)
 
-    list(
-        parallel(
-            lambda batch: score(*batch),
-            plan_batches([len(s) for s in streams], cfg)[rt.rank :: rt.world_size],
-            rt.device,
-        )
-    )
-    rt.all_reduce(table)  # disjoint slots, zeros elsewhere: the sum is exact
-    rt.all_reduce(probe_table)
-    probed = [
-        {int(i - a): probe_table[k] for k, i in enumerate(wanted) if a <= i < b}
-        for a, b in itertools.pairwise(offsets)
-    ]
-    return [
-        StreamScores(table[0, a : b - 1], *table[1:, a:b], mine)
-        for (a, b), mine in zip(itertools.pairwise(offsets), probed, strict=True)
-    ]
+    @torch.inference_mode()  # for the thread that runs it
+    def score(batch: WindowBatch) -> None:
+        given = forward_input(batch, streams, table.offsets)
+        ids = torch.from_numpy(given.ids).to(ranks.device)
+        targets = torch.from_numpy(given.targets).to(ranks.device)
+        scored = torch.from_numpy(given.scored).to(ranks.device)
+        hidden, pe_delta = model.hidden(ids, given.tail, ranks.score_dtype)
+        states = hidden.flatten(0, 1)[scored]
+        where = torch.from_numpy(given.where).to(ranks.device)
+        table.confidence[where] = pe_delta.flatten()[scored].double()
+        for i in range(0, len(states), rows):
+            part = slice(i, i + rows)
+            table.write(given.where[part], model.logits(states[part]), targets[part])
+
+    batches = plan_batches([len(stream) for stream in streams], cfg)
+    for _ in ranks.map(score, batches[ranks.rank :: ranks.world_size]):
+        pass
+    table.gather(ranks)
+    return table.by_stream()
 
 
-# --- 9. N-gram mixer ---
-# All tokens are known, so a count of what came before t is a rank. Positions are kept sorted by (context of k tokens, time); a stable sort by (context,
-# next token) refines them to k + 1. Ranks inside runs give, without hashing, c = earlier visits of the context, c_w = those followed by the target, D =
-# distinct continuations seen. A context that occurs once leaves the active set. A context never spans a BOS, but counts outlive documents.
-#   back-off    p_k(w) = (c_w + θ·D·p_{k-1}(w)) / (c + θ·D), p_0 = the neural model (Witten-Bell's escape, θ times stronger); it sums to 1
-#               over w because Σ_w c_w = c, so the target's own counts suffice.
-#   gate        p = (1 - α)·p_0 + α·p_K, α mixed over a grid by Bayes' rule with the losses of earlier positions in the same bucket (at most
-#               ln|grid| nats of regret each). Buckets use only what is known before the target.
+# --- 9. N-gram mixing ---
+# All tokens of a stream are known, so a count of what came before t is a rank. Positions are kept
+# sorted by (context of k tokens, time). A stable sort by (context, next token) refines them to
+# contexts of k + 1 tokens. Ranks inside runs of equal keys give, without hashing,
+#     c    earlier visits of the context,
+#     c_w  those among them that the target followed,
+#     D    the distinct tokens that followed.
+# A context that occurs once leaves the active set. A context never spans a BOS, but counts outlive
+# documents.
+#
+#   back-off   p_k(w) = (c_w + θ D p_{k-1}(w)) / (c + θ D), with p_0 the model's probability. This
+#              is Witten-Bell's escape, θ times stronger. It sums to 1 over w because Σ_w c_w = c,
+#              so the target's own counts suffice.
+#   gate       p = (1 - α) p_0 + α p_K, with α mixed over a grid by Bayes' rule from the losses at
+#              earlier positions of the same bucket: at most ln|grid| nats of regret each. Buckets
+#              use only what is known before the target.
 
 NGRAM_ESCAPE = 5.0  # θ
 GATE_GRID = 8  # values of α, logistic from 0.02 to 0.98
 GATE_WINDOW = 16  # targets behind the recency feature
-GATE_UNIT = (
-    2.0**-26
-)  # nats; losses are summed in multiples of it, so float64 sums are exact (to 1e8 nats) in any order and chunking
-RECENT_EDGES = (
-    -0.3,
-    -0.1,
-    0.0,
-    0.1,
-    0.2,
-    0.4,
-    0.8,
-)  # mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
+# Losses are summed in multiples of this many nats. Sums in float64 are then exact (to 1e8 nats),
+# whatever the order and the blocks.
+GATE_UNIT = 2.0**-26
+# Mean ln((1 + p_K/p_0)/2) over the last targets: is the chain winning now?
+RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 CONFIDENCE_EDGES = (1.0, 2.0)  # pe_delta
 CONTINUATION_EDGES = (1.5, 3.5, 8.5, 32.5)  # distinct continuations of the longest match
-COUNT_CHUNK, GATE_CHUNK = (
-    1 << 17,
-    1 << 15,
-)  # positions per block: memory and cache only, never the result
-NLL_CLAMP = 500.0  # nats; below e^-500 the chain's start is floored, so that no product of escapes leaves float64
+# Positions per block. Memory and cache alone depend on these, never the result.
+COUNT_CHUNK = 1 << 17
+GATE_CHUNK = 1 << 15
+# Nats. Below e^-500 the chain's start is floored, so that no product of escapes leaves float64.
+NLL_CLAMP = 500.0
 
 
 def run_starts(sorted_keys: Tensor) -> Tensor:
-    """Of a sorted 1-D tensor: mask of the elements that start a run of equal ones."""
+    """Of a sorted 1-D tensor: bool mask of the elements that start a run of equal ones."""
     new = torch.ones(len(sorted_keys), dtype=torch.bool, device=sorted_keys.device)
     torch.ne(sorted_keys[1:], sorted_keys[:-1], out=new[1:])
     return new
+
+
+class Contexts(NamedTuple):
+    """The active contexts of one length, sorted by (context, time), int32 [n] each."""
+
+    group: Tensor  # equal for equal contexts, rising
+    last: Tensor  # position of the context's last token
+    visits: Tensor  # earlier visits of the same context
+
+
+class Counts(NamedTuple):
+    """Exact counts before n targets, for contexts of one length."""
+
+    at: Tensor  # int64 [n]: position of the context's last token; the target is x[at + 1]
+    context: Tensor  # int32 [n], c: earlier visits of the context
+    pair: Tensor  # int32 [n], c_w: those that the target followed
+    distinct: Tensor  # int32 [n], D: distinct tokens that followed the context
+
+
+Visitor = Callable[[int, Counts], None]
+
+
+class ContextCounter:
+    """Counts what came before each target, order by order."""
+
+    def __init__(self, tokens_N: Tensor, vocab_size: int):
+        N = len(tokens_N)
+        self.index_N = torch.arange(N, dtype=torch.int32, device=tokens_N.device)
+        # the last token has no target; what stands there is unique
+        self.next_N = F.pad(tokens_N[1:].to(torch.int32), (0, 1), value=vocab_size)
+        self.pair_stride = vocab_size + 1
+
+    def single_tokens(self, tokens_N: Tensor) -> Contexts:
+        """The contexts of one token."""
+        group, last = torch.sort(tokens_N.to(torch.int32), stable=True)
+        start = torch.cummax(self.index_N * run_starts(group), 0).values
+        return Contexts(group, last.to(torch.int32), self.index_N - start)
+
+    def blocks(self, contexts: Contexts) -> list[tuple[int, int]]:
+        """Ranges [low, high) of about COUNT_CHUNK contexts; no group crosses an edge."""
+        group = contexts.group
+        edges = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous())
+        cuts = edges.unique_consecutive().tolist()
+        return list(itertools.pairwise([*cuts, len(group)]))
+
+    def count(self, contexts: Contexts, low: int, high: int) -> tuple[Counts, Contexts]:
+        """Counts of a block of contexts, and the longer contexts that they grow into."""
+        group, last, visits = (column[low:high] for column in contexts)
+        at = last.long()
+        index = self.index_N[: high - low]
+        target = self.next_N.index_select(0, at)
+        group_in_block = group - group[0]
+        fits_int32 = int(group_in_block[-1]) < (1 << 31) // self.pair_stride - 1
+        if not fits_int32:  # narrow keys take fewer radix passes
+            group_in_block = group_in_block.long()
+        pair_key = group_in_block.mul_(self.pair_stride).add_(target)
+        pairs, by_pair = torch.sort(pair_key, stable=True)
+        new_pair = run_starts(pairs)
+        pair_start = torch.cummax(index * new_pair, 0).values
+        rank = index - pair_start
+        pair_count = torch.empty_like(rank).scatter_(0, by_pair, rank)
+        novel = (pair_count == 0).to(torch.int32)
+        distinct = torch.cumsum(novel, 0, dtype=torch.int32).sub_(novel)
+        distinct = distinct.sub_(distinct.index_select(0, index - visits))
+        # The pair is a context of the next order, unless it is unique or holds a BOS beyond its
+        # first token.
+        unique = new_pair & F.pad(new_pair[1:], (0, 1), value=True)
+        keep = (target.index_select(0, by_pair) != BOS_ID) & ~unique
+        kept = keep.nonzero().squeeze(1)
+        longer = Contexts(
+            group=pair_start.index_select(0, kept).add_(low),
+            last=(at.index_select(0, by_pair.index_select(0, kept)) + 1).to(torch.int32),
+            visits=rank.index_select(0, kept),
+        )
+        return Counts(at, visits, pair_count, distinct), longer
+
+    def count_and_visit(
+        self, n: int, contexts: Contexts, visit: Visitor, block: tuple[int, int]
+    ) -> Contexts:
+        """Hands the counts of one block to visit(n, counts); returns the longer contexts."""
+        counts, longer = self.count(contexts, *block)
+        visit(n, counts)
+        return longer
+
+
+Map = Callable[[Callable, Sequence], Iterable]  # the built-in map, or Ranks.map
 
 
 def context_counts(
     tokens_N: Tensor,
     n_max: int,
     vocab_size: int,
-    visit: Callable[[int, Tensor, Tensor, Tensor, Tensor], None],
+    visit: Visitor,
+    run: Map = map,
 ) -> None:
-    """Exact counts before each target, order by order: visit(n, at, c, c_w, D) for every block of whole contexts, n = 2, 3 ... context + target tokens;
-    blocks of one order run in parallel on a CPU. at int64: index of the last context token, the target is x[at + 1]; c int32 earlier visits of the n - 1
-    context tokens, c_w int32 those followed by the target, D int32 distinct continuations. A context never visited twice does not appear (c would be 0)."""
-    V, n, index_N = (
-        vocab_size + 1,
-        1,
-        torch.arange(len(tokens_N), dtype=torch.int32, device=tokens_N.device),
-    )
-    next_N = F.pad(
-        tokens_N[1:].to(torch.int32), (0, 1), value=vocab_size
-    )  # the last token has no target: what stands there is unique
-    group, ends = (t.to(torch.int32) for t in torch.sort(tokens_N.to(torch.int32), stable=True))
-    visits = index_N - torch.cummax(index_N * run_starts(group), 0).values
+    """Calls visit(n, counts) for n = 2, 3 ... n_max (context and target) and block by block.
 
-    def count(lo: int, hi: int) -> tuple[Tensor, Tensor, Tensor]:
-        at, ids, index, c = (
-            ends[lo:hi].long(),
-            group[lo:hi] - group[lo],
-            index_N[: hi - lo],
-            visits[lo:hi],
-        )
-        target = next_N.index_select(0, at)
-        wide = int(ids[-1]) >= (1 << 31) // V - 1  # narrow keys take fewer radix passes
-        pairs, by_pair = torch.sort((ids.long() if wide else ids).mul_(V).add_(target), stable=True)
-        pair_start = torch.cummax(index * (new_pair := run_starts(pairs)), 0).values
-        rank = index - pair_start
-        pair_count = torch.empty_like(rank).scatter_(0, by_pair, rank)
-        novel = (pair_count == 0).to(torch.int32)
-        distinct = torch.cumsum(novel, 0, dtype=torch.int32).sub_(novel)
-        visit(n, at, c, pair_count, distinct.sub_(distinct.index_select(0, index - c)))
-        # the pair is a context of order n + 1, unless it is unique or holds a BOS beyond its first token
-        keep = target.index_select(0, by_pair) != BOS_ID
-        keep &= ~(new_pair & F.pad(new_pair[1:], (0, 1), value=True))
-        kept = keep.nonzero().squeeze(1)
-        ends_of_pairs = at.index_select(0, by_pair.index_select(0, kept)) + 1
-        return (
-            pair_start.index_select(0, kept).add_(lo),
-            ends_of_pairs.to(torch.int32),
-            rank.index_select(0, kept),
-        )
+    `run` may work on the blocks of one order side by side. A context that was never visited twice
+    does not appear: its c would be 0.
+    """
+    counter = ContextCounter(tokens_N, vocab_size)
+    contexts = counter.single_tokens(tokens_N)
+    for n in range(2, n_max + 1):
+        if not len(contexts.group):
+            return
+        job = functools.partial(counter.count_and_visit, n, contexts, visit)
+        parts = zip(*run(job, counter.blocks(contexts)), strict=True)
+        contexts = Contexts(*map(torch.cat, parts))
 
-    while (n := n + 1) <= n_max and len(ends):
-        cuts = (
-            torch.searchsorted(group, group[::COUNT_CHUNK].contiguous())
-            .unique_consecutive()
-            .tolist()
-        )  # no count crosses a block's edge
-        blocks = parallel(
-            lambda block: count(*block), [*itertools.pairwise([*cuts, len(ends)])], ends.device
-        )
-        group, ends, visits = map(torch.cat, zip(*blocks, strict=True))
+
+class Chain(NamedTuple):
+    """The back-off chain's view of each target.
+
+    The last position has no target: its probability is meaningless, its match is that of the
+    prediction after the stream.
+    """
+
+    p_N: Tensor  # float64 [N], probability of the target
+    order_N: Tensor  # int32 [N], n of the longest context that was visited before; 0 = none
+    distinct_N: Tensor  # int32 [N], tokens seen after that context, at most 65535
 
 
 def ngram_chain(
-    tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int
-) -> tuple[Tensor, Tensor]:
-    """Backs off from p_N (float64 [N], the model's probability of the target after each position) through all orders. Returns the chain's probability
-    float64 [N] and the longest match int32 [N]: 65536 n + (distinct continuations seen, at most 65535), n the highest order whose context was visited
-    before (0 = none). The last position has no target: its probability is meaningless, its match is that of the prediction after the stream."""
-    p_N, match_N = (
-        F.pad(p_N, (0, 1)),
-        torch.zeros(len(tokens_N) + 1, dtype=torch.int32, device=tokens_N.device),
-    )  # first visits write to the last slot
+    tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int, run: Map = map
+) -> Chain:
+    """Backs off from p_N through all orders.
 
-    def back_off(n: int, at: Tensor, visits: Tensor, pair_visits: Tensor, distinct: Tensor) -> None:
-        escape, p, at = (
-            distinct.double().mul_(NGRAM_ESCAPE),
-            p_N.index_select(0, at),
-            at.masked_fill(visits == 0, len(tokens_N)),
-        )
-        p_N.scatter_(0, at, p.mul_(escape).add_(pair_visits).div_(escape.add_(visits)))
-        match_N.scatter_(0, at, distinct.clamp_(max=65_535).add_(n << 16))
+    p_N float64 [N] is the model's probability of the target after each position.
+    """
+    N = len(tokens_N)
+    # first visits write to one slot more, at the end
+    p = F.pad(p_N, (0, 1))
+    match = torch.zeros(N + 1, dtype=torch.int32, device=tokens_N.device)
 
-    context_counts(tokens_N, n_max, vocab_size, back_off)
-    return p_N[:-1], match_N[:-1]
+    def back_off(n: int, counts: Counts) -> None:
+        escape = counts.distinct.double().mul_(NGRAM_ESCAPE)
+        shorter = p.index_select(0, counts.at)
+        longer = shorter.mul_(escape).add_(counts.pair).div_(escape.add_(counts.context))
+        visited = counts.at.masked_fill(counts.context == 0, N)
+        p.scatter_(0, visited, longer)
+        # order and continuations in one number, so that they move in one pass
+        match.scatter_(0, visited, counts.distinct.clamp_(max=65_535).add_(n << 16))
+
+    context_counts(tokens_N, n_max, vocab_size, back_off, run)
+    return Chain(p[:-1], match[:-1] >> 16, match[:-1] & 65_535)
+
+
+def recent_gain(gain_N: Tensor) -> Tensor:
+    """Mean ln((1 + p_K/p_0)/2) over the GATE_WINDOW targets before each, float64 [N]."""
+    won = torch.log1p(gain_N.exp()) - math.log(2)
+    total = torch.cumsum(won.clamp_(-3, 6).div_(GATE_UNIT).round_(), 0)
+    recent = F.pad(total[:-1], (1, 0))
+    recent[GATE_WINDOW + 1 :] -= total[: -GATE_WINDOW - 1]
+    return recent.mul_(GATE_UNIT / GATE_WINDOW)
 
 
 def gate_buckets(
-    gain_N: Tensor, match_N: Tensor, entropy_N: Tensor, confidence_N: Tensor, n_max: int
+    gain_N: Tensor, chain: Chain, scores: StreamScores, n_max: int
 ) -> tuple[Tensor, int]:
-    """Bucket of each position's gate int32 [N] and the number of buckets; gain_N = ln(p_K / p_0) of the targets, used strictly before each."""
-    total = torch.cumsum(
-        (torch.log1p(gain_N.exp()) - math.log(2)).clamp_(-3, 6).div_(GATE_UNIT).round_(), 0
+    """Bucket of each position's gate, int32 [N], and the number of buckets.
+
+    gain_N = ln(p_K / p_0) of the targets; strictly those before a position are used.
+    """
+    features = (
+        (recent_gain(gain_N), RECENT_EDGES),
+        (scores.entropy, ENTROPY_EDGES),
+        (scores.confidence, CONFIDENCE_EDGES),
+        (chain.distinct_N, CONTINUATION_EDGES),
     )
-    recent = F.pad(total[:-1], (1, 0))
-    recent[GATE_WINDOW + 1 :] -= total[: -GATE_WINDOW - 1]
-    bucket, size = match_N >> 16, n_max + 1
-    features = [
-        (recent.mul_(GATE_UNIT / GATE_WINDOW), RECENT_EDGES),
-        (entropy_N, ENTROPY_EDGES),
-        (confidence_N, CONFIDENCE_EDGES),
-    ]
-    for feature, edges in [*features, (match_N & 65_535, CONTINUATION_EDGES)]:
-        bucket, size = bucket * (len(edges) + 1), size * (len(edges) + 1)
+    bucket_N = chain.order_N
+    num_buckets = n_max + 1
+    for feature_N, edges in features:
+        bucket_N = bucket_N * (len(edges) + 1)
+        num_buckets *= len(edges) + 1
         for edge in edges:  # faster than a search
-            bucket += feature > edge
-    return bucket, size
+            bucket_N += feature_N > edge
+    return bucket_N, num_buckets
 
 
 def bayes_gate(gain_N: Tensor, bucket_N: Tensor, num_buckets: int) -> Tensor:
-    """α float64 [N] of p = (1 - α)·p_0 + α·p_K: posterior mean over the grid, given the gains at earlier positions of the same bucket."""
-    grid = torch.sigmoid(
-        torch.linspace(-4, 4, GATE_GRID, dtype=torch.float64, device=gain_N.device)
-    )
+    """α float64 [N] of p = (1 - α) p_0 + α p_K.
+
+    The posterior mean over the grid, given the gains at earlier positions of the same bucket.
+    """
+    logits = torch.linspace(-4, 4, GATE_GRID, dtype=torch.float64, device=gain_N.device)
+    grid = torch.sigmoid(logits)
     carry = torch.zeros(GATE_GRID, num_buckets, dtype=torch.float64, device=gain_N.device)
     alpha_N = torch.empty_like(gain_N)
-    for lo in range(0, len(gain_N), GATE_CHUNK):
-        bucket, by_bucket = torch.sort(bucket_N[lo : lo + GATE_CHUNK], stable=True)
-        odds = torch.expm1(gain_N[lo : lo + GATE_CHUNK].index_select(0, by_bucket))
-        earned = torch.log1p(grid[:, None] * odds).div_(GATE_UNIT).round_()
-        total, starts = torch.cumsum(earned, 1), run_starts(bucket).nonzero().squeeze(1)
-        ends = F.pad(starts[1:], (0, 1), value=len(bucket)) - 1
-        seen = bucket.index_select(0, starts).long()
-        evidence = total - earned
-        base = carry.index_select(1, seen) - evidence.index_select(1, starts)
-        carry.index_copy_(1, seen, base + total.index_select(1, ends))
-        evidence += torch.cumsum(
-            torch.zeros_like(total).index_copy_(
-                1, starts, torch.diff(base, dim=1, prepend=base.new_zeros(GATE_GRID, 1))
-            ),
-            1,
-        )
-        alpha_N[lo : lo + GATE_CHUNK].scatter_(
-            0, by_bucket, grid @ torch.softmax(evidence.mul_(GATE_UNIT), 0)
-        )
+    for low in range(0, len(gain_N), GATE_CHUNK):
+        chunk = slice(low, low + GATE_CHUNK)
+        bucket, by_bucket = torch.sort(bucket_N[chunk], stable=True)
+        gain = gain_N[chunk].index_select(0, by_bucket)
+        # log evidence that each α has earned, [grid, positions sorted by bucket]
+        earned = torch.log1p(grid[:, None] * torch.expm1(gain)).div_(GATE_UNIT).round_()
+        evidence = exclusive_sums_by_bucket(earned, bucket, carry)
+        weights = torch.softmax(evidence.mul_(GATE_UNIT), 0)
+        alpha_N[chunk].scatter_(0, by_bucket, grid @ weights)
     return alpha_N
 
 
+def exclusive_sums_by_bucket(earned: Tensor, bucket: Tensor, carry: Tensor) -> Tensor:
+    """What each position's bucket has earned before it, [grid, n], for a sorted bucket [n].
+
+    carry [grid, buckets] is what earlier chunks earned; this chunk is added to it.
+    """
+    total = torch.cumsum(earned, 1)
+    before = total - earned
+    starts = run_starts(bucket).nonzero().squeeze(1)
+    ends = F.pad(starts[1:], (0, 1), value=len(bucket)) - 1
+    present = bucket.index_select(0, starts).long()
+    # what a run must add to `before`: what its bucket had, less what other buckets earned here
+    base = carry.index_select(1, present) - before.index_select(1, starts)
+    carry.index_copy_(1, present, base + total.index_select(1, ends))
+    # spread `base` over its run, as a running sum of its steps
+    steps = torch.diff(base, dim=1, prepend=base.new_zeros(len(base), 1))
+    base_of_each = torch.cumsum(torch.zeros_like(total).index_copy_(1, starts, steps), 1)
+    return before.add_(base_of_each)
+
+
 def probe_chain(tokens_N: Tensor, i: int, p_V: Tensor, n_max: int) -> Tensor:
-    """The chain's whole distribution [V] after position i, from the model's p_V, by scanning x[0..i] once: no shared data structure."""
-    visits, n = (tokens_N[:i] == tokens_N[i]).nonzero().squeeze(1), 1
-    while (n := n + 1) <= n_max and len(visits):
+    """The chain's whole distribution [V] after position i, from the model's p_V.
+
+    Scans x[0..i] once and shares no data structure with `context_counts`.
+    """
+    visits = (tokens_N[:i] == tokens_N[i]).nonzero().squeeze(1)
+    for n in range(2, n_max + 1):
+        if not len(visits):
+            break
         counts = torch.bincount(tokens_N[visits + 1], minlength=len(p_V))
         escape = NGRAM_ESCAPE * int((counts > 0).sum())
         p_V = (counts + escape * p_V) / (len(visits) + escape)
@@ -1476,681 +2055,1035 @@ def probe_chain(tokens_N: Tensor, i: int, p_V: Tensor, n_max: int) -> Tensor:
     return p_V
 
 
+def log_mix(alpha: Tensor, log_model: Tensor, p_chain: Tensor) -> Tensor:
+    """ln((1 - α) p_0 + α p_K)."""
+    return torch.logaddexp(torch.log1p(-alpha) + log_model, torch.log(alpha * p_chain))
+
+
 def final_scores(
-    scores: StreamScores, stream: np.ndarray, cfg: Config
+    scores: StreamScores, stream: np.ndarray, cfg: Config, run: Map = map
 ) -> tuple[Tensor, dict[int, Tensor]]:
-    """The stream's reported nll, float64 [M], nats, and the whole ln p [V] at each probed position: the model's, mixed with the n-gram chain.
-    Entry i depends on x[0..i] and the model's outputs at 0..i alone, whatever the chunks, batches and ranks."""
-    if (n_max := cfg.ngram_order) < 2:
+    """What is reported: nll float64 [M], nats, and ln p [V] at each probed position.
+
+    The model's scores, mixed with the n-gram chain. Entry i depends on x[0..i] and the model's
+    outputs at 0..i alone, whatever the blocks, batches and ranks.
+    """
+    n_max = cfg.scoring.ngram_order
+    if n_max < 2:
         return scores.nll, scores.probes
-    tokens_N, nll_N = (
-        torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device),
-        torch.cat([scores.nll, scores.nll.new_zeros(1)]),
-    )
-    p_N, match_N = ngram_chain(
-        tokens_N, torch.exp(-nll_N.clamp(max=NLL_CLAMP)), n_max, cfg.vocab_size
-    )
-    gain_N = torch.log(p_N) + nll_N.clamp(max=NLL_CLAMP)
-    alpha_N = bayes_gate(
-        gain_N, *gate_buckets(gain_N, match_N, scores.entropy, scores.confidence, n_max)
-    )
-    mixed_N = torch.logaddexp(torch.log1p(-alpha_N) - nll_N, torch.log(alpha_N * p_N))
-    chains = {
-        i: probe_chain(tokens_N, i, log_p.clamp(min=-NLL_CLAMP).exp(), n_max)
-        for i, log_p in scores.probes.items()
-    }
-    return -mixed_N[:-1], {
-        i: torch.logaddexp(torch.log1p(-alpha_N[i]) + scores.probes[i], torch.log(alpha_N[i] * p_V))
-        for i, p_V in chains.items()
-    }
+    tokens_N = torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device)
+    log_model_N = -F.pad(scores.nll, (0, 1))
+    floored_N = log_model_N.clamp(min=-NLL_CLAMP)
+    chain = ngram_chain(tokens_N, floored_N.exp(), n_max, cfg.model.vocab_size, run)
+    gain_N = torch.log(chain.p_N) - floored_N
+    bucket_N, num_buckets = gate_buckets(gain_N, chain, scores, n_max)
+    alpha_N = bayes_gate(gain_N, bucket_N, num_buckets)
+    nll_N = -log_mix(alpha_N, log_model_N, chain.p_N)
+    probes = {}
+    for i, log_model_V in scores.probes.items():
+        p_V = log_model_V.clamp(min=-NLL_CLAMP).exp()
+        chain_V = probe_chain(tokens_N, i, p_V, n_max)
+        probes[i] = log_mix(alpha_N[i], log_model_V, chain_V)
+    return nll_N[:-1], probes
 
 
 # --- 10. Export ---
+
 LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # symmetric: the symbols are -levels..levels
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
+FP16_LARGEST = 65_504
+# A few bytes may claim to hold any number of equal weights.
+MOST_PARAMETERS = 1 << 28
 
 
 def export_formats(model: nn.Module, cfg: Config) -> dict[str, str]:
-    """Parameter name -> storage format; every parameter is claimed by exactly one rule."""
-    late = [
-        f"blocks.{i}.attention.k.weight"
-        for i in range(cfg.num_layers - cfg.late_k_fp16_layers, cfg.num_layers)
-    ]
-    rules = {
-        "embed": PARAM_GROUPS["embed"],
-        "late_k": lambda name, p: name in late,
-        "control": PARAM_GROUPS["scalar"],
+    """Parameter name -> storage format; exactly one rule claims every parameter."""
+    num_layers = cfg.model.num_layers
+    late_layers = range(num_layers - cfg.export.late_k_fp16_layers, num_layers)
+    late_keys = {f"blocks.{layer}.attention.k.weight" for layer in late_layers}
+    rules: dict[str, Rule] = {
+        "embed": is_table,
+        "late_k": lambda name, p: name in late_keys,
+        "control": is_control,
+        "matrix": lambda name, p: is_matrix(name, p) and name not in late_keys,
     }
-    rules["matrix"] = lambda name, p: PARAM_GROUPS["matrix"](name, p) and name not in late
-    formats = {
-        "embed": cfg.embed_format,
+    format_of = {
+        "embed": cfg.export.embed_format,
         "late_k": "fp16",
-        "control": cfg.control_format,
-        "matrix": cfg.matrix_format,
+        "control": cfg.export.control_format,
+        "matrix": cfg.export.matrix_format,
     }
-    return {
-        name: formats[rule]
-        for rule, names in partition(model, rules, "export rules").items()
-        for name in names
-    }
+    formats = {}
+    for rule, parameters in partition(model, rules, "export rules").items():
+        formats.update(dict.fromkeys(parameters, format_of[rule]))
+    return formats
+
+
+class Stored(NamedTuple):
+    """A tensor as the artifact holds it."""
+
+    format: str
+    values: Tensor  # integer symbols int8 [R, C], or floats of any shape
+    scales: Tensor | None  # bfloat16 [R] where the values are symbols
+
+    def parts(self) -> list[Tensor]:
+        return [self.values] if self.scales is None else [self.values, self.scales]
+
+    def weights(self) -> Tensor:
+        """float32, as the model computes with them."""
+        if self.scales is None:
+            return self.values.float()
+        return self.values.float() * self.scales.float()[:, None]
 
 
 def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Symbols int8 [R, C] and scales bfloat16 [R]: per row the clip among 16 fractions of its largest weight with the least squared error.
-    The symbols are computed against the rounded scale, so its 8 bits of precision cost nothing. coarsen > 1 widens every step: fewer bits."""
+    """Symbols int8 [R, C] and scales bfloat16 [R] of a float32 matrix.
+
+    Each row is clipped at that one of 16 fractions of its largest weight which has the least
+    squared error. The symbols are computed against the rounded scale, so its 8 bits of precision
+    cost nothing. coarsen > 1 widens every step: fewer bits.
+    """
+
+    def symbols(scale: Tensor) -> Tensor:
+        return (w / scale[:, None]).round().clamp(-levels, levels)
+
     largest = w.abs().amax(-1)
-    best_error, best_scale = torch.full_like(largest, math.inf), torch.ones_like(largest)
+    best_error = torch.full_like(largest, math.inf)
+    best_scale = torch.ones_like(largest)
     for fraction in torch.linspace(0.4, 1.0, 16).tolist():
         scale = (largest * fraction / levels).bfloat16().float()
         scale = torch.where(scale > 0, scale, 1.0)
-        error = (
-            ((w / scale[:, None]).round().clamp(-levels, levels) * scale[:, None] - w)
-            .square()
-            .sum(-1)
-        )
+        error = (symbols(scale) * scale[:, None] - w).square().sum(-1)
         better = error < best_error
-        best_error, best_scale = (
-            torch.where(better, error, best_error),
-            torch.where(better, scale, best_scale),
+        best_error = torch.where(better, error, best_error)
+        best_scale = torch.where(better, scale, best_scale)
+    stored_scale = (best_scale * coarsen).bfloat16()
+    return symbols(stored_scale.float()).to(torch.int8), stored_scale
+
+
+def store(name: str, w: Tensor, format: str, coarsen: float) -> Stored:
+    """Raises UserError for weights that are not finite or leave the range of their format."""
+    if not torch.isfinite(w).all():
+        raise UserError(
+            f"export: expected finite weights, found NaN or infinity in {name}; "
+            "the run has diverged, lower the learning rates"
         )
-    scale = (best_scale * coarsen).bfloat16()
-    return (w / scale.float()[:, None]).round().clamp(-levels, levels).to(torch.int8), scale
+    if format in LEVELS:
+        symbols, scales = quantize_rows(w, LEVELS[format], coarsen)
+        return Stored(format, symbols.cpu(), scales.cpu())
+    largest = float(w.abs().amax()) if w.numel() else 0.0
+    if format == "fp16" and largest > FP16_LARGEST:
+        raise UserError(
+            f"export: expected {name} within fp16's range, found {largest:.4g}; store it as fp32"
+        )
+    return Stored(format, w.to(FLOAT_TYPES[format]).cpu(), None)
 
 
 def byte_planes(t: Tensor) -> list[np.ndarray]:
-    """uint8 arrays: all low bytes, then all next bytes ...: equal exponents lie side by side."""
-    return list(t.contiguous().view(torch.uint8).view(-1, t.element_size()).T.contiguous().numpy())
+    """uint8 arrays: all low bytes, then all next bytes ... Equal exponents lie side by side."""
+    by_element = t.contiguous().view(torch.uint8).view(-1, t.element_size())
+    return list(by_element.T.contiguous().numpy())
 
 
 def entropy_bytes(tensors: Iterable[Tensor]) -> float:
-    """Zero-order entropy of their byte planes: what no coder of independent symbols can beat."""
-    counts = [n[n > 0] for t in tensors for n in map(np.bincount, byte_planes(t))]
-    return sum(float(-(n * np.log2(n / n.sum())).sum() / 8) for n in counts)
+    """Zero-order entropy of their byte planes: no coder of independent symbols can beat it."""
+    bits = 0.0
+    for tensor in tensors:
+        for plane in byte_planes(tensor):
+            counts = np.bincount(plane)
+            counts = counts[counts > 0]
+            bits -= float((counts * np.log2(counts / counts.sum())).sum())
+    return bits / 8
+
+
+# A coded plane is: u32, the bytes that follow, or 0 where the plane is stored as it is; a bitmap
+# of the byte values that occur; a frequency u16 for each; the coder's u32 words.
+
+
+def categorical(frequencies: np.ndarray) -> Any:
+    probabilities = frequencies / frequencies.sum(dtype=np.int64)
+    return constriction.stream.model.Categorical(probabilities, perfect=False)
 
 
 def encode(plane: np.ndarray) -> bytes:
-    """uint8 [n] within a few bytes of its entropy, by asymmetric numeral systems (Duda 2013). Layout: u32 bytes that follow, or 0 when the n bytes
-    are stored as they are; bitmap of the values that occur; a frequency u16 for each; the coder's u32 words."""
+    """uint8 [n] within a few bytes of its entropy, by asymmetric numeral systems (Duda 2013)."""
     counts = np.bincount(plane, minlength=256)
     present = counts > 0
-    frequencies = np.maximum(1, np.round(counts[present] * (65_535 / max(1, counts.max())))).astype(
-        "<u2"
-    )
+    scaled = np.round(counts[present] * (65_535 / max(1, counts.max())))
+    frequencies = np.maximum(1, scaled).astype("<u2")
     coder = constriction.stream.stack.AnsCoder()
     if len(frequencies) > 1:
-        model = constriction.stream.model.Categorical(
-            frequencies / frequencies.sum(dtype=np.int64), perfect=False
-        )
-        coder.encode_reverse((np.cumsum(present) - 1)[plane].astype(np.int32), model)
-    coded = (
-        np.packbits(present).tobytes()
-        + frequencies.tobytes()
-        + coder.get_compressed().astype("<u4").tobytes()
-    )
-    return (
-        struct.pack("<I", len(coded)) + coded
-        if len(coded) < len(plane)
-        else struct.pack("<I", 0) + plane.tobytes()
-    )
+        index_of_value = np.cumsum(present) - 1
+        coder.encode_reverse(index_of_value[plane].astype(np.int32), categorical(frequencies))
+    words = coder.get_compressed().astype("<u4")
+    coded = np.packbits(present).tobytes() + frequencies.tobytes() + words.tobytes()
+    if len(coded) < len(plane):
+        return struct.pack("<I", len(coded)) + coded
+    return struct.pack("<I", 0) + plane.tobytes()
 
 
 def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
-    """The plane of `size` bytes that `encode` put at offset `at`, and the offset behind it. Raises ValueError, struct.error."""
-    coded_bytes, at = struct.unpack_from("<I", data, at)[0], at + 4
-    end = at + (coded_bytes or size)
+    """The plane of `size` bytes that `encode` put at offset `at`, and the offset behind it.
+
+    Raises ValueError or struct.error.
+    """
+    coded_bytes = struct.unpack_from("<I", data, at)[0]
+    start = at + 4
     if not coded_bytes:
-        return np.frombuffer(data, np.uint8, size, at), end  # ValueError where the data end before
-    values = np.flatnonzero(
-        np.unpackbits(np.frombuffer(data, np.uint8, coded_bytes, at)[:32])
-    ).astype(np.uint8)
-    coded = np.frombuffer(data[at + 32 : end], "<u2")
-    frequencies, words = coded[: len(values)], coded[len(values) :].tobytes()
-    if (
-        not len(values)
-        or len(frequencies) != len(values)
-        or not frequencies.all()
-        or (len(values) == 1 and words)
-    ):
+        # a ValueError where the data end before
+        return np.frombuffer(data, np.uint8, size, start), start + size
+    end = start + coded_bytes
+    bitmap = np.frombuffer(data, np.uint8, coded_bytes, start)[:32]
+    values = np.flatnonzero(np.unpackbits(bitmap)).astype(np.uint8)
+    shorts = np.frombuffer(data[start + 32 : end], "<u2")
+    frequencies = shorts[: len(values)]
+    words = shorts[len(values) :].tobytes()
+    whole_table = len(values) > 0 and len(frequencies) == len(values) and frequencies.all()
+    if not whole_table or (len(values) == 1 and words):
         raise ValueError("a tensor's table of frequencies is damaged")
     if len(values) == 1:
         return np.full(size, values[0]), end
-    model = constriction.stream.model.Categorical(
-        frequencies / frequencies.sum(dtype=np.int64), perfect=False
-    )
     coder = constriction.stream.stack.AnsCoder(np.frombuffer(words, "<u4").astype(np.uint32))
-    plane = values[coder.decode(model, size)]
+    plane = values[coder.decode(categorical(frequencies), size)]
     if not coder.is_empty():
         raise ValueError("a tensor has more words than symbols")
     return plane, end
 
 
-Stored = tuple[
-    str, list[Tensor], int
-]  # format; integer symbols and a bfloat16 scale per row, or floats alone; bytes in the artifact
+@dataclass(frozen=True)
+class Packed:
+    """An artifact, and the tensors that it holds with the bytes that each takes in it."""
+
+    data: bytes
+    tensors: dict[str, Stored]
+    coded_bytes: dict[str, int]
+
+    def entropy_bytes(self) -> float:
+        return sum(entropy_bytes(stored.parts()) for stored in self.tensors.values())
 
 
-def pack(
-    model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0
-) -> tuple[bytes, dict[str, Stored]]:
-    """The artifact's bytes, and its tensors: magic, version u32, header length u32, payload length u64, JSON header, payload, sha256 of all before it.
-    The payload holds, in header order, the byte planes of every tensor's values and then of its row scales, each plane by `encode`."""
-    stored, payload, parameters = {}, [], dict(model.named_parameters())
-    for name, fmt in export_formats(model, cfg).items():
-        w = parameters[name].detach().float()
-        if not torch.isfinite(w).all():
-            raise UserError(
-                f"export: expected finite weights, found NaN or infinity in {name}; the run has diverged, lower the learning rates"
-            )
-        if fmt == "fp16" and (largest := float(w.abs().amax()) if w.numel() else 0) > 65_504:
-            raise UserError(
-                f"export: expected {name} within fp16's range, found {largest:.4g}; store it as fp32"
-            )
-        tensors = [
-            t.cpu()
-            for t in (
-                quantize_rows(w, LEVELS[fmt], coarsen)
-                if fmt in LEVELS
-                else [w.to(FLOAT_TYPES[fmt])]
-            )
-        ]
-        payload.append(b"".join(encode(plane) for t in tensors for plane in byte_planes(t)))
-        stored[name] = fmt, tensors, len(payload[-1])
-    payload = b"".join(payload)
+def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> Packed:
+    """The artifact of a model. Raises UserError for weights that cannot be stored.
+
+    Layout: magic, version u32, header length u32, payload length u64, JSON header, payload,
+    sha256 of all before it. The payload holds, in the order of the header's tensors, the byte
+    planes of their values and then of their row scales, each plane by `encode`.
+    """
+    parameters = dict(model.named_parameters())
+    tensors = {}
+    coded = {}
+    for name, format in export_formats(model, cfg).items():
+        stored = store(name, parameters[name].detach().float(), format, coarsen)
+        planes = itertools.chain.from_iterable(map(byte_planes, stored.parts()))
+        tensors[name] = stored
+        coded[name] = b"".join(map(encode, planes))
+    payload = b"".join(coded.values())
     header = {
-        "config": {name: getattr(cfg, name) for name in MODEL_FIELDS + SCORING_FIELDS},
+        "model": asdict(cfg.model),
+        "scoring": asdict(cfg.scoring),
         "tokenizer_sha256": tokenizer_sha256,
+        "tensors": {
+            name: {"format": stored.format, "shape": list(stored.values.shape)}
+            for name, stored in tensors.items()
+        },
     }
-    header["tensors"] = [
-        [name, list(tensors[0].shape), fmt] for name, (fmt, tensors, _) in stored.items()
-    ]
-    header = json.dumps(header, separators=(",", ":")).encode()
-    body = (
-        ARTIFACT_MAGIC
-        + struct.pack("<IIQ", ARTIFACT_VERSION, len(header), len(payload))
-        + header
-        + payload
-    )
-    return body + hashlib.sha256(body).digest(), stored
+    raw_header = json.dumps(header, separators=(",", ":")).encode()
+    sizes = struct.pack("<IIQ", ARTIFACT_VERSION, len(raw_header), len(payload))
+    body = ARTIFACT_MAGIC + sizes + raw_header + payload
+    coded_bytes = {name: len(planes) for name, planes in coded.items()}
+    return Packed(body + hashlib.sha256(body).digest(), tensors, coded_bytes)
 
 
-def export(model: GPT, cfg: Config, tokenizer_sha256: str, rt: Runtime, code_bytes: int) -> bytes:
-    """The artifact under the cap: with fit_cap, quantisation steps are widened just enough (entropy falls by log2 of the factor per weight)."""
-    limit, coarsen, formats = SIZE_CAP_BYTES - code_bytes, 1.0, export_formats(model, cfg)
-    quantised = sum(p.numel() for name, p in model.named_parameters() if formats[name] in LEVELS)
+def export(model: GPT, cfg: Config, tokenizer_sha256: str, code_bytes: int, log: Log) -> bytes:
+    """The artifact under the size cap. Raises UserError where it does not fit.
+
+    With fit_cap, quantisation steps are widened just enough: entropy falls by log2 of the factor
+    per weight.
+    """
+    limit = SIZE_CAP_BYTES - code_bytes
+    formats = export_formats(model, cfg)
+    quantised = 0
+    for name, p in model.named_parameters():
+        if formats[name] in LEVELS:
+            quantised += p.numel()
+    coarsen = 1.0
     while True:
-        data, stored = pack(model, cfg, tokenizer_sha256, coarsen)
-        excess = len(data) - limit
+        packed = pack(model, cfg, tokenizer_sha256, coarsen)
+        excess = len(packed.data) - limit
         if excess <= 0:
-            bound = sum(entropy_bytes(tensors) for _, tensors, _ in stored.values())
-            rt.log(
-                f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} entropy_bound_bytes:{bound:.0f}"
+            log(
+                f"export coarsen:{coarsen:.4f} headroom_bytes:{-excess} "
+                f"entropy_bound_bytes:{packed.entropy_bytes():.0f}"
             )
-            return data
-        if not cfg.fit_cap or coarsen > 4 or not quantised:
-            heaviest = ", ".join(
-                f"{n} {t[2]:,}" for n, t in sorted(stored.items(), key=lambda item: -item[1][2])[:5]
-            )
-            found = (
-                f"{len(data) + code_bytes:,}, {excess:,} over; heaviest tensors (bytes): {heaviest}"
-            )
+            return packed.data
+        if not cfg.export.fit_cap or coarsen > 4 or not quantised:
+            by_size = sorted(packed.coded_bytes.items(), key=lambda item: -item[1])
+            heaviest = ", ".join(f"{name} {size:,}" for name, size in by_size[:5])
             raise UserError(
-                f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, found {found}; use a smaller format, model or --fit-cap 1"
+                f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, "
+                f"found {len(packed.data) + code_bytes:,}, {excess:,} over; "
+                f"heaviest tensors (bytes): {heaviest}; "
+                "use a smaller format, model or --fit-cap 1"
             )
         coarsen *= 2 ** (1.02 * 8 * excess / quantised + 0.002)
 
 
-def read_header(data: bytes, where: str) -> tuple[bytes, memoryview]:
-    """JSON header and compressed payload of an artifact whose every byte is verified. Raises UserError."""
+def split_artifact(data: bytes, where: str) -> tuple[bytes, memoryview]:
+    """JSON header and coded payload of an artifact whose every byte is verified.
+
+    Raises UserError.
+    """
     start = len(ARTIFACT_MAGIC) + 16
     if len(data) < start + 32 or data[: len(ARTIFACT_MAGIC)] != ARTIFACT_MAGIC:
         raise UserError(
-            f"{where}: expected an artifact that starts with {ARTIFACT_MAGIC!r}, found {bytes(data[:8])!r} in {len(data)} bytes; export it again"
+            f"{where}: expected an artifact that starts with {ARTIFACT_MAGIC!r}, "
+            f"found {bytes(data[:8])!r} in {len(data)} bytes; export it again"
         )
-    version, header_bytes, payload_bytes = struct.unpack_from("<IIQ", data, len(ARTIFACT_MAGIC))
-    size = start + header_bytes + payload_bytes + 32
+    sizes = struct.unpack_from("<IIQ", data, len(ARTIFACT_MAGIC))
+    version, header_bytes, payload_bytes = sizes
     if version != ARTIFACT_VERSION:
         raise UserError(
-            f"{where}: expected artifact version {ARTIFACT_VERSION}, found {version}; use the train_gpt.py that wrote it"
+            f"{where}: expected artifact version {ARTIFACT_VERSION}, found {version}; "
+            "use the train_gpt.py that wrote it"
         )
+    size = start + header_bytes + payload_bytes + 32
     if len(data) != size or hashlib.sha256(data[:-32]).digest() != data[-32:]:
         raise UserError(
-            f"{where}: expected {size:,} bytes that match their own sha256, found {len(data):,} that do not; copy the file again"
+            f"{where}: expected {size:,} bytes that match their own sha256, "
+            f"found {len(data):,} that do not; copy the file again"
         )
-    return data[start : start + header_bytes], memoryview(data)[start + header_bytes : -32]
+    header_end = start + header_bytes
+    return data[start:header_end], memoryview(data)[header_end:-32]
+
+
+class PayloadReader:
+    """Reads tensors one after the other. Raises ValueError or struct.error."""
+
+    def __init__(self, payload: memoryview):
+        self.payload = payload
+        self.at = 0
+
+    def read(self, dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
+        planes = []
+        for _ in range(dtype.itemsize):
+            plane, self.at = decode(self.payload, self.at, math.prod(shape))
+            planes.append(plane)
+        flat = torch.from_numpy(np.stack(planes, -1).reshape(-1))
+        return flat.view(dtype).view(*shape)
+
+    def read_stored(self, format: str, shape: Sequence[int]) -> Stored:
+        if format in LEVELS:
+            return Stored(
+                format, self.read(torch.int8, shape), self.read(torch.bfloat16, shape[:1])
+            )
+        return Stored(format, self.read(FLOAT_TYPES[format], shape), None)
 
 
 def read_tensors(
-    entries: list[tuple[str, list[int], str]], payload: memoryview
-) -> dict[str, Stored]:
-    """What `pack` wrote, by name. Raises ValueError, struct.error."""
-    at, stored = 0, {}
-
-    def take(dtype: torch.dtype, shape: Sequence[int]) -> Tensor:
-        nonlocal at
-        planes = []
-        for _ in range(dtype.itemsize):
-            plane, at = decode(payload, at, math.prod(shape))
-            planes.append(plane)
-        return torch.from_numpy(np.stack(planes, -1).reshape(-1)).view(dtype).view(*shape)
-
-    for name, shape, fmt in entries:
-        start, quantised = at, [(torch.int8, shape), (torch.bfloat16, shape[:1])]
-        tensors = [
-            take(*what) for what in (quantised if fmt in LEVELS else [(FLOAT_TYPES[fmt], shape)])
-        ]
-        stored[name] = fmt, tensors, at - start
-    if at != len(payload):
-        raise ValueError(f"its payload has {len(payload) - at} bytes too many")
-    return stored
+    entries: Mapping[str, Mapping[str, Any]], payload: memoryview
+) -> tuple[dict[str, Stored], dict[str, int]]:
+    """What `pack` wrote, by name, and the bytes of each. Raises ValueError, struct.error."""
+    reader = PayloadReader(payload)
+    tensors = {}
+    coded_bytes = {}
+    for name, entry in entries.items():
+        start = reader.at
+        tensors[name] = reader.read_stored(entry["format"], entry["shape"])
+        coded_bytes[name] = reader.at - start
+    if reader.at != len(payload):
+        raise ValueError(f"its payload has {len(payload) - reader.at} bytes too many")
+    return tensors, coded_bytes
 
 
-def unpack(data: bytes, where: str) -> tuple[GPT, Config, str]:
-    """Model (float32, CPU), its config and the tokenizer's sha256. Nothing in the file is executed or unpickled. Raises UserError."""
-    header, payload = read_header(data, where)
+def config_from_header(header: Mapping[str, Any]) -> Config:
+    """Raises ValueError for other fields or types than this file's, UserError for bad values."""
+    groups = {}
+    for group, kind in (("model", ModelConfig), ("scoring", ScoringConfig)):
+        found = header[group]
+        expected = {f.name: type(f.default) for f in fields(kind)}
+        if {name: type(value) for name, value in found.items()} != expected:
+            raise ValueError(f"its {group} settings are not those of this train_gpt.py")
+        groups[group] = kind(**found)
+    return validate(Config(**groups))
+
+
+def check_tensors(entries: Mapping[str, Mapping[str, Any]], model: nn.Module) -> None:
+    """Raises ValueError unless the header's tensors are those of the model."""
+    found = {name: list(entry["shape"]) for name, entry in entries.items()}
+    expected = {name: list(p.shape) for name, p in model.named_parameters()}
+    if found != expected:
+        raise ValueError("its tensors are not those of its config")
+    for name, entry in entries.items():
+        if entry["format"] in LEVELS and len(entry["shape"]) != 2:
+            raise ValueError(f"{name} is no matrix and cannot be {entry['format']}")
+    count = sum(map(math.prod, expected.values()))
+    if count > MOST_PARAMETERS:
+        raise ValueError(
+            f"{count:,} parameters, more than twice as many as {SIZE_CAP_BYTES:,} bytes have bits"
+        )
+
+
+# What reading a damaged or hostile header and payload may raise.
+DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    UserError,
+    ValueError,
+    struct.error,
+)
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A model read back from its artifact: float32 weights without gradients."""
+
+    model: GPT
+    cfg: Config  # the model and scoring groups; the others are defaults
+    tokenizer_sha256: str
+    packed: Packed
+
+
+def unpack(data: bytes, where: str) -> Artifact:
+    """Nothing in the file is executed or unpickled. Raises UserError; `where` names the file."""
+    raw_header, payload = split_artifact(data, where)
     try:
-        header = json.loads(header)
-        stored = header["config"]
-        types = {f.name: type(f.default) for f in fields(Config)}
-        if set(stored) != set(MODEL_FIELDS + SCORING_FIELDS) or any(
-            type(v) is not types[k] for k, v in stored.items()
-        ):
-            raise ValueError("its config has other fields than this train_gpt.py")
-        cfg = validate(Config(**stored))
+        header = json.loads(raw_header)
+        cfg = config_from_header(header)
         with torch.device("meta"):
-            model = GPT(cfg)
-        expected = {n: list(p.shape) for n, p in model.named_parameters()}
-        tensors = [(str(name), list(shape), str(fmt)) for name, shape, fmt in header["tensors"]]
-        if (
-            {n: s for n, s, _ in tensors} != expected
-            or len(tensors) != len(expected)
-            or any(f in LEVELS and len(s) != 2 for _, s, f in tensors)
-        ):
-            raise ValueError("its tensors are not those of its config")
-        if (
-            count := sum(map(math.prod, expected.values()))
-        ) > 1 << 28:  # a few bytes may claim to hold any number of equal ones
-            raise ValueError(
-                f"{count:,} parameters, more than twice as many as {SIZE_CAP_BYTES:,} bytes have bits"
-            )
-        stored = read_tensors(tensors, payload)
-        state = {
-            name: t[0].float() * t[1].float()[:, None] if t[1:] else t[0].float()
-            for name, (_, t, _) in stored.items()
-        }
-        model.load_state_dict(state, assign=True)
+            model = GPT(cfg.model)
+        check_tensors(header["tensors"], model)
+        tensors, coded_bytes = read_tensors(header["tensors"], payload)
+        weights = {name: stored.weights() for name, stored in tensors.items()}
+        model.load_state_dict(weights, assign=True)
         tokenizer_sha256 = str(header["tokenizer_sha256"])
-    except (
-        KeyError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AttributeError,
-        OverflowError,
-        MemoryError,
-        RuntimeError,
-        struct.error,
-        UserError,
-    ) as error:
+    except DAMAGE as error:
         raise UserError(
-            f"{where}: expected an artifact of this train_gpt.py, found: {error}; use the code that wrote it"
+            f"{where}: expected an artifact of this train_gpt.py, found: {error}; "
+            "use the code that wrote it"
         ) from None
-    return model.requires_grad_(False), cfg, tokenizer_sha256
+    packed = Packed(data, tensors, coded_bytes)
+    return Artifact(model.requires_grad_(False), cfg, tokenizer_sha256, packed)
 
 
-def load_artifact(path: Path, rt: Runtime) -> tuple[GPT, Config, str]:
+def load_artifact(path: Path) -> Artifact:
+    """Raises UserError for a missing or damaged file."""
     try:
-        model, cfg, tokenizer_sha256 = unpack(path.read_bytes(), str(path))
+        data = path.read_bytes()
     except OSError as error:
         raise UserError(
             f"{path}: expected an artifact, found {error.strerror}; train one first"
         ) from None
-    return model.to(rt.device), cfg, tokenizer_sha256
+    return unpack(data, str(path))
 
 
-# --- 11. Training loop ---
+# --- 11. Training ---
+
+
 def training_step(
     compute: Callable[[Tensor, Tensor], Tensor],
-    batch: list[tuple[Tensor, Tensor]],
-    params: list[nn.Parameter],
-    rt: Runtime,
+    batch: Sequence[tuple[Tensor, Tensor]],
+    params: Sequence[nn.Parameter],
+    ranks: Ranks,
 ) -> Tensor:
-    """Sets the gradients of the mean loss over this rank's micro-batches; returns that loss, float32 scalar on the device, nats."""
+    """Sets the gradients of the mean loss over this rank's micro-batches.
 
-    def micro_step(micro: tuple[Tensor, Tensor]) -> list[Tensor]:
+    Returns that loss, float32 scalar on the device, nats.
+    """
+
+    def loss_and_gradients(micro: tuple[Tensor, Tensor]) -> list[Tensor]:
         loss = compute(*micro) / len(batch)
         return [loss.detach(), *torch.autograd.grad(loss, params)]
 
-    total = next(gradients := parallel(micro_step, batch, rt.device))
-    for other in gradients:
-        torch._foreach_add_(total, other)  # in the order of the batch, whoever was first
-    for p, g in zip(params, total[1:], strict=True):
-        p.grad = g
-    return total[0]
+    results = ranks.map(loss_and_gradients, batch)
+    total = next(results)
+    for result in results:  # in the order of the batch, whichever was done first
+        torch._foreach_add_(total, result)
+    loss, *gradients = total
+    for p, gradient in zip(params, gradients, strict=True):
+        p.grad = gradient
+    return loss
 
 
-def warm_up(
-    model: GPT, compute: Callable, optimizers: Optimizers, rows: int, cfg: Config, rt: Runtime
-) -> None:
-    """Compiles everything the loop will run on synthetic tokens (never on data), then restores weights and optimizer state bit for bit."""
-    saved, formats, generator = (
-        [p.detach().clone() for p in model.parameters()],
-        export_formats(model, cfg),
-        torch.Generator().manual_seed(0),
-    )
-    for step in range(cfg.warmup_steps):
-        quantize_matrices(model, formats if cfg.qat_lr_scale > 0 and step % 2 == 1 else {})
-        tokens = torch.randint(
-            cfg.vocab_size, (rows, cfg.train_seq_len + 1), generator=generator
-        ).to(rt.device)
-        training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, rt)
-        optimizers.step(step, 1.0)
-    quantize_matrices(model, {})
-    with torch.no_grad():
-        torch._foreach_copy_(list(model.parameters()), saved)
-        torch._foreach_zero_(list(optimizers.state.values()))
-
-
-def quantize_matrices(model: GPT, formats: dict[str, str]) -> None:
-    """Fake quantisation of the matrices whose export format is an integer, to as many levels; no formats turn it off."""
+def quantize_matrices(model: nn.Module, formats: Mapping[str, str]) -> None:
+    """Fake quantisation of the matrices whose export format is an integer; no formats: off."""
     for name, module in model.named_modules():
         if isinstance(module, Linear):
             module.levels = LEVELS.get(formats.get(f"{name}.weight", ""), 0)
 
 
-class Checkpoints:
-    """The last two states of a run in --out, checkpoint_RUN_NUMBER_STEP_SHA256.npz: RUN names code, config, seed and data, NUMBER grows, SHA256 is the
-    file's. All ranks hold the same state, so any number may go on from it; it needs no random generator, as a batch follows from seed and row."""
+def compile_model(model: GPT, cfg: TrainingConfig, ranks: Ranks) -> Callable[..., Tensor]:
+    """The model's forward pass as training calls it. Raises UserError without a compiler."""
+    compute: Callable[..., Tensor] = model
+    if cfg.compile:
+        compilers = ("c++", "g++", "clang++")
+        found = os.environ.get("CXX") or any(map(shutil.which, compilers))
+        if ranks.device.type == "cpu" and not found:
+            raise UserError(
+                "--compile: expected a C++ compiler for torch.compile on a CPU, found none; "
+                "install one or pass --compile 0"
+            )
+        compute = torch.compile(model, fullgraph=True, dynamic=False)
+    return functools.partial(compute, dtype=ranks.train_dtype)
 
-    def __init__(self, run: str, state: dict[str, Tensor], cfg: Config, rt: Runtime):
-        self.run, self.state, self.cfg, self.folder, self.rt = (
-            hashlib.sha256(run.encode()).hexdigest()[:12],
-            state,
-            cfg,
-            Path(cfg.out),
-            rt,
-        )
+
+def warm_up(
+    model: GPT,
+    compute: Callable[..., Tensor],
+    optimizers: Optimizers,
+    rows: int,
+    cfg: Config,
+    log: Log,
+) -> None:
+    """Compiles all that the loop will run, on synthetic tokens, never on data.
+
+    Weights and optimizer state are restored bit for bit.
+    """
+    started = time.perf_counter()
+    saved = [p.detach().clone() for p in model.parameters()]
+    formats = export_formats(model, cfg)
+    ranks = optimizers.ranks
+    generator = torch.Generator().manual_seed(0)
+    shape = (rows, cfg.training.train_seq_len + 1)
+    for step in range(cfg.training.warmup_steps):
+        quantised = cfg.training.qat_lr_scale > 0 and step % 2 == 1
+        quantize_matrices(model, formats if quantised else {})
+        tokens = torch.randint(cfg.model.vocab_size, shape, generator=generator).to(ranks.device)
+        training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, ranks)
+        optimizers.step(step, 1.0)
+    quantize_matrices(model, {})
+    with torch.no_grad():
+        torch._foreach_copy_(list(model.parameters()), saved)
+    optimizers.reset()
+    seconds = time.perf_counter() - started
+    log(f"warmup steps:{cfg.training.warmup_steps} time:{seconds:.1f}s")
+
+
+class TrainingClock:
+    """Seconds of training; what happens while it is paused does not count."""
+
+    def __init__(self, ranks: Ranks, seconds: float):
+        self.ranks = ranks
+        self.started = ranks.clock() - seconds
+
+    def host_seconds(self) -> float:
+        """By the host's clock, without waiting for the device."""
+        return time.perf_counter() - self.started
+
+    def seconds(self) -> float:
+        """Once the device has done all that was asked of it."""
+        return self.ranks.clock() - self.started
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[float]:
+        """Yields the seconds at which it stands."""
+        at = self.ranks.clock()
+        yield at - self.started
+        self.started += self.ranks.clock() - at
+
+
+class StepPacer:
+    """Keeps the host at most two steps ahead of the GPU, whose queue then never drains."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.events: list[torch.cuda.Event] = []
+
+    def wait(self) -> None:
+        if self.device.type != "cuda":
+            return
+        self.events.append(torch.cuda.current_stream().record_event())
+        if len(self.events) > 2:
+            self.events.pop(0).synchronize()
+
+
+class StopSignals:
+    """Collects SIGTERM and SIGINT instead of dying of them.
+
+    One that nobody acted upon is raised again at the end.
+    """
+
+    def __init__(self) -> None:
+        self.received: list[int] = []
+        self.handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignals:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self.handlers[number] = signal.signal(number, self.receive)
+        return self
+
+    def receive(self, number: int, frame: Any) -> None:
+        self.received.append(number)
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self.handlers.items():
+            signal.signal(number, handler)
+        if self.received and kind is None:
+            signal.raise_signal(self.received[0])
+
+
+class Health:
+    """Counts, on the device, this rank's steps with a finite loss and gradient.
+
+    No step waits to be checked.
+    """
+
+    def __init__(self, ranks: Ranks, steps: int):
+        self.ranks = ranks
+        self.finite_steps = torch.full((), steps, device=ranks.device)
+        self.loss = torch.zeros((), device=ranks.device)
+
+    def observe(self, loss: Tensor, params: Sequence[nn.Parameter]) -> None:
+        """After the gradients are made and before they are reduced over ranks."""
+        self.loss = loss
+        norms = torch._foreach_norm([p.grad for p in params])
+        self.finite_steps += torch.stack([loss, *norms]).isfinite().all()
+
+    def by_rank(self) -> tuple[list[float], list[float]]:
+        """Each rank's last loss, nats, and its number of finite steps."""
+        seen = torch.zeros(2, self.ranks.world_size, dtype=torch.float64, device=self.ranks.device)
+        seen[0, self.ranks.rank] = self.loss.double()
+        seen[1, self.ranks.rank] = self.finite_steps.double()
+        losses, counts = self.ranks.all_reduce(seen).tolist()
+        return losses, counts
+
+
+@dataclass
+class Progress:
+    """How far a run is, and what its settings say is due at this point."""
+
+    cfg: Config
+    step: int = 0  # optimizer steps taken
+    seconds: float = 0.0  # of training, as all ranks agreed before this step
+    stopping: bool = False  # somebody was asked to stop
+    resumed_at: int | None = None  # that step has been logged, validated and saved already
+
+    def finished(self) -> bool:
+        training = self.cfg.training
+        out_of_time = 0 < training.train_seconds <= self.seconds
+        return self.step == training.iterations or out_of_time
+
+    def learning_rate_scale(self) -> float:
+        return learning_rate_scale(self.step, self.seconds, self.cfg.training)
+
+    def at_multiple_of(self, interval: int) -> bool:
+        """At the last step, and every `interval` steps; never where that is 0."""
+        return interval > 0 and (self.finished() or self.step % interval == 0)
+
+    def is_new(self) -> bool:
+        return self.step != self.resumed_at
+
+    def should_save(self) -> bool:
+        due = self.stopping or self.at_multiple_of(self.cfg.run.checkpoint_every)
+        return self.is_new() and self.step > 0 and due
+
+    def should_validate(self) -> bool:
+        return self.is_new() and self.at_multiple_of(self.cfg.training.val_every)
+
+    def should_log(self) -> bool:
+        if not self.is_new() or self.step == 0:
+            return False
+        early = self.step <= 10
+        return early or self.should_save() or self.at_multiple_of(self.cfg.training.log_every)
+
+    def should_snapshot(self, lr_scale: float) -> bool:
+        """For SWA, after a step taken at lr_scale."""
+        training = self.cfg.training
+        late = lr_scale < training.swa_lr_scale
+        return training.swa_every > 0 and late and self.step % training.swa_every == 0
+
+
+class Checkpoint(NamedTuple):
+    """The numbers in a checkpoint, beside its tensors and the log."""
+
+    step: int
+    row: int  # of the loader
+    snapshots: int  # averaged so far
+    seconds: float  # of training
+
+
+class Checkpoints:
+    """The last two states of a run in --out, checkpoint_RUN_NUMBER_STEP_SHA256.npz.
+
+    RUN names code, config, seed and data, NUMBER grows, SHA256 is that of the file. All ranks
+    hold the same state, so any number of them may go on from it. It needs no random generator,
+    because a batch follows from seed and row.
+    """
+
+    def __init__(self, run_id: str, state: Mapping[str, Tensor], cfg: Config, ranks: Ranks):
+        self.run = hashlib.sha256(run_id.encode()).hexdigest()[:12]
+        self.state = state
+        self.folder = Path(cfg.run.out)
+        self.ranks = ranks
 
     def find(self) -> list[Path]:
+        """This run's, oldest first."""
         return sorted(self.folder.glob(f"checkpoint_{self.run}_??????_*_*.npz"))
 
-    def save(self, *progress: float) -> bool:
-        """Whether it could be written; if not, the run goes on without. progress: step, row, SWA snapshots, seconds."""
-        with self.rt.together():
-            if self.rt.rank == 0:
-                log, arrays = (
-                    np.frombuffer(self.rt.log_path.read_bytes(), np.uint8),
-                    {name: t.detach().cpu().numpy() for name, t in self.state.items()},
-                )
-                np.savez(buffer := io.BytesIO(), progress=np.array(progress), log=log, **arrays)
-                number = 1 + max((int(path.name.split("_")[2]) for path in self.find()), default=0)
-                name = f"checkpoint_{self.run}_{number:06d}_{progress[0]:07d}_{hashlib.sha256(data := buffer.getbuffer()).hexdigest()}.npz"
-                try:
-                    write_atomically(self.folder / name, data)
-                except UserError as error:
-                    self.rt.log(f"checkpoint not written: {error}")
-                    return False
-                self.rt.log(f"checkpoint step:{progress[0]} file:{name} bytes:{len(data)}")
-                for old in [*self.find()[:-2], *self.folder.glob(f".checkpoint_{self.run}_*.tmp")]:
-                    old.unlink(missing_ok=True)
+    def next_name(self, step: int, data: memoryview) -> str:
+        numbers = [int(path.name.split("_")[2]) for path in self.find()]
+        number = 1 + max(numbers, default=0)
+        digest = hashlib.sha256(data).hexdigest()
+        return f"checkpoint_{self.run}_{number:06d}_{step:07d}_{digest}.npz"
+
+    def save(self, checkpoint: Checkpoint, log: Log) -> bool:
+        """Whether it could be written; if not, the run goes on without."""
+        with self.ranks.together():
+            if self.ranks.rank == 0:
+                return self.write(checkpoint, log)
+        return True
+
+    def write(self, checkpoint: Checkpoint, log: Log) -> bool:
+        arrays = {name: t.detach().cpu().numpy() for name, t in self.state.items()}
+        log_so_far = np.frombuffer(log.path.read_bytes(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, progress=np.array(checkpoint), log=log_so_far, **arrays)
+        data = buffer.getbuffer()
+        name = self.next_name(checkpoint.step, data)
+        try:
+            write_atomically(self.folder / name, data)
+        except UserError as error:
+            log(f"checkpoint not written: {error}")
+            return False
+        log(f"checkpoint step:{checkpoint.step} file:{name} bytes:{len(data)}")
+        for old in self.find()[:-2]:
+            old.unlink(missing_ok=True)
+        for unfinished in self.folder.glob(f".checkpoint_{self.run}_*.tmp"):
+            unfinished.unlink(missing_ok=True)
         return True
 
     @torch.no_grad()
-    def load(self) -> tuple[int, int, int, float]:
-        """What `save` was told last, zeros where it never was, after restoring state and log. Raises UserError for another run's checkpoints."""
-        progress = torch.zeros(4, dtype=torch.float64)
-        with self.rt.together():
-            if self.rt.rank == 0 and (others := sorted(self.folder.glob("checkpoint_*.npz"))):
-                if not (whole := [p for p in self.find() if sha256_file(p) == p.stem[-64:]]):
-                    raise UserError(
-                        f"{others[-1]}: expected a whole checkpoint of this code, config, seed and data; undo changes or leave --resume out"
-                    )
-                try:
-                    with np.load(path := whole[-1], allow_pickle=False) as arrays:
-                        for name, t in {**self.state, "progress": progress}.items():
-                            t.copy_(torch.from_numpy(arrays[name]).view(t.shape))
-                        step, *_ = map(int, progress.tolist())
-                        write_atomically(self.rt.log_path, arrays["log"].tobytes())
-                except Exception as e:
-                    raise (
-                        e
-                        if isinstance(e, UserError)
-                        else UserError(
-                            f"{path}: expected a checkpoint, found {type(e).__name__} {e}; remove it"
-                        )
-                    ) from None
-                self.rt.log(
-                    f"resume step:{step} train_time:{1000 * progress[3]:.0f}ms file:{path.name} {describe_environment(self.rt, self.cfg)[0]}"
-                )
-        for t in (progress, *self.state.values()):
-            self.rt.all_reduce(t if self.rt.rank == 0 else t.zero_())
-        return *map(int, progress[:3]), progress[3].item()
+    def load(self, log: Log) -> Checkpoint:
+        """Restores state and log from the newest whole checkpoint; zeros where there is none.
+
+        Raises UserError where the folder holds only damaged checkpoints or another run's.
+        """
+        numbers = torch.zeros(4, dtype=torch.float64)
+        with self.ranks.together():
+            if self.ranks.rank == 0 and any(self.folder.glob("checkpoint_*.npz")):
+                self.read(self.newest_whole(), numbers, log)
+        for tensor in (numbers, *self.state.values()):
+            # the other ranks add zeros to what rank 0 has read
+            self.ranks.all_reduce(tensor if self.ranks.rank == 0 else tensor.zero_())
+        step, row, snapshots, seconds = numbers.tolist()
+        return Checkpoint(int(step), int(row), int(snapshots), seconds)
+
+    def newest_whole(self) -> Path:
+        for path in reversed(self.find()):
+            if sha256_file(path) == path.stem[-64:]:
+                return path
+        newest = max(self.folder.glob("checkpoint_*.npz"))
+        raise UserError(
+            f"{newest}: expected a whole checkpoint of this code, config, seed and data; "
+            "undo changes or leave --resume out"
+        )
+
+    def read(self, path: Path, numbers: Tensor, log: Log) -> None:
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                for name, tensor in {**self.state, "progress": numbers}.items():
+                    tensor.copy_(torch.from_numpy(arrays[name]).view(tensor.shape))
+                log_then = arrays["log"].tobytes()
+            step = int(numbers[0])
+        except Exception as error:  # whatever a zip file with our name may hold
+            raise UserError(
+                f"{path}: expected a checkpoint, found {type(error).__name__} {error}; remove it"
+            ) from None
+        write_atomically(log.path, log_then)
+        log(
+            f"resume step:{step} train_time:{1000 * numbers[3]:.0f}ms file:{path.name} "
+            f"{environment_line(self.ranks)}"
+        )
 
 
 def train(
-    model: GPT, dataset: Dataset, cfg: Config, rt: Runtime, run: str = ""
-) -> tuple[int, float]:
-    """Leaves averaged weights in the model; returns steps and seconds of training. SystemExit after SIGTERM or SIGINT; checkpoints are named after `run`."""
-    optimizers, average, loader = (
-        Optimizers(model, cfg, rt),
-        Average(model, cfg),
-        Loader(dataset.train, cfg, rt),
-    )
-    if (
-        cfg.compile
-        and rt.device.type == "cpu"
-        and not os.environ.get("CXX")
-        and not any(map(shutil.which, ("c++", "g++", "clang++")))
-    ):
-        raise UserError(
-            "--compile: expected a C++ compiler for torch.compile on a CPU, found none; install one or pass --compile 0"
-        )
-    formats, compute = (
-        export_formats(model, cfg),
-        torch.compile(model, fullgraph=True, dynamic=False) if cfg.compile else model,
-    )
-    started = time.perf_counter()
-    warm_up(model, compute, optimizers, loader.micro_rows, cfg, rt)
-    rt.log(f"warmup steps:{cfg.warmup_steps} time:{time.perf_counter() - started:.1f}s")
-    state = {
-        f"{kind}.{i}": t
-        for kind, held in (("weight", average.params), ("ema", average.ema), ("swa", average.swa))
-        for i, t in enumerate(held)
-    }
-    checkpoints, signals = Checkpoints(run, state | optimizers.state, cfg, rt), []
-    handlers = {
-        number: signal.signal(number, lambda number, _: signals.append(number))
-        for number in (signal.SIGTERM, signal.SIGINT)
-    }
-    try:
-        step, loader.row, average.swa_count, elapsed = (
-            checkpoints.load() if cfg.resume else (0, 0, 0, 0.0)
-        )
-        loss, good, resumed, saved = (
-            torch.zeros((), device=rt.device),
-            torch.full((), step, device=rt.device),
-            step or -1,
-            True,
-        )
-        started = rt.clock() - elapsed
+    model: GPT, dataset: Dataset, cfg: Config, ranks: Ranks, log: Log, run_id: str = ""
+) -> Progress:
+    """Leaves averaged weights in the model; returns the steps and seconds that it took.
+
+    Raises SystemExit after SIGTERM or SIGINT. Checkpoints are named after `run_id`.
+    """
+    formats = export_formats(model, cfg)
+    loader = Loader(dataset.train, cfg, ranks)
+    optimizers = Optimizers(model, cfg.training, ranks)
+    average = Average(model, cfg.training)
+    compute = compile_model(model, cfg.training, ranks)
+    warm_up(model, compute, optimizers, loader.micro_rows, cfg, log)
+    checkpoints = Checkpoints(run_id, average.state() | optimizers.state(), cfg, ranks)
+    pacer = StepPacer(ranks.device)
+    with StopSignals() as signals, contextlib.closing(loader):
+        progress = resume(checkpoints, loader, average, cfg, log)
+        health = Health(ranks, progress.step)
+        clock = TrainingClock(ranks, progress.seconds)
+        saved = True
         while True:
-            mine = torch.tensor(
-                [(time.perf_counter() - started) * (rt.rank == 0), len(signals)],
-                dtype=torch.float64,
-            )
-            elapsed, stop = rt.all_reduce(
-                mine
-            ).tolist()  # rank 0's clock, anybody's signal: all ranks leave after the same step, and no GPU waits
-            lr_scale = learning_rate_scale(step, elapsed, cfg)
-            done = step == cfg.iterations or (
-                cfg.train_seconds > 0 and elapsed >= cfg.train_seconds
-            )
-            fresh = (
-                step != resumed
-            )  # the step of the checkpoint has been logged, validated and saved
-            due = (
-                fresh
-                and step
-                and (stop or (cfg.checkpoint_every and (done or step % cfg.checkpoint_every == 0)))
-            )
-            look = fresh and cfg.val_every and (done or step % cfg.val_every == 0)
-            if fresh and step and (done or due or step <= 10 or step % cfg.log_every == 0):
-                log_step(step, loss, good, lr_scale, elapsed, checkpoints, cfg, rt)
-            if look or due:
-                pause = rt.clock()
-                if look:  # non-overlapping windows: cheaper and a little worse than the final sliding score
-                    nll = score_streams(
-                        model,
-                        [dataset.val],
-                        dataclasses.replace(cfg, eval_stride=cfg.eval_seq_len),
-                        rt,
-                    )[0].nll
-                    loss_and_bpb = f"val_loss:{nll.mean():.4f} val_bpb:{nll.sum() / math.log(2) / dataset.val_bytes:.4f}"
-                    rt.log(
-                        f"step:{step}/{cfg.iterations} {loss_and_bpb} train_time:{1000 * (pause - started):.0f}ms"
-                    )
-                if due:
-                    saved = checkpoints.save(step, loader.row, average.swa_count, pause - started)
-                started += rt.clock() - pause  # neither is training time
-            if stop:
-                rt.log(
-                    f"stopped step:{step} by a signal; --resume 1 goes on from the newest checkpoint"
-                )
-                raise SystemExit(0 if saved else 2)
-            if done:
+            agree(progress, clock, signals, ranks)
+            lr_scale = progress.learning_rate_scale()
+            if progress.should_log():
+                log_step(progress, health, checkpoints, log)
+            if progress.should_validate() or progress.should_save():
+                with clock.paused() as seconds:  # neither is training time
+                    if progress.should_validate():
+                        log_validation(model, dataset, progress, seconds, ranks, log)
+                    if progress.should_save():
+                        numbers = (progress.step, loader.row, average.snapshots, seconds)
+                        saved = checkpoints.save(Checkpoint(*numbers), log)
+            if progress.stopping:
+                stop(progress, saved, log)
+            if progress.finished():
                 break
-            quantize_matrices(model, formats if lr_scale < cfg.qat_lr_scale else {})
-            loss = training_step(compute, loader.next(), optimizers.params, rt)
-            good += (
-                torch.stack([loss, *torch._foreach_norm([p.grad for p in optimizers.params])])
-                .isfinite()
-                .all()
-            )
-            optimizers.step(step, lr_scale)
-            step += 1
-            average.update(
-                snapshot=cfg.swa_every > 0
-                and lr_scale < cfg.swa_lr_scale
-                and step % cfg.swa_every == 0
-            )
-            rt.pace()
-    finally:
-        loader.pool.shutdown(wait=True, cancel_futures=True)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if signals and not stop:
-        signal.raise_signal(signals[0])  # it came too late for a checkpoint
-    seconds = rt.clock() - started
+            quantised = lr_scale < cfg.training.qat_lr_scale
+            quantize_matrices(model, formats if quantised else {})
+            loss = training_step(compute, loader.next(), optimizers.params, ranks)
+            health.observe(loss, optimizers.params)
+            optimizers.step(progress.step, lr_scale)
+            progress.step += 1
+            average.update(snapshot=progress.should_snapshot(lr_scale))
+            pacer.wait()
+    progress.seconds = clock.seconds()
     quantize_matrices(model, {})
-    rt.log(f"averaging ema_decay:{cfg.ema_decay} swa_snapshots:{average.swa_count}")
+    log(f"averaging ema_decay:{cfg.training.ema_decay} swa_snapshots:{average.snapshots}")
     average.copy_to_model()
-    return step, seconds
+    return progress
 
 
-def log_step(
-    step: int,
-    loss: Tensor,
-    good: Tensor,
-    lr_scale: float,
-    elapsed: float,
-    checkpoints: Checkpoints,
-    cfg: Config,
-    rt: Runtime,
+def resume(
+    checkpoints: Checkpoints, loader: Loader, average: Average, cfg: Config, log: Log
+) -> Progress:
+    """From the newest checkpoint with --resume, else from the beginning."""
+    if not cfg.run.resume:
+        return Progress(cfg)
+    found = checkpoints.load(log)
+    loader.row = found.row
+    average.snapshots = found.snapshots
+    return Progress(cfg, found.step, found.seconds, resumed_at=found.step or None)
+
+
+def agree(progress: Progress, clock: TrainingClock, signals: StopSignals, ranks: Ranks) -> None:
+    """Rank 0's clock and anybody's signal: all ranks leave after the same step.
+
+    Reduced on the CPU, so no GPU waits.
+    """
+    own_seconds = clock.host_seconds() if ranks.rank == 0 else 0.0
+    ballot = torch.tensor([own_seconds, len(signals.received)], dtype=torch.float64)
+    seconds, stop_votes = ranks.all_reduce(ballot).tolist()
+    progress.seconds = seconds
+    progress.stopping = stop_votes > 0
+
+
+def stop(progress: Progress, saved: bool, log: Log) -> None:
+    """Raises SystemExit, with 0 where the state is on disk."""
+    log(f"stopped step:{progress.step} by a signal; --resume 1 goes on from the newest checkpoint")
+    raise SystemExit(0 if saved else 2)
+
+
+def log_validation(
+    model: GPT, dataset: Dataset, progress: Progress, seconds: float, ranks: Ranks, log: Log
 ) -> None:
-    """`good` counts, on the device, this rank's steps with a finite loss: no step waits to be checked. Raises UserError for numbers that are not finite."""
-    seen = torch.zeros(2, rt.world_size, dtype=torch.float64, device=rt.device)
-    seen[:, rt.rank] = torch.stack([loss.double(), good.double()])
-    losses, counts = rt.all_reduce(seen).tolist()
-    if (first := int(min(counts))) < step or not torch.stack(
-        torch._foreach_norm([*checkpoints.state.values()])
-    ).isfinite().all():
-        found = (
-            f"others in step {first + 1} on rank {counts.index(first)}"
-            if first < step
-            else f"others after step {step}"
-        )
-        last = next((p.name for p in reversed(checkpoints.find())), "none")
-        text = f"training: expected finite losses, gradients and weights, found {found}; start again with lower learning rates; last good checkpoint: {last}"
-        raise UserError(text) if rt.rank == 0 else SystemExit(2)
-    mean_loss = sum(losses) / rt.world_size
-    left = min(
-        (cfg.iterations - step) * elapsed / step,
-        cfg.train_seconds - elapsed if cfg.train_seconds > 0 else math.inf,
+    """Non-overlapping windows: cheaper and a little worse than the final sliding score."""
+    scoring = progress.cfg.scoring
+    scoring = dataclasses.replace(scoring, eval_stride=scoring.eval_seq_len)
+    nll = score_streams(model, [dataset.val], scoring, ranks)[0].nll
+    val_bpb = nll.sum() / math.log(2) / dataset.val_bytes
+    log(
+        f"step:{progress.step}/{progress.cfg.training.iterations} val_loss:{nll.mean():.4f} "
+        f"val_bpb:{val_bpb:.4f} train_time:{1000 * seconds:.0f}ms"
     )
-    line = f"step:{step}/{cfg.iterations} train_loss:{mean_loss:.4f} lr_scale:{lr_scale:.4f} train_time:{1000 * elapsed:.0f}ms "
-    rt.log(
-        line
-        + f"step_avg:{1000 * elapsed / step:.2f}ms tokens_per_s:{step * cfg.train_batch_tokens / elapsed:.0f} left:{max(0.0, left):.0f}s"
+
+
+def log_step(progress: Progress, health: Health, checkpoints: Checkpoints, log: Log) -> None:
+    """Raises UserError on rank 0, SystemExit elsewhere, for numbers that are not finite."""
+    losses, finite_steps = health.by_rank()
+    check_finite(progress.step, finite_steps, checkpoints)
+    training = progress.cfg.training
+    step, seconds = progress.step, progress.seconds
+    left = (training.iterations - step) * seconds / step
+    if training.train_seconds > 0:
+        left = min(left, training.train_seconds - seconds)
+    log(
+        f"step:{step}/{training.iterations} train_loss:{sum(losses) / len(losses):.4f} "
+        f"lr_scale:{progress.learning_rate_scale():.4f} train_time:{1000 * seconds:.0f}ms "
+        f"step_avg:{1000 * seconds / step:.2f}ms "
+        f"tokens_per_s:{step * training.train_batch_tokens / seconds:.0f} "
+        f"left:{max(0.0, left):.0f}s"
+    )
+
+
+def check_finite(step: int, finite_steps: list[float], checkpoints: Checkpoints) -> None:
+    """Names the step and rank where losses, gradients or weights first were not finite.
+
+    Raises UserError on rank 0, SystemExit(2) on the others.
+    """
+    fewest = int(min(finite_steps))
+    norms = torch._foreach_norm(list(checkpoints.state.values()))
+    if fewest < step:
+        found = f"others in step {fewest + 1} on rank {finite_steps.index(fewest)}"
+    elif not torch.stack(norms).isfinite().all():
+        found = f"others after step {step}"
+    else:
+        return
+    if checkpoints.ranks.rank != 0:
+        raise SystemExit(2)
+    names = [path.name for path in checkpoints.find()]
+    raise UserError(
+        f"training: expected finite losses, gradients and weights, found {found}; "
+        "start again with lower learning rates; "
+        f"last good checkpoint: {names[-1] if names else 'none'}"
     )
 
 
 # --- 12. Commands ---
-def command_train(argv: Sequence[str], rt: Runtime) -> None:
-    """parse -> train -> average -> export -> reload the artifact from disk -> score -> result line."""
-    cfg, config_lines = parse_config(argv, dict(os.environ))
-    out, source = Path(cfg.out), Path(__file__).read_bytes()
-    code_sha256, rt.log_path = hashlib.sha256(source).hexdigest(), out / "train.log"
-    with rt.together():
-        if rt.rank == 0:
-            if rt.log_path.is_file() and b"\nstep:" in (log := rt.log_path.read_bytes()):
-                write_atomically(out / "train.log.previous", log)
-            write_atomically(rt.log_path, b"log_format:1\n")
-    rt.log(
-        f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} =====\n{source.decode()}\n===== end source =====",
-        echo=False,
-    )
-    rt.log("\n".join(describe_environment(rt, cfg) + config_lines))
-    dataset = open_dataset(Path(cfg.data_dir), cfg, rt)
-    rt.log(dataset.log_line)
-    torch.manual_seed(cfg.seed)
-    model = GPT(cfg).to(rt.device)
-    rt.log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
-    steps, train_seconds = train(
-        model,
-        dataset,
-        cfg,
-        rt,
-        f"{code_sha256} {config_lines[-1]} seed:{cfg.seed} {dataset.log_line}",
-    )
-    if rt.device.type == "cuda":
-        rt.log(
-            f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}"
-        )
-    path, started, artifact = out / "artifact.bin", time.perf_counter(), [b""]
-    with rt.together():
-        if rt.rank == 0:
-            data = export(model, cfg, dataset.tokenizer_sha256, rt, len(source))
-            write_atomically(path, data)
-            artifact = [path.read_bytes()]
-            export_time = time.perf_counter() - started
-            rt.log(
-                f"artifact file:{path.name} bytes:{len(data)} sha256:{hashlib.sha256(data).hexdigest()} export_time:{export_time:.1f}s"
-            )
-    if rt.world_size > 1:
-        dist.broadcast_object_list(
-            artifact, 0
-        )  # another machine may not see the file, or an older one
+
+
+def start_log(out: Path, source: bytes, ranks: Ranks) -> Log:
+    """A new log that begins with this file's source; an older run's log is kept beside it."""
+    log = Log(out / "train.log", active=ranks.rank == 0)
+    with ranks.together():
+        if ranks.rank == 0:
+            old = log.path.read_bytes() if log.path.is_file() else b""
+            if b"\nstep:" in old:
+                write_atomically(out / "train.log.previous", old)
+            write_atomically(log.path, b"log_format:1\n")
+    digest = hashlib.sha256(source).hexdigest()
+    header = f"===== source train_gpt.py bytes:{len(source)} sha256:{digest} ====="
+    log(f"{header}\n{source.decode()}\n===== end source =====", echo=False)
+    return log
+
+
+def export_and_reload(
+    model: GPT, cfg: Config, tokenizer_sha256: str, code_bytes: int, ranks: Ranks, log: Log
+) -> tuple[bytes, GPT]:
+    """Writes the artifact and reads it back: what is scored is what was stored."""
+    path = Path(cfg.run.out) / "artifact.bin"
     started = time.perf_counter()
-    scores = score_streams(unpack(artifact[0], str(path))[0].to(rt.device), [dataset.val], cfg, rt)[
-        0
-    ]
-    if rt.rank != 0:
-        return
-    targets, num_bytes, neural = len(scores.nll), dataset.val_bytes, scores.nll.sum().item()
-    eval_time = time.perf_counter() - started
-    rt.log(
-        f"neural val_loss:{neural / targets:.8f} val_bpb:{neural / math.log(2) / num_bytes:.8f} eval_time:{eval_time:.1f}s"
-    )
-    nats, artifact_bytes = final_scores(scores, dataset.val, cfg)[0].sum().item(), len(artifact[0])
-    line = f"result val_loss:{nats / targets:.8f} val_bpb:{nats / math.log(2) / num_bytes:.8f} nats:{nats:.6f} scored_tokens:{targets} "
-    line += f"scored_bytes:{num_bytes} steps:{steps} train_s:{train_seconds:.1f} eval_s:{time.perf_counter() - started:.1f} artifact_bytes:{artifact_bytes} "
-    rt.log(
-        line
-        + f"code_bytes:{len(source)} bytes_total:{artifact_bytes + len(source)} code_sha256:{code_sha256} seed:{cfg.seed}"
-    )
+    written = [b""]
+    with ranks.together():
+        if ranks.rank == 0:
+            data = export(model, cfg, tokenizer_sha256, code_bytes, log)
+            write_atomically(path, data)
+            written = [path.read_bytes()]
+            log(
+                f"artifact file:{path.name} bytes:{len(data)} "
+                f"sha256:{hashlib.sha256(data).hexdigest()} "
+                f"export_time:{time.perf_counter() - started:.1f}s"
+            )
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(written, 0)  # another machine may not see the file
+    return written[0], unpack(written[0], str(path)).model.to(ranks.device)
 
 
-def command_score(argv: Sequence[str], rt: Runtime) -> None:
-    """The scoring contract: DIR/S.nll.npy float64 [N-1] in nats and, where probed, DIR/S.probe.npy float64 [K, V] of ln p."""
+def log_memory(ranks: Ranks, log: Log) -> None:
+    if ranks.device.type == "cuda":
+        log(
+            f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} "
+            f"peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}"
+        )
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """The final score, summed over all targets."""
+
+    nats: float
+    targets: int
+    num_bytes: int
+    seconds: float  # of evaluation
+
+    def fields(self) -> str:
+        val_loss = self.nats / self.targets
+        val_bpb = self.nats / math.log(2) / self.num_bytes
+        return f"val_loss:{val_loss:.8f} val_bpb:{val_bpb:.8f}"
+
+
+def score_validation(
+    model: GPT, dataset: Dataset, cfg: Config, ranks: Ranks, log: Log
+) -> ValidationScore | None:
+    """Logs the score of the model alone; returns the mixed one, on rank 0."""
+    started = time.perf_counter()
+
+    def result(nll: Tensor) -> ValidationScore:
+        seconds = time.perf_counter() - started
+        return ValidationScore(nll.sum().item(), len(nll), dataset.val_bytes, seconds)
+
+    scores = score_streams(model, [dataset.val], cfg.scoring, ranks)[0]
+    if ranks.rank != 0:
+        return None
+    neural = result(scores.nll)
+    log(f"neural {neural.fields()} eval_time:{neural.seconds:.1f}s")
+    mixed_nll, _ = final_scores(scores, dataset.val, cfg, ranks.map)
+    return result(mixed_nll)
+
+
+def command_train(argv: Sequence[str]) -> None:
+    """Parse, train, average, export, reload the artifact from disk, score, result line."""
+    cfg, config_lines = parse_config(argv, os.environ)
+    source = Path(__file__).read_bytes()
+    code_sha256 = hashlib.sha256(source).hexdigest()
+    with open_ranks(os.environ, bf16=bool(cfg.training.bf16)) as ranks:
+        log = start_log(Path(cfg.run.out), source, ranks)
+        log("\n".join(environment_lines(ranks) + config_lines))
+        dataset = open_dataset(cfg, ranks)
+        log(dataset.log_line)
+        torch.manual_seed(cfg.run.seed)
+        model = GPT(cfg.model).to(ranks.device)
+        log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
+        run_id = f"{code_sha256} {config_lines[-1]} seed:{cfg.run.seed} {dataset.log_line}"
+        progress = train(model, dataset, cfg, ranks, log, run_id)
+        log_memory(ranks, log)
+        tokenizer_sha256 = dataset.manifest.tokenizer_sha256
+        artifact, reloaded = export_and_reload(
+            model, cfg, tokenizer_sha256, len(source), ranks, log
+        )
+        score = score_validation(reloaded, dataset, cfg, ranks, log)
+        if score is not None:
+            log(
+                f"result {score.fields()} nats:{score.nats:.6f} "
+                f"scored_tokens:{score.targets} scored_bytes:{score.num_bytes} "
+                f"steps:{progress.step} train_s:{progress.seconds:.1f} "
+                f"eval_s:{score.seconds:.1f} artifact_bytes:{len(artifact)} "
+                f"code_bytes:{len(source)} bytes_total:{len(artifact) + len(source)} "
+                f"code_sha256:{code_sha256} seed:{cfg.run.seed}"
+            )
+
+
+def read_probes(path: Path | None, streams: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
+    """Positions to probe by stream. Raises UserError for any that no stream has."""
+    if path is None:
+        return {}
+    try:
+        probes = dict(json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise UserError(
+            f'{path}: expected JSON like {{"stream": [0, 5]}}, found {error}; correct the file'
+        ) from None
+    for stem, positions in probes.items():
+        if stem not in streams:
+            known = sorted(streams)
+            raise UserError(
+                f"{path}: expected one of the streams {known} (a file name without .bin), "
+                f"found {stem!r}; correct it"
+            )
+        length = len(streams[stem])
+        whole = isinstance(positions, list) and all(type(i) is int for i in positions)
+        if not whole or not all(0 <= i < length for i in positions):
+            raise UserError(
+                f"{path}: expected positions 0..{length - 1} for {stem!r}, "
+                f"found {positions}; correct it"
+            )
+    return probes
+
+
+def write_array(path: Path, array: Tensor) -> None:
+    buffer = io.BytesIO()
+    np.save(buffer, array.cpu().numpy(), allow_pickle=False)
+    write_atomically(path, buffer.getvalue())
+
+
+def score_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train_gpt.py score", description=command_score.__doc__, allow_abbrev=False
     )
@@ -2158,211 +3091,60 @@ def command_score(argv: Sequence[str], rt: Runtime) -> None:
     parser.add_argument("--tokens", type=Path, nargs="+", required=True, metavar="S.bin")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--probes", type=Path, metavar="P.json", help='{"S": [positions]}')
-    args = parser.parse_args(argv)
-    model, cfg, _ = load_artifact(args.artifact, rt)
-    streams = {
-        path.name.removesuffix(".bin"): np.asarray(open_shard(path, cfg.vocab_size))
-        for path in args.tokens
-    }
-    if len(streams) != len(args.tokens):
-        raise UserError(
-            f"--tokens: expected distinct file names, found {[p.name for p in args.tokens]}; rename one"
-        )
-    try:
-        probes = dict(json.loads(args.probes.read_bytes())) if args.probes else {}
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(
-            f'{args.probes}: expected JSON like {{"stream": [0, 5]}}, found {error}; correct the file'
-        ) from None
-    for stem, positions in probes.items():
-        length = len(streams.get(stem, []))
-        if (
-            not isinstance(positions, list)
-            or not all(type(i) is int and 0 <= i < length for i in positions)
-            or not length
-        ):
-            expected = (
-                f"positions 0..{length - 1} for {stem!r}"
-                if length
-                else f"one of the streams {sorted(streams)} (a file name without .bin)"
-            )
-            raise UserError(
-                f"{args.probes}: expected {expected}, found {positions if length else stem!r}; correct it"
-            )
-    scores = score_streams(
-        model, list(streams.values()), cfg, rt, [probes.get(stem, []) for stem in streams]
-    )
-    for (stem, stream), result in zip(streams.items(), scores, strict=True) if rt.rank == 0 else ():
-        nll, distributions = final_scores(result, stream, cfg)
-        rows = torch.stack(
-            [nll.new_zeros(cfg.vocab_size), *(distributions[i] for i in probes.get(stem, []))]
-        )[1:]
-        for name, array in (
-            {"nll": nll, "probe": rows}.items() if stem in probes else [("nll", nll)]
-        ):
-            np.save(buffer := io.BytesIO(), array.cpu().numpy(), allow_pickle=False)
-            write_atomically(args.out / f"{stem}.{name}.npy", buffer.getvalue())
-        print(f"scored {stem}: {len(nll):,} targets, {nll.sum().item():.6f} nats", flush=True)
+    return parser
 
 
-def command_params(argv: Sequence[str], rt: Runtime) -> None:
-    """Parameters by group and their bytes after export, for an artifact or for a config's initial weights."""
-    parser = argparse.ArgumentParser(
-        prog="train_gpt.py params",
-        description=command_params.__doc__,
-        epilog="other flags: as for training",
-        allow_abbrev=False,
-    )
-    parser.add_argument("--artifact", type=Path)
-    args, rest = parser.parse_known_args(argv)
-    title = args.artifact or "initial weights (zero-initialised projections compress to nothing)"
-    if args.artifact and rest:
-        parser.error(f"expected no other flag beside --artifact, found {' '.join(rest)}")
-    model, cfg, _ = (
-        load_artifact(args.artifact, rt)
-        if args.artifact
-        else (GPT(cfg := parse_config(rest, dict(os.environ))[0]), cfg, "")
-    )
-    raw, payload = read_header(
-        args.artifact.read_bytes() if args.artifact else pack(model, cfg, "")[0], str(title)
-    )
-    stored = read_tensors(json.loads(raw)["tensors"], payload)
-    parameters, groups = dict(model.named_parameters()), {}
-    for name in parameters:
-        groups.setdefault(re.sub(r"\.\d+|\.weight", "", name), []).append(name)
-    total = sum(p.numel() for p in parameters.values())
-    print(
-        f"{title}\n{'group':<24}{'tensors':>8}{'parameters':>14}{'share':>8}  {'format':<12}{'stored bytes':>14}{'entropy bytes':>15}"
-    )
-    for group, names in [*groups.items(), ("total", list(parameters))]:
-        count, kinds = (
-            sum(parameters[n].numel() for n in names),
-            "" if group == "total" else "/".join(sorted({stored[n][0] for n in names})),
-        )
-        coded, entropy = (
-            sum(stored[n][2] for n in names),
-            sum(entropy_bytes(stored[n][1]) for n in names),
-        )
-        print(
-            f"{group:<24}{len(names):>8}{count:>14,}{count / total:>8.1%}  {kinds:<12}{coded:>14,}{entropy:>15,.0f}"
-        )
-
-
-def sample(
-    logits_V: Tensor, temperature: float, top_k: int, top_p: float, generator: torch.Generator
-) -> int:
-    """One token id. temperature 0 is greedy; top_k 0 and top_p 1 keep all; top_p keeps the smallest set with that mass (Holtzman et al. 2020)."""
-    if temperature < 1e-6:  # greedy to double precision, and no division by 0
-        return int(logits_V.argmax())
-    p, order = torch.softmax(logits_V.double() / temperature, dim=-1).sort(
-        descending=True, stable=True
-    )
-    p = p * (p.cumsum(0) - p < top_p)
-    return int(order[torch.multinomial(p[: top_k or None].cpu(), 1, generator=generator).item()])
-
-
-@torch.inference_mode()
-def generate(
-    model: GPT, prompt: list[int], max_new: int, context: int, pick: Callable[[Tensor], int]
-) -> Iterable[int]:
-    """Yields max_new token ids, each after reading the last `context` tokens: windows like those of scoring, whatever the length."""
-    tokens = list(prompt)
-    for _ in range(max_new):
-        hidden, _ = model.hidden(torch.tensor([tokens[-context:]], device=model.embed.device))
-        tokens.append(pick(model.logits(hidden[0, -1]).float()))
-        yield tokens[-1]
-
-
-def command_generate(argv: Sequence[str], rt: Runtime) -> None:
-    """Continues a prompt with an artifact's model (the n-gram mixer scores streams; it takes no part in generation)."""
-    parser = argparse.ArgumentParser(
-        prog="train_gpt.py generate", description=command_generate.__doc__, allow_abbrev=False
-    )
-    parser.add_argument("--artifact", type=Path, required=True)
-    parser.add_argument(
-        "--tokenizer",
-        type=Path,
-        help="SentencePiece model; default: the one in data/tokenizers that the artifact names by sha256",
-    )
-    parser.add_argument("--prompt", default="")
-    for flag, default in {
-        "max-new-tokens": 200,
-        "temperature": 0.8,
-        "top-k": 0,
-        "top-p": 1.0,
-        "seed": 1337,
-    }.items():
-        parser.add_argument(
-            f"--{flag}",
-            type=type(default),
-            default=default,
-            help=f"default {default}" + "; 0 = greedy" * (flag == "temperature"),
-        )
-    args = parser.parse_args(argv)
-    if (
-        min(args.top_k, args.max_new_tokens) < 0
-        or not 0 <= args.temperature < math.inf
-        or not 0 < args.top_p <= 1
-    ):
-        raise UserError(
-            "generate: expected a finite temperature >= 0, top-k >= 0, 0 < top-p <= 1, max-new-tokens >= 0; change these flags"
-        )
-    from sentencepiece import SentencePieceProcessor
-
-    model, cfg, tokenizer_sha256 = load_artifact(args.artifact, rt)
-    candidates = (
-        [args.tokenizer]
-        if args.tokenizer
-        else sorted((Path(__file__).parent / "data" / "tokenizers").glob("*.model"))
-    )
-    path = next((c for c in candidates if c.is_file() and sha256_file(c) == tokenizer_sha256), None)
-    if path is None:
-        raise UserError(
-            f"{args.tokenizer or 'data/tokenizers'}: expected the tokenizer with sha256 {tokenizer_sha256}, found none; pass --tokenizer FILE"
-        )
-    sp, generator = (
-        SentencePieceProcessor(model_file=str(path)),
-        torch.Generator().manual_seed(args.seed),
-    )
-    prompt = [BOS_ID, *sp.encode(args.prompt)]
-    new = generate(
-        model,
-        prompt,
-        args.max_new_tokens,
-        cfg.eval_seq_len,
-        lambda z: sample(z, args.temperature, args.top_k, args.top_p, generator),
-    )
-    print(
-        sp.decode(prompt[1:] + list(itertools.takewhile(lambda token: token != BOS_ID, new)))
-    )  # a BOS begins another document
-
-
-COMMANDS = {
-    "train": command_train,
-    "score": command_score,
-    "params": command_params,
-    "generate": command_generate,
-}
+def command_score(argv: Sequence[str]) -> None:
+    """The scoring contract: DIR/S.nll.npy float64 [N-1], nats, and where probed DIR/S.probe.npy
+    float64 [K, V] of ln p."""
+    args = score_parser().parse_args(argv)
+    with open_ranks(os.environ) as ranks:
+        artifact = load_artifact(args.artifact)
+        cfg = artifact.cfg
+        streams = {}
+        for path in args.tokens:
+            tokens = np.asarray(open_shard(path, cfg.model.vocab_size))
+            streams[path.name.removesuffix(".bin")] = tokens
+        if len(streams) != len(args.tokens):
+            names = [path.name for path in args.tokens]
+            raise UserError(f"--tokens: expected distinct file names, found {names}; rename one")
+        probes = read_probes(args.probes, streams)
+        model = artifact.model.to(ranks.device)
+        wanted = [probes.get(stem, []) for stem in streams]
+        scores = score_streams(model, list(streams.values()), cfg.scoring, ranks, wanted)
+        if ranks.rank != 0:
+            return
+        for (stem, stream), stream_scores in zip(streams.items(), scores, strict=True):
+            nll, distributions = final_scores(stream_scores, stream, cfg, ranks.map)
+            write_array(args.out / f"{stem}.nll.npy", nll)
+            if stem in probes:
+                rows = [distributions[i] for i in probes[stem]]
+                empty = nll.new_zeros(0, cfg.model.vocab_size)
+                write_array(args.out / f"{stem}.probe.npy", torch.stack(rows) if rows else empty)
+            print(f"scored {stem}: {len(nll):,} targets, {nll.sum().item():.6f} nats", flush=True)
 
 
 def main(argv: Sequence[str]) -> int:
-    command, rest = (argv[0], argv[1:]) if argv and argv[0] in COMMANDS else ("train", argv)
+    """Exit code: 0, or 2 for a user's error."""
+    command = command_train
+    if argv and argv[0] in ("train", "score"):
+        command = command_score if argv[0] == "score" else command_train
+        argv = argv[1:]
     try:
-        with runtime(dict(os.environ)) as rt:
-            COMMANDS[command](rest, rt)
-    except (
-        UserError,
-        OSError,
-        RuntimeError,
-        KeyboardInterrupt,
-    ) as error:  # an OSError here is a full disk or a file that vanished
-        if isinstance(error, RuntimeError) and not re.search(
-            "by peer|Broken pipe|NCCL", str(error)
-        ):  # these: a rank died, gloo names its address
+        command(argv)
+    except RuntimeError as error:
+        # where another rank has died, gloo and NCCL say so, gloo with its address
+        if not re.search("by peer|Broken pipe|NCCL", str(error)):
             raise
-        print(f"error: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
-        return 2
+        return report(error)
+    except (UserError, OSError, KeyboardInterrupt) as error:
+        return report(error)  # an OSError here is a full disk or a file that vanished
     return 0
+
+
+def report(error: BaseException) -> int:
+    print(f"error: {str(error) or 'interrupted'}", file=sys.stderr, flush=True)
+    return 2
 
 
 if __name__ == "__main__":
