@@ -1,6 +1,7 @@
 """Documents: what becomes one, and which inputs are refused with file, position and remedy."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
@@ -50,7 +51,10 @@ def test_source_encodings_are_honoured():
 
 
 def test_unparsable_files_are_counted_not_hidden(monkeypatch, tmp_path):
-    """One package of three files: one fine, one broken, one with a surrogate in its docstring; a test folder is left out."""
+    """One package of three files: fine, broken, and with a surrogate in its docstring.
+
+    A test folder, a program outside the package and a file that is not Python are left out.
+    """
     text = "word " * 50
 
     class Distribution:
@@ -60,34 +64,27 @@ def test_unparsable_files_are_counted_not_hidden(monkeypatch, tmp_path):
         def locate_file(file):
             return tmp_path / "site-packages" / file
 
-    names = (
-        "p/good.py",
-        "p/bad.py",
-        "p/odd.py",
-        "p/tests/good.py",
-        "../../bin/tool.py",
-        "p/data.txt",
-    )
-    for name in names[:4]:
+    sources = {
+        "p/good.py": f'"""{text}good"""\ndef f(): """short"""',
+        "p/bad.py": "def (",
+        "p/odd.py": f'"""{text}\\ud800"""',
+        "p/tests/good.py": f'"""{text}test"""',
+    }
+    for name, source in sources.items():
         path = Distribution.locate_file(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            {"p/bad.py": "def (", "p/odd.py": f'"""{text}\\ud800"""'}.get(
-                name, f'"""{text}{name}"""\ndef f(): """short"""'
-            )
-        )
-    Distribution.files = [corpora.Path(name) for name in names]
+        path.write_text(source)
+    Distribution.files = [Path(name) for name in (*sources, "../../bin/tool.py", "p/data.txt")]
     monkeypatch.setattr(corpora, "DOCS_PACKAGES", ("p",))
     monkeypatch.setattr(corpora.importlib.metadata, "version", lambda name: "1.0+cpu")
     monkeypatch.setattr(corpora.importlib.metadata, "distribution", lambda name: Distribution)
     corpus = corpora.docs_corpus(1)
-    assert corpus.documents == [f"{text}p/good.py"]
+    assert corpus.documents == [f"{text}good"]
     assert corpus.provenance["files"] == 3
     assert corpus.provenance["unparsable_files"] == ["p/bad.py"]
     assert corpus.provenance["documents_not_unicode"] == 1
-    assert corpus.provenance["recipe"]["packages"] == {
-        "p": "1.0"
-    }  # a build of the same sources, not another version
+    # "+cpu" is a build of the same sources, not another version
+    assert corpus.provenance["recipe"]["packages"] == {"p": "1.0"}
 
 
 def test_a_missing_package_is_named(monkeypatch):
@@ -96,27 +93,32 @@ def test_a_missing_package_is_named(monkeypatch):
         corpora.docs_recipe()
 
 
-lines = st.text(alphabet="ab \t\r\n", max_size=80)
+LINES = st.text(alphabet="ab \t\r\n", max_size=80)
 
 
-@given(text=lines, least=st.integers(1, 20))
+def full_lines(text: str) -> list[str]:
+    return [line.strip("\r") for line in text.split("\n") if line.strip()]
+
+
+@given(text=LINES, least=st.integers(1, 20))
 def test_blocks_lose_no_line(text, least):
     documents = [document for document in corpora.blocks(text, least) if document.strip()]
-    kept = [
-        line.strip("\r") for document in documents for line in document.split("\n") if line.strip()
-    ]
-    assert kept == [line.strip("\r") for line in text.split("\n") if line.strip()]
+    assert full_lines("\n".join(documents)) == full_lines(text)
     assert all(document in text for document in documents)  # verbatim pieces of the file
 
 
 @settings(deadline=None)
 @given(texts=st.lists(st.text(max_size=5), min_size=1), seed=st.randoms(use_true_random=False))
 def test_the_split_depends_on_the_texts_alone(texts, seed):
-    """Not on their order or repetition; no text is in both splits; enlarging the fraction only moves documents from train to val."""
+    """Not on their order or repetition, and no text is in both splits.
+
+    A larger fraction only moves documents from train to val.
+    """
     many = [f"{i} common" for i in range(60)] + texts
     shuffled = many + texts
     seed.shuffle(shuffled)
-    small, large = split_documents(many, 0.25), split_documents(shuffled, 0.5)
+    small = split_documents(many, 0.25)
+    large = split_documents(shuffled, 0.5)
     assert split_documents(shuffled, 0.25) == small
     for splits in (small, large):
         assert sorted(splits["train"] + splits["val"]) == sorted(set(many))
@@ -140,11 +142,8 @@ def test_units_of_plain_text(tmp_path):
 
 def test_json_lines(tmp_path):
     path = tmp_path / "a.jsonl"
-    path.write_bytes(
-        "\ufeff".encode()
-        + b"\n".join(json.dumps({"text": t, "id": 1}).encode() for t in ("é\n\nb", " ", "c"))
-        + b"\n\n"
-    )
+    lines = [json.dumps({"text": text, "id": 1}) for text in ("é\n\nb", " ", "c")]
+    path.write_text("\ufeff" + "\n".join(lines) + "\n\n", encoding="utf-8")
     assert corpora.text_corpus([path], "blocks", 1).documents == ["é\n\nb", "c"]
 
 
@@ -175,8 +174,8 @@ def test_bad_utf8_is_located(tmp_path):
 
 
 def test_folders_and_missing_files(tmp_path):
+    (tmp_path / "sub").mkdir()
     for name in ("b.txt", "sub/a.jsonl", "sub/c.md", "ignored.png"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     assert [path.name for path in corpora.text_files([tmp_path])] == ["b.txt", "a.jsonl", "c.md"]
     with pytest.raises(UserError, match="no such file"):

@@ -1,4 +1,8 @@
-"""`python -m data retokenize`: the same bytes however many processes or machines, however often killed; no document lost, repeated or shared."""
+"""`python -m data retokenize`.
+
+The bytes are the same however many processes or machines make them and however often they are
+killed. No document is lost, repeated or shared between the splits.
+"""
 
 import hashlib
 import itertools
@@ -16,65 +20,65 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sentencepiece as spm
+from data_support import REPO, flags
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data.__main__ import main
-from data.job import Job
 from data.common import UserError
+from data.job import Job
 from data.manifest import load_manifest
 from data.parts import document_lines
 from data.retokenize import Cluster, retokenize
 from data.tokenizer import train_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
-VAL, SHARD = 50, 9_000
+VAL = 50
+SHARD = 9_000
 ALONE = Cluster()
-rng = random.Random(0)
-TEXTS = [
-    " ".join(
-        rng.choices(
-            ["the", "quick", "brown", "fox", "naïve", "日本", "  indented", "12", "\n"],
-            k=rng.randrange(1, 120),
-        )
-    )
-    for _ in range(700)
-]
-TEXTS[400] = TEXTS[7]  # a training document that is also a validation document
-TEXTS[500] = TEXTS[
-    450
-]  # a repetition inside train, which stays: the documents file is taken as it is
-TEXTS[60] = ""
+WORDS = ["the", "quick", "brown", "fox", "naïve", "日本", "  indented", "12", "\n"]
+
+
+def make_texts() -> list[str]:
+    rng = random.Random(0)
+    texts = [" ".join(rng.choices(WORDS, k=rng.randrange(1, 120))) for _ in range(700)]
+    texts[400] = texts[7]  # a training document that is also a validation document
+    texts[500] = texts[450]  # a repetition inside train stays: documents are taken as they are
+    texts[60] = ""
+    return texts
+
+
+TEXTS = make_texts()
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("inputs")
-    (folder / "docs.jsonl").write_bytes(
-        b"".join(
-            json.dumps({"text": text}, ensure_ascii=i % 2 == 0).encode() + b"\n"
-            for i, text in enumerate(TEXTS)
-        )
-    )
+    with open(folder / "docs.jsonl", "w", encoding="utf-8") as file:
+        for i, text in enumerate(TEXTS):
+            escaped = i % 2 == 0
+            file.write(json.dumps({"text": text}, ensure_ascii=escaped) + "\n")
     (folder / "words.model").write_bytes(train_tokenizer(TEXTS, 330))
     return folder
 
 
 @pytest.fixture(scope="module")
 def expected(inputs) -> dict[str, bytes]:
-    """The shards, by a loop over the documents and nothing of the package's but the tokenizer file."""
+    """The shards, by a loop over the documents; of the package only the tokenizer file."""
     sp = spm.SentencePieceProcessor(model_file=str(inputs / "words.model"))
-    val, train = TEXTS[:VAL], [text for text in TEXTS[VAL:] if text not in TEXTS[:VAL]]
-    shards = {}
+    val = TEXTS[:VAL]
+    train = [text for text in TEXTS[VAL:] if text not in val]
+    files = {}
     for split, texts in (("val", val), ("train", train)):
-        stream = [token for text in texts for token in [1, *sp.encode(text)]]
-        for i in range(0, len(stream), SHARD):
-            part = np.array(stream[i : i + SHARD], "<u2")
+        stream: list[int] = []
+        for text in texts:
+            stream += [1, *sp.encode(text)]
+        for i, start in enumerate(range(0, len(stream), SHARD)):
+            tokens = np.array(stream[start : start + SHARD], "<u2")
             header = np.zeros(256, "<i4")
-            header[:3] = 20240520, 1, len(part)
-            shards[f"w_{split}_{i // SHARD:06d}.bin"] = header.tobytes() + part.tobytes()
-    assert len(shards) > 4
-    return shards
+            header[:3] = [20240520, 1, len(tokens)]
+            files[f"w_{split}_{i:06d}.bin"] = header.tobytes() + tokens.tobytes()
+    assert len(files) > 4
+    return files
 
 
 def job(inputs: Path, root: Path, workers: int = 2) -> Job:
@@ -85,18 +89,16 @@ def run(inputs: Path, root: Path, workers: int = 2, cluster: Cluster = ALONE):
     return retokenize(job(inputs, root, workers), inputs / "docs.jsonl", VAL, SHARD, 5_000, cluster)
 
 
+def dataset(root: Path) -> Path:
+    return root / "datasets" / "w_sp330"
+
+
 def shards(root: Path) -> dict[str, bytes]:
-    return {
-        path.name: path.read_bytes()
-        for path in (root / "datasets" / "w_sp330").iterdir()
-        if path.suffix == ".bin"
-    }
+    return {path.name: path.read_bytes() for path in dataset(root).glob("*.bin")}
 
 
 def hidden(root: Path) -> list[str]:
-    return [
-        path.name for path in (root / "datasets" / "w_sp330").iterdir() if path.name.startswith(".")
-    ]
+    return [path.name for path in dataset(root).iterdir() if path.name.startswith(".")]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -104,50 +106,84 @@ def test_the_shards_are_those_of_a_plain_loop(inputs, expected, tmp_path, worker
     run(inputs, tmp_path, workers)
     assert shards(tmp_path) == expected
     assert hidden(tmp_path) == []
-    manifest = load_manifest(tmp_path / "datasets" / "w_sp330")
+    manifest = load_manifest(dataset(tmp_path))
     assert manifest.splits["val"].documents == VAL
     assert manifest.splits["train"].documents == len(TEXTS) - VAL - 1
     assert manifest.provenance["train_documents_dropped_as_in_val"] == 1
     assert manifest.splits["val"].source_bytes == sum(len(text.encode()) for text in TEXTS[:VAL])
     docs_sha = hashlib.sha256((inputs / "docs.jsonl").read_bytes()).hexdigest()
-    assert (manifest.version_rule, manifest.version) == (
-        "file",
-        hashlib.sha256(f"{docs_sha} {VAL}".encode()).hexdigest(),
-    )
-    assert main(["verify", str(tmp_path / "datasets" / "w_sp330")]) == 0
+    assert manifest.version_rule == "file"
+    assert manifest.version == hashlib.sha256(f"{docs_sha} {VAL}".encode()).hexdigest()
+    assert main(["verify", str(dataset(tmp_path))]) == 0
     run(inputs, tmp_path, workers)
     assert "up to date" in capsys.readouterr().out
 
 
 def test_two_machines(inputs, expected, tmp_path, capsys):
-    """Each in turn, then again both at once on a fresh folder; the shards appear when the last share is done."""
-    assert run(inputs, tmp_path / "a", cluster=Cluster(machine=(1, 2))) is None
-    assert not (tmp_path / "a" / "datasets" / "w_sp330" / "manifest.json").exists()
-    assert run(inputs, tmp_path / "a", cluster=Cluster(machine=(0, 2))) is not None
-    assert shards(tmp_path / "a") == expected
-    machines = [start(inputs, tmp_path / "b", f"Cluster(machine=({i}, 2))") for i in range(2)]
+    """Each in turn, then both at once on a fresh folder.
+
+    The shards appear when the last share is done.
+    """
+    in_turn = tmp_path / "a"
+    assert run(inputs, in_turn, cluster=Cluster(machine=(1, 2))) is None
+    assert not (dataset(in_turn) / "manifest.json").exists()
+    assert run(inputs, in_turn, cluster=Cluster(machine=(0, 2))) is not None
+    assert shards(in_turn) == expected
+    at_once = tmp_path / "b"
+    machines = [start(inputs, at_once, f"Cluster(machine=({i}, 2))") for i in range(2)]
     for machine in machines:
         _, err = machine.communicate(timeout=60)
         assert machine.returncode == 0, err
-    assert shards(tmp_path / "b") == expected
+    assert shards(at_once) == expected
 
 
 SBATCH = '''#!{python}
-"""Slurm's sbatch, as far as datatrove uses it: runs the array at once, at most the %N of its directive at a time, then returns."""
-import os, re, subprocess, sys
+"""Slurm's sbatch, as far as datatrove uses it.
+
+Runs the array at once, at most the %N of its directive at a time, then returns.
+"""
+import os
+import re
+import subprocess
+import sys
+
 script = sys.argv[-1]
 text = open(script).read()
 last, limit = re.search(r"--array=0-(\\d+)(?:%(\\d+))?", text).groups()
-exported = dict(word.split("=") for a in sys.argv if a.startswith("--export=") for word in a.split(",")[1:])
+exported = {{}}
+for argument in sys.argv:
+    if argument.startswith("--export="):
+        exported.update(word.split("=") for word in argument.split(",")[1:])
+log = open("{log}", "a")
+
+
+def finish(process):
+    assert process.wait() == 0, open("{log}").read()
+
+
 running = []
 for i in range(int(last) + 1):
-    env = os.environ | exported | {{"SLURM_ARRAY_TASK_ID": str(i), "SLURM_NODELIST": "node", "SLURM_JOB_ID": "1"}}
-    running.append(subprocess.Popen(["bash", script], env=env, stdout=open("{log}", "a"), stderr=subprocess.STDOUT))
+    task = {{"SLURM_ARRAY_TASK_ID": str(i), "SLURM_NODELIST": "node", "SLURM_JOB_ID": "1"}}
+    process = subprocess.Popen(
+        ["bash", script],
+        env=os.environ | exported | task,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+    )
+    running.append(process)
     if len(running) == int(limit or 9):
-        assert running.pop(0).wait() == 0, open("{log}").read()
-assert not any(process.wait() for process in running), open("{log}").read()
+        finish(running.pop(0))
+for process in running:
+    finish(process)
 print("Submitted batch job 1")
 '''
+SRUN = """#!/bin/bash
+while [[ $1 == -* ]]; do
+    [[ $1 == -n ]] && shift
+    shift
+done
+exec "$@"
+"""
 
 
 def test_a_slurm_cluster_of_two_workers(inputs, expected, tmp_path, monkeypatch):
@@ -155,32 +191,37 @@ def test_a_slurm_cluster_of_two_workers(inputs, expected, tmp_path, monkeypatch)
     tools = {
         "sbatch": SBATCH.format(python=sys.executable, log=tmp_path / "log"),
         "scontrol": "#!/bin/sh\necho node\n",
+        "srun": SRUN,
     }
-    tools["srun"] = (
-        '#!/bin/bash\nwhile [[ $1 == -* ]]; do [[ $1 == -n ]] && shift; shift; done\nexec "$@"\n'
-    )
+    programs = tmp_path / "bin"
+    programs.mkdir()
     for name, text in tools.items():
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
+        path = programs / name
         path.write_text(text)
         path.chmod(path.stat().st_mode | stat.S_IXUSR)
-    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
     root = tmp_path / "data"
-    work = Job(root, "w", tokenizer=inputs / "words.model", workers=2)
-    assert retokenize(work, inputs / "docs.jsonl", VAL, SHARD, 60_000, Cluster(slurm="cpu")) is None
+    slurm = Cluster(slurm="cpu")
+    docs = inputs / "docs.jsonl"
+    assert retokenize(job(inputs, root), docs, VAL, SHARD, 60_000, slurm) is None
     assert shards(root) == expected
-    assert load_manifest(root / "datasets" / "w_sp330").splits["val"].documents == VAL
+    assert load_manifest(dataset(root)).splits["val"].documents == VAL
 
 
 def start(inputs: Path, root: Path, cluster: str = "Cluster()") -> subprocess.Popen:
-    code = (
-        "from pathlib import Path; from data.job import Job; from data.retokenize import Cluster, retokenize\n"
-        f"retokenize(Job(Path({str(root)!r}), 'w', tokenizer=Path({str(inputs / 'words.model')!r}), workers=2),"
-        f" Path({str(inputs / 'docs.jsonl')!r}), {VAL}, {SHARD}, 2_000, {cluster})"
-    )
+    """The job as a program in a process group of its own."""
+    code = f"""
+import sys
+from pathlib import Path
+from data.job import Job
+from data.retokenize import Cluster, retokenize
+root, tokenizer, docs = map(Path, sys.argv[1:])
+job = Job(root, "w", tokenizer=tokenizer, workers=2)
+retokenize(job, docs, {VAL}, {SHARD}, 2_000, {cluster})
+"""
     return subprocess.Popen(
-        [sys.executable, "-c", code],
-        cwd=ROOT,
+        [sys.executable, "-c", code, root, inputs / "words.model", inputs / "docs.jsonl"],
+        cwd=REPO,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -193,26 +234,37 @@ def wait_for(condition, process: subprocess.Popen) -> None:
         time.sleep(0.002)
 
 
+def kill(process: subprocess.Popen) -> bool:
+    """SIGKILL to the whole process group. Whether it was still running."""
+    running = process.poll() is None
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    return running
+
+
+def parts(work: Path) -> int:
+    return len(list(work.glob("part_*.json")))
+
+
 def test_killed_again_and_again(inputs, expected, tmp_path):
-    """SIGKILL to the whole process group after 0, 1, 3, ... further parts and once while shards are cut; the bytes come out the same."""
-    work = tmp_path / "datasets" / "w_sp330" / ".work"
-    parts = lambda: len(list(work.glob("part_*.json")))  # noqa: E731
+    """After 0, 1, 3, ... further parts, and once while shards are cut.
+
+    The bytes come out the same.
+    """
+    work = dataset(tmp_path) / ".work"
     killed = 0
     for further in (0, 1, 3, 9, 27):
         process = start(inputs, tmp_path)
-        goal = parts() + further
-        wait_for(lambda goal=goal: work.exists() and parts() >= goal, process)
-        killed += process.poll() is None
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()
-    process = start(inputs, tmp_path)
-    wait_for(lambda: list(work.parent.glob("w_train_*.bin")), process)
-    killed += process.poll() is None
-    os.killpg(process.pid, signal.SIGKILL)
-    process.communicate()
+        goal = parts(work) + further
+        wait_for(lambda goal=goal: work.exists() and parts(work) >= goal, process)
+        killed += kill(process)
+    cutting = start(inputs, tmp_path)
+    wait_for(lambda: list(work.parent.glob("w_train_*.bin")), cutting)
+    killed += kill(cutting)
     assert killed >= 5
-    _, err = (process := start(inputs, tmp_path)).communicate(timeout=60)
-    assert process.returncode == 0, err
+    undisturbed = start(inputs, tmp_path)
+    _, err = undisturbed.communicate(timeout=60)
+    assert undisturbed.returncode == 0, err
     assert shards(tmp_path) == expected
     assert hidden(tmp_path) == []
 
@@ -224,32 +276,22 @@ def test_killed_again_and_again(inputs, expected, tmp_path):
 def test_a_killed_worker_ends_the_run_and_the_next_resumes(
     inputs, expected, tmp_path, monkeypatch, capsys
 ):
-    import data.parts as module
-
     def suicide(path, arrays):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    arguments = [
-        "retokenize",
-        "--docs",
-        str(inputs / "docs.jsonl"),
-        "--name",
-        "w",
-        "--tokenizer",
-        str(inputs / "words.model"),
-    ]
-    arguments += [
-        "--val-documents",
-        str(VAL),
-        "--shard-tokens",
-        str(SHARD),
-        "--data-root",
-        str(tmp_path),
-        "--workers",
-        "2",
-    ]
+    options = flags(
+        docs=inputs / "docs.jsonl",
+        name="w",
+        tokenizer=inputs / "words.model",
+        val_documents=VAL,
+        shard_tokens=SHARD,
+        data_root=tmp_path,
+        workers=2,
+    )
+    arguments = ["retokenize", *options]
     with monkeypatch.context() as patch:
-        patch.setattr(module, "write_shard", suicide)  # the workers are forked, so they have it too
+        # the workers are forked, so they have it too
+        patch.setattr("data.parts.write_shard", suicide)
         assert main(arguments) == 2
     assert "a worker process was killed" in capsys.readouterr().err
     assert main(arguments) == 0
@@ -260,14 +302,14 @@ def test_a_killed_worker_ends_the_run_and_the_next_resumes(
 def test_orphaned_workers_end(inputs, tmp_path):
     """Only the parent is killed; its workers must not wait for it for ever."""
     process = start(inputs, tmp_path)
-    work = tmp_path / "datasets" / "w_sp330" / ".work"
-    wait_for(lambda: list(work.glob("part_*.json")), process)
+    work = dataset(tmp_path) / ".work"
+    wait_for(lambda: parts(work), process)
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     process.kill()
     process.communicate()
     assert children
     deadline = time.monotonic() + 10
-    while [pid for pid in children if Path(f"/proc/{pid}").exists()]:
+    while any(Path(f"/proc/{pid}").exists() for pid in children):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.05)
 
@@ -281,53 +323,42 @@ def test_orphaned_workers_end(inputs, tmp_path):
 def test_any_cut_gives_every_document_once(tmp_path_factory, texts, cuts, blank):
     path = tmp_path_factory.mktemp("cut") / "docs.jsonl"
     lines = [json.dumps({"text": text}, ensure_ascii=False) for text in texts]
-    path.write_bytes(
-        ("\n\n" if blank else "\n").join(lines).encode()
-    )  # the last line has no newline
+    separator = "\n\n" if blank else "\n"
+    path.write_bytes(separator.join(lines).encode())  # the last line has no newline
     size = path.stat().st_size
     edges = sorted({0, size, *(min(cut, size) for cut in cuts)})
-    found = [
-        text
-        for low, high in itertools.pairwise(edges)
-        for _, text in document_lines(path, low, high)
-    ]
+    found = []
+    for low, high in itertools.pairwise(edges):
+        found += [text for _, text in document_lines(path, low, high)]
     assert found == texts
 
 
 def test_our_own_tokenizer_is_trained_on_training_documents_only(inputs, tmp_path):
-    secret = "\u0416\u0416\u0416"  # only in validation: a tokenizer that saw it would have a piece for it
-    texts = [f"{secret} {text}" for text in TEXTS[:VAL]] + TEXTS[VAL:]
-    (tmp_path / "docs.jsonl").write_text(
-        "".join(json.dumps({"text": text}) + "\n" for text in texts)
-    )
-    arguments = [
-        "retokenize",
-        "--docs",
-        str(tmp_path / "docs.jsonl"),
-        "--name",
-        "own",
-        "--vocab-size",
-        "330",
-        "--data-root",
-        str(tmp_path),
-    ]
-    assert main([*arguments, "--val-documents", str(VAL)]) == 0
+    # Only in validation: a tokenizer that saw it would have a piece for it.
+    secret = "\u0416"
+    texts = [f"{secret * 3} {text}" for text in TEXTS[:VAL]] + TEXTS[VAL:]
+    docs = tmp_path / "docs.jsonl"
+    docs.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    options = flags(docs=docs, name="own", vocab_size=330, data_root=tmp_path, val_documents=VAL)
+    assert main(["retokenize", *options]) == 0
     sp = spm.SentencePieceProcessor(model_file=str(tmp_path / "tokenizers" / "own_330_bpe.model"))
-    assert not any("\u0416" in sp.id_to_piece(i) for i in range(330))
-    manifest = load_manifest(tmp_path / "datasets" / "own_sp330")
-    assert manifest.tokenizer.lossless
-    assert main(["verify", str(tmp_path / "datasets" / "own_sp330")]) == 0
+    assert not any(secret in sp.id_to_piece(i) for i in range(330))
+    folder = tmp_path / "datasets" / "own_sp330"
+    assert load_manifest(folder).tokenizer.lossless
+    assert main(["verify", str(folder)]) == 0
 
 
 def test_parts_without_a_plan_are_not_trusted(inputs, expected, tmp_path):
-    """As a kill leaves them while the work folder of a finished job is being removed: swept when the dataset is whole, never used for another."""
+    """A kill leaves them while the work folder of a finished job is being removed.
+
+    They are swept when the dataset is whole, and never used for another.
+    """
     run(inputs, tmp_path)
-    folder = tmp_path / "datasets" / "w_sp330"
+    folder = dataset(tmp_path)
+    stale = '{"split": "val", "counts": {"tokens": 0}, "dropped": 0}'
     for expect_rebuild in (False, True):
         (folder / ".work").mkdir()
-        (folder / ".work" / "part_000000.json").write_text(
-            '{"split": "val", "counts": {"tokens": 0}, "dropped": 0}'
-        )
+        (folder / ".work" / "part_000000.json").write_text(stale)
         if expect_rebuild:
             (folder / "manifest.json").unlink()
         run(inputs, tmp_path)
@@ -341,22 +372,30 @@ def test_other_settings_do_not_take_over_an_unfinished_job(inputs, tmp_path):
         retokenize(job(inputs, tmp_path), inputs / "docs.jsonl", VAL + 1, SHARD, 5_000, Cluster())
 
 
-def with_bad_line(raw: bytes) -> bytes:
-    lines = raw.splitlines(keepends=True)
-    return b"".join([*lines[:300], b'{"text": 7}\n', *lines[300:]])
+def unchanged(lines: list[bytes]) -> list[bytes]:
+    return lines
 
 
+def with_bad_line(lines: list[bytes]) -> list[bytes]:
+    return [*lines[:300], b'{"text": 7}\n', *lines[300:]]
+
+
+def with_latin_line(lines: list[bytes]) -> list[bytes]:
+    return [*lines, b'{"text": "\xff"}\n']
+
+
+# Each case: what becomes of the document list (None: it is missing), arguments, the message.
 BAD = {
     "a bad line": (with_bad_line, (), "line at byte"),
     "too few documents": (
-        lambda raw: raw,
+        unchanged,
         ("--val-documents", "700"),
         "700 documents; the first 700 are the validation set",
     ),
     "no such file": (None, (), "document list cannot be read"),
-    "not UTF-8": (lambda raw: raw + b'{"text": "\xff"}\n', (), "not UTF-8 at byte"),
-    "a share beyond the machines": (lambda raw: raw, ("--machine", "2/2"), "expected I/N"),
-    "no shard": (lambda raw: raw, ("--shard-tokens", "0"), "expected a whole number from 1"),
+    "not UTF-8": (with_latin_line, (), "not UTF-8 at byte"),
+    "a share beyond the machines": (unchanged, ("--machine", "2/2"), "expected I/N"),
+    "no shard": (unchanged, ("--shard-tokens", "0"), "expected a whole number from 1"),
 }
 
 
@@ -364,21 +403,17 @@ BAD = {
 def test_bad_input_is_one_line(inputs, tmp_path, case):
     edit, extra, says = BAD[case]
     if edit:
-        (tmp_path / "docs.jsonl").write_bytes(edit((inputs / "docs.jsonl").read_bytes()))
-    command = [
-        sys.executable,
-        "-m",
-        "data",
-        "retokenize",
-        "--docs",
-        str(tmp_path / "docs.jsonl"),
-        "--name",
-        "w",
-        "--data-root",
-        str(tmp_path),
-    ]
-    command += ["--tokenizer", str(inputs / "words.model"), "--val-documents", str(VAL), *extra]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+        lines = (inputs / "docs.jsonl").read_bytes().splitlines(keepends=True)
+        (tmp_path / "docs.jsonl").write_bytes(b"".join(edit(lines)))
+    options = flags(
+        docs=tmp_path / "docs.jsonl",
+        name="w",
+        data_root=tmp_path,
+        tokenizer=inputs / "words.model",
+        val_documents=VAL,
+    )
+    command = [sys.executable, "-m", "data", "retokenize", *options, *extra]
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert says in done.stderr
     assert "Traceback" not in done.stderr
