@@ -1,4 +1,7 @@
-"""Tokenizers and the byte table: lossless where promised, counted as the decoder writes, deterministic, refused when unfit."""
+"""Tokenizers and the byte table.
+
+Lossless where promised, counted as the decoder writes, deterministic, refused when unfit.
+"""
 
 import dataclasses
 import io
@@ -19,6 +22,7 @@ from data.tokenizer import ByteTokenizer, SentencePieceTokenizer, load_tokenizer
 from data.truth import documents
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+MULTILINGUAL = SHARED / "text" / "multilingual"
 PUBLIC = sorted((SHARED / "tokenizers").glob("*.model"))
 needs_public = pytest.mark.skipif(
     not PUBLIC, reason="the public tokenizers are not on this machine (../shared/tokenizers)"
@@ -34,10 +38,10 @@ def ours() -> SentencePieceTokenizer:
     return SentencePieceTokenizer(train_tokenizer(TEXTS, 340))
 
 
-def foreign(**options) -> bytes:
+def foreign(texts: list[str] = TEXTS, **options) -> bytes:
     """A model trained with other people's settings."""
     writer = io.BytesIO()
-    settings = dict(
+    defaults = dict(
         model_type="bpe",
         vocab_size=340,
         byte_fallback=True,
@@ -49,9 +53,14 @@ def foreign(**options) -> bytes:
         num_threads=2,
     )
     spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(TEXTS), model_writer=writer, **(settings | options)
+        sentence_iterator=iter(texts), model_writer=writer, **(defaults | options)
     )
     return writer.getvalue()
+
+
+def with_bos(ids: np.ndarray) -> np.ndarray:
+    """One document's stream, uint16 [N + 1]."""
+    return np.concatenate([[1], ids]).astype(np.uint16)
 
 
 @settings(max_examples=300, deadline=None)
@@ -71,9 +80,8 @@ def test_ours_is_lossless(ours, text):
 def test_ours_is_reproducible_and_anonymous():
     model = train_tokenizer(TEXTS, 340)
     assert model == train_tokenizer(iter(TEXTS), 340)
-    assert not any(
-        word.encode() in model for word in (str(Path.cwd()), "/tmp", ".model", platform.node())
-    )
+    for word in (str(Path.cwd()), "/tmp", ".model", platform.node()):
+        assert word.encode() not in model
 
 
 def test_ours_has_the_ids_and_pieces_asked_for(ours):
@@ -82,9 +90,9 @@ def test_ours_has_the_ids_and_pieces_asked_for(ours):
     pieces = [ours.sp.id_to_piece(i) for i in range(260, 340)]
     assert SPACE in pieces
     assert SPACE * 2 in pieces  # indentation costs one token
-    assert not [
-        piece for piece in pieces if len(piece.strip(SPACE)) > 1 and any(c.isdigit() for c in piece)
-    ]
+    for piece in pieces:
+        digits = [character for character in piece if character.isdigit()]
+        assert not digits or len(piece.strip(SPACE)) == 1
 
 
 @pytest.mark.parametrize(
@@ -102,108 +110,115 @@ def test_impossible_vocabularies_are_explained(texts, size, says):
 
 
 def test_rare_characters_give_way_to_a_small_vocabulary():
-    """Over 200 characters at 99.9 % coverage would not fit beside the 260 fixed pieces; the rarer ones go by bytes, still lossless."""
-    texts = [chr(0x4E00 + i) * max(1, 40_000 // (i + 1) ** 2) + f" {i}" for i in range(300)]
+    """Over 200 characters at 99.9 % coverage would not fit beside the 260 fixed pieces.
+
+    The rarer ones go by bytes, and nothing is lost.
+    """
+    texts = []
+    for i in range(300):
+        repeats = max(1, 40_000 // (i + 1) ** 2)
+        texts.append(chr(0x4E00 + i) * repeats + f" {i}")
     tokenizer = SentencePieceTokenizer(train_tokenizer(texts, 300))
     for text in texts:
         assert tokenizer.decode(tokenizer.encode(text)) == text
 
 
-@pytest.mark.parametrize(
-    "options",
-    [
-        dict(),  # nmt_nfkc, dummy prefix, whitespace collapsed
-        dict(add_dummy_prefix=False),  # as the public tokenizers
-        dict(
-            normalization_rule_name="identity", remove_extra_whitespaces=False
-        ),  # a dummy prefix and nothing else
-        dict(byte_fallback=False, vocab_size=80, character_coverage=0.98),  # unknown pieces
-        dict(user_defined_symbols=["def", f"{SPACE}return", "\ue001"], control_symbols=["<mask>"]),
-        dict(model_type="unigram", hard_vocab_limit=False),
-        dict(treat_whitespace_as_suffix=True),
-    ],
-    ids=lambda options: ",".join(options) or "defaults",
-)
-def test_the_table_counts_what_any_decoder_writes(options):
-    tokenizer = SentencePieceTokenizer(foreign(**options))
+FOREIGN = {
+    # nmt_nfkc, dummy prefix, whitespace collapsed
+    "SentencePiece's defaults": dict(),
+    "as the public tokenizers": dict(add_dummy_prefix=False),
+    "a dummy prefix and nothing else": dict(
+        normalization_rule_name="identity", remove_extra_whitespaces=False
+    ),
+    "unknown pieces": dict(byte_fallback=False, vocab_size=80, character_coverage=0.98),
+    "symbols": dict(
+        user_defined_symbols=["def", f"{SPACE}return", "\ue001"], control_symbols=["<mask>"]
+    ),
+    "unigram": dict(model_type="unigram", hard_vocab_limit=False),
+    "whitespace as suffix": dict(treat_whitespace_as_suffix=True),
+}
+FRAGMENTS = [*"ab \t\n", "def", " return", "héllo", "日", "<mask>", "<unk>", "\ue001", "x + 4"]
+
+
+@pytest.mark.parametrize("which", FOREIGN)
+def test_the_table_counts_what_any_decoder_writes(which):
+    tokenizer = SentencePieceTokenizer(foreign(**FOREIGN[which]))
 
     @settings(max_examples=60, deadline=None)
-    @given(
-        text=st.lists(
-            st.sampled_from(
-                [*"ab \t\n", "def", " return", "héllo", "日", "<mask>", "<unk>", "\ue001", "x + 4"]
-            ),
-            max_size=12,
-        ).map("".join)
-    )
+    @given(text=st.lists(st.sampled_from(FRAGMENTS), max_size=12).map("".join))
     def check(text):
-        ids = np.concatenate([[1], tokenizer.encode(text)]).astype(np.uint16)
-        assert (
-            tokenizer.table.token_bytes(ids).sum()
-            == tokenizer.decoded_bytes(ids[1:])
-            == len(tokenizer.table.decode(ids))
-        )
+        ids = tokenizer.encode(text)
+        document = with_bos(ids)
+        decoded = tokenizer.decoded_bytes(ids)
+        assert tokenizer.table.token_bytes(document).sum() == decoded
+        assert len(tokenizer.table.decode(document)) == decoded
 
     check()
 
 
 def test_worked_example():
-    """ " a" after BOS loses its space when the decoder strips it; elsewhere it is 2 bytes. Marks are nothing, a byte piece is one."""
+    """ " a" after BOS loses its space when the decoder strips it; elsewhere it is 2 bytes.
+
+    Marks are no bytes, a byte piece is one.
+    """
     pieces = [b"", b"", b"", b"", b"\xff", b" a", b"bc", b" "]
-    stream = np.array([1, 5, 6, 5, 7, 4, 1, 7, 5, 3, 2])
-    assert ByteTable.of_pieces(pieces, strips_first=True).token_bytes(stream).tolist() == [
-        0,
-        1,
-        2,
-        2,
-        1,
-        1,
-        0,
-        0,
-        2,
-        0,
-        0,
-    ]
-    assert ByteTable.of_pieces(pieces, strips_first=False).token_bytes(stream).tolist() == [
-        0,
-        2,
-        2,
-        2,
-        1,
-        1,
-        0,
-        1,
-        2,
-        0,
-        0,
-    ]
+    # Each row: a token, its bytes where the first space is stripped, its bytes where it is not.
+    worked = np.array(
+        [
+            (1, 0, 0),
+            (5, 1, 2),
+            (6, 2, 2),
+            (5, 2, 2),
+            (7, 1, 1),
+            (4, 1, 1),
+            (1, 0, 0),
+            (7, 0, 1),
+            (5, 2, 2),
+            (3, 0, 0),
+            (2, 0, 0),
+        ]
+    )
+    stream, stripped, kept = worked.T
+    stripping = ByteTable.of_pieces(pieces, strips_first=True)
+    keeping = ByteTable.of_pieces(pieces, strips_first=False)
+    assert stripping.token_bytes(stream).tolist() == stripped.tolist()
+    assert keeping.token_bytes(stream).tolist() == kept.tolist()
+
+
+def no_model() -> bytes:
+    return b"no model at all"
+
+
+def with_other_ids() -> bytes:
+    return foreign(pad_id=-1, bos_id=1, eos_id=2, unk_id=0)
+
+
+def without_space_mark() -> bytes:
+    """The trainer met no space and left it to byte fallback.
+
+    This happened to a published tokenizer.
+    """
+    return foreign(
+        ["abcdefgh" * 40] * 400,
+        vocab_size=280,
+        character_coverage=0.98,
+        add_dummy_prefix=False,
+        max_sentence_length=10000,
+        hard_vocab_limit=False,
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (lambda: b"no model at all", "not a SentencePiece model"),
-        (
-            lambda: foreign(pad_id=-1, bos_id=1, eos_id=2, unk_id=0),
-            "expected pad 0, BOS 1, EOS 2, UNK 3, found",
-        ),
-        (lambda: _without_space_mark(), "U.2581, the space mark, is no piece of its own"),
+        (no_model, "not a SentencePiece model"),
+        (with_other_ids, "expected pad 0, BOS 1, EOS 2, UNK 3, found"),
+        (without_space_mark, "U.2581, the space mark, is no piece of its own"),
     ],
 )
 def test_unfit_models_are_refused(model, says):
     with pytest.raises(UserError, match=says):
         SentencePieceTokenizer(model())
-
-
-def _without_space_mark() -> bytes:
-    """The trainer met no space and left it to byte fallback, as happened to a published tokenizer."""
-    writer = io.BytesIO()
-    texts = ["abcdefgh" * 40] * 400
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=writer, model_type="bpe", vocab_size=280, byte_fallback=True, character_coverage=0.98,
-        pad_id=0, bos_id=1, eos_id=2, unk_id=3, add_dummy_prefix=False, max_sentence_length=10000, minloglevel=2, hard_vocab_limit=False,
-    )  # fmt: skip
-    return writer.getvalue()
 
 
 @given(text=st.text(max_size=80))
@@ -230,26 +245,25 @@ def test_byte_tokenizer_file(tmp_path):
 @needs_public
 @pytest.mark.parametrize("path", PUBLIC, ids=lambda path: path.stem)
 def test_public_tokenizers_count_exactly(path):
-    """Every 1,000-character piece of the multilingual files and of the start of an English one: counted = decoded, to the byte."""
+    """Counted equals decoded, to the byte.
+
+    On every 1,000-character piece of the multilingual files and of the start of an English one.
+    """
     tokenizer = load_tokenizer(path)
-    files = [
-        *sorted((SHARED / "text" / "multilingual").glob("*.txt")),
-        SHARED / "text" / "abc_rural.txt",
-    ]
-    texts = [
-        text[i : i + 1000]
-        for text in (file.read_text()[:200_000] for file in files)
-        for i in range(0, len(text), 1000)
-    ]
+    texts = []
+    for file in [*sorted(MULTILINGUAL.glob("*.txt")), SHARED / "text" / "abc_rural.txt"]:
+        start = file.read_text()[:200_000]
+        texts += [start[i : i + 1000] for i in range(0, len(start), 1000)]
     assert len(texts) > 100
     for text in texts:
-        ids = np.concatenate([[1], tokenizer.encode(text)]).astype(np.uint16)
-        assert tokenizer.table.token_bytes(ids).sum() == tokenizer.decoded_bytes(ids[1:])
+        ids = tokenizer.encode(text)
+        assert tokenizer.table.token_bytes(with_bos(ids)).sum() == tokenizer.decoded_bytes(ids)
 
 
 def planted(tokenizer: SentencePieceTokenizer, bug: str) -> np.ndarray:
     """The byte table as published submissions got it wrong (VALIDITY C1, C2, C4, C5); int64 [V]."""
-    sp, sizes = tokenizer.sp, tokenizer.table.sizes.copy()
+    sp = tokenizer.sp
+    sizes = tokenizer.table.sizes.copy()
     for i in range(tokenizer.vocab_size):
         piece = sp.id_to_piece(i)
         if bug == "leading space counted twice" and piece.startswith(SPACE):
@@ -274,51 +288,46 @@ BUGS = [
 ]
 
 
+PUBLIC_PARAMETERS = [pytest.param(path, marks=needs_public, id=path.stem) for path in PUBLIC]
+
+
 @pytest.mark.parametrize("bug", BUGS)
-@pytest.mark.parametrize(
-    "which", ["ours", *[pytest.param(path, marks=needs_public, id=path.stem) for path in PUBLIC]]
-)
+@pytest.mark.parametrize("which", ["ours", *PUBLIC_PARAMETERS])
 def test_planted_byte_bugs_are_refused(ours, which, bug):
     tokenizer = SentencePieceTokenizer(ours.model) if which == "ours" else load_tokenizer(which)
-    if bug == "byte fallback as U+FFFD" and not any(
-        map(tokenizer.sp.is_byte, range(tokenizer.vocab_size))
-    ):
+    byte_fallback = any(map(tokenizer.sp.is_byte, range(tokenizer.vocab_size)))
+    if bug == "byte fallback as U+FFFD" and not byte_fallback:
         pytest.skip(
             "this tokenizer has no byte fallback: unknown characters are dropped, and counted so"
         )
     texts = ["The square of  3 is 9; naïve Ελληνικά 日本 \U0001f600\n"]
     encode_documents(tokenizer, texts)
     tokenizer.table = dataclasses.replace(tokenizer.table, sizes=planted(tokenizer, bug))
-    with pytest.raises(
-        UserError,
-        match=r"tokenizer refused: its byte table counts [\d,]+ bytes where its decoder writes [\d,]+",
-    ):
+    says = r"refused: its byte table counts [\d,]+ bytes where its decoder writes [\d,]+"
+    with pytest.raises(UserError, match=f"tokenizer {says}"):
         encode_documents(tokenizer, texts)
 
 
 @needs_public
 def test_report_on_the_public_tokenizers(capsys):
-    """Printed numbers against SentencePiece's decoder over the whole Japanese file; unknown pieces stand for no bytes."""
-    path = SHARED / "text" / "multilingual" / "Japanese_Nihongo.txt"
-    assert (
-        main(
-            [
-                "bytes",
-                str(path),
-                *[word for model in PUBLIC for word in ("--tokenizer", str(model))],
-            ]
-        )
-        == 0
-    )
-    lines = {line.split()[0]: line.split()[1:] for line in capsys.readouterr().out.splitlines()}
+    """Printed numbers against SentencePiece's decoder over the whole Japanese file.
+
+    Unknown pieces stand for no bytes.
+    """
+    path = MULTILINGUAL / "Japanese_Nihongo.txt"
+    arguments = ["bytes", str(path)]
+    for model in PUBLIC:
+        arguments += ["--tokenizer", str(model)]
+    assert main(arguments) == 0
+    lines = {}
+    for line in capsys.readouterr().out.splitlines():
+        name, *cells = line.split()
+        lines[name] = cells
     for model in PUBLIC:
         sp = spm.SentencePieceProcessor(model_file=str(model))
         ids = [sp.encode(text) for text in documents(path)]
         unknown = sum(tokens.count(3) for tokens in ids)
-        decoded = sum(len(sp.decode(tokens).replace(" \u2047 ", "").encode()) for tokens in ids)
-        assert [int(word.replace(",", "")) for word in lines[model.stem][2:6]] == [
-            9992,
-            decoded,
-            9992 - decoded,
-            unknown,
-        ]
+        texts = [sp.decode(tokens).replace(" \u2047 ", "") for tokens in ids]
+        decoded = sum(len(text.encode()) for text in texts)
+        printed = [int(cell.replace(",", "")) for cell in lines[model.stem][2:6]]
+        assert printed == [9992, decoded, 9992 - decoded, unknown]
