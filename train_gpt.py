@@ -2483,6 +2483,8 @@ def load_artifact(path: Path) -> Artifact:
 
 # --- 11. Training ---
 
+LOSS_DIGITS = 4  # of the training loss in the log
+
 
 def training_step(
     compute: Callable[[Tensor, Tensor], Tensor],
@@ -2901,11 +2903,12 @@ def log_step(progress: Progress, health: Health, checkpoints: Checkpoints, log: 
     check_finite(progress.step, finite_steps, checkpoints)
     training = progress.cfg.training
     step, seconds = progress.step, progress.seconds
+    mean_loss = sum(losses) / len(losses)
     left = (training.iterations - step) * seconds / step
     if training.train_seconds > 0:
         left = min(left, training.train_seconds - seconds)
     log(
-        f"step:{step}/{training.iterations} train_loss:{sum(losses) / len(losses):.4f} "
+        f"step:{step}/{training.iterations} train_loss:{mean_loss:.{LOSS_DIGITS}f} "
         f"lr_scale:{progress.learning_rate_scale():.4f} train_time:{1000 * seconds:.0f}ms "
         f"step_avg:{1000 * seconds / step:.2f}ms "
         f"tokens_per_s:{step * training.train_batch_tokens / seconds:.0f} "

@@ -1,8 +1,10 @@
-"""What a run's folder says: its log without the source in it, its losses, its result, its checkpoints."""
+"""What the folder of a run says: its log, losses, result and checkpoints; changed scripts."""
 
 import re
 import time
 from pathlib import Path
+
+from conftest import ROOT
 
 
 def log_of(out: Path) -> str:
@@ -30,3 +32,33 @@ def wait_for(text: str, out: Path) -> None:
             return
         time.sleep(0.01)
     raise AssertionError(f"{text!r} does not come")
+
+
+def step_losses(out: Path) -> list[float]:
+    found = re.findall(r"^step:\d+/\d+ train_loss:(\S+)", log_of(out), flags=re.M)
+    return [float(loss) for loss in found]
+
+
+def result_field(out: Path, name: str) -> str:
+    """A token of the result line, such as val_bpb."""
+    return re.search(rf"^result .*\b{name}:(\S+)", log_of(out), flags=re.M)[1]
+
+
+LAUNCHER = """\
+import math, os, sys, time
+sys.path.insert(0, {root!r})
+import train_gpt
+train_gpt.LOSS_DIGITS = 10
+RANK = int(os.environ.get("RANK", 0))
+{changes}
+sys.exit(train_gpt.main(sys.argv[1:]))
+"""
+
+
+def changed_script(path: Path, changes: str = "") -> Path:
+    """A script that runs train_gpt.py with some of its functions replaced.
+
+    Losses are logged with 10 digits. `changes` is Python that may use `train_gpt` and RANK.
+    """
+    path.write_text(LAUNCHER.format(root=str(ROOT), changes=changes))
+    return path
