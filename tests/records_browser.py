@@ -1,4 +1,7 @@
-"""Headless Chromium driven over its debugging pipe (file descriptors 3 and 4): no driver program, no WebSocket library, no port."""
+"""Headless Chromium driven over its debugging pipe (file descriptors 3 and 4).
+
+It needs no driver program, no WebSocket library and no port.
+"""
 
 import base64
 import fcntl
@@ -13,63 +16,72 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-CHROMIUM = next(
-    (
-        path
-        for name in ("chromium", "chromium-browser", "google-chrome")
-        if (path := shutil.which(name))
-    ),
-    None,
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+CHROMIUM = next(filter(None, map(shutil.which, NAMES)), None)
+FLAGS = (
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-dev-shm-usage",
+    "--no-first-run",
+    "--hide-scrollbars",
 )
 
 
 class Browser:
-    """One page. `problems` collects console errors, uncaught exceptions and failed or forbidden requests; `requests` every URL asked for."""
+    """One page.
+
+    problems: console errors, uncaught exceptions, and failed or forbidden requests.
+    requests: every URL asked for.
+    """
 
     def __init__(self) -> None:
         self.profile = tempfile.mkdtemp(prefix="chromium-")
-        to_read, self.to_write = os.pipe()
-        self.from_read, from_write = os.pipe()
-        ends = [
-            fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 64) for fd in (to_read, from_write)
-        ]  # clear of 3 and 4, wherever pipe() put them
-
-        def descriptors() -> None:
-            os.dup2(ends[0], 3)
-            os.dup2(ends[1], 4)
-
-        flags = [
-            "--headless=new",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-dev-shm-usage",
-            "--no-first-run",
-            "--hide-scrollbars",
-        ]
-        command = [
-            CHROMIUM,
-            *flags,
-            f"--user-data-dir={self.profile}",
-            "--remote-debugging-pipe",
-            "about:blank",
-        ]
-        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        # close_fds would close 3 and 4 as well; Python's other descriptors are not inherited anyway (PEP 446).
-        self.process = subprocess.Popen(command, preexec_fn=descriptors, close_fds=False, **quiet)
-        for fd in (to_read, from_write, *ends):
-            os.close(fd)
         self.buffer = b""
         self.serial = 0
         self.problems: list[str] = []
         self.requests: list[str] = []
         self.loaded = False
-        self.session = None
-        target = next(
-            t for t in self.call("Target.getTargets")["targetInfos"] if t["type"] == "page"
+        self.session: str | None = None
+        self._start()
+        self._attach()
+
+    def _start(self) -> None:
+        to_read, self.to_write = os.pipe()
+        self.from_read, from_write = os.pipe()
+        # Clear of 3 and 4, wherever pipe() put them.
+        commands = fcntl.fcntl(to_read, fcntl.F_DUPFD_CLOEXEC, 64)
+        answers = fcntl.fcntl(from_write, fcntl.F_DUPFD_CLOEXEC, 64)
+
+        def place_descriptors() -> None:
+            os.dup2(commands, 3)
+            os.dup2(answers, 4)
+
+        command = [
+            CHROMIUM,
+            *FLAGS,
+            f"--user-data-dir={self.profile}",
+            "--remote-debugging-pipe",
+            "about:blank",
+        ]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            preexec_fn=place_descriptors,
+            # True would close 3 and 4 as well. Python's other descriptors are not inherited
+            # anyway (PEP 446).
+            close_fds=False,
         )
-        self.session = self.call(
-            "Target.attachToTarget", targetId=target["targetId"], flatten=True
-        )["sessionId"]
+        for descriptor in (to_read, from_write, commands, answers):
+            os.close(descriptor)
+
+    def _attach(self) -> None:
+        """Makes every later call speak to the first page, and turns its events on."""
+        targets = self.call("Target.getTargets")["targetInfos"]
+        page = next(target for target in targets if target["type"] == "page")
+        attached = self.call("Target.attachToTarget", targetId=page["targetId"], flatten=True)
+        self.session = attached["sessionId"]
         for domain in ("Page", "Runtime", "Log", "Network"):
             self.call(f"{domain}.enable")
 
@@ -89,11 +101,14 @@ class Browser:
         shutil.rmtree(self.profile, ignore_errors=True)
 
     def call(self, method: str, **params: Any) -> dict[str, Any]:
-        """Send a command and wait for its answer; events that arrive meanwhile are recorded. Raises RuntimeError on an error answer."""
+        """Sends a command and waits for its answer. Records events that arrive meanwhile.
+
+        Raises RuntimeError on an error answer.
+        """
         self.serial += 1
-        message = {"id": self.serial, "method": method, "params": params} | (
-            {"sessionId": self.session} if self.session else {}
-        )
+        message: dict[str, Any] = {"id": self.serial, "method": method, "params": params}
+        if self.session:
+            message["sessionId"] = self.session
         os.write(self.to_write, json.dumps(message).encode() + b"\0")
         while True:
             answer = self._receive()
@@ -103,11 +118,12 @@ class Browser:
                 return answer["result"]
 
     def _receive(self, timeout: float = 30.0) -> dict[str, Any]:
+        """The next message. Raises TimeoutError after `timeout` seconds without a whole one."""
         deadline = time.monotonic() + timeout
         while b"\0" not in self.buffer:
-            if not select.select([self.from_read], [], [], max(0.0, deadline - time.monotonic()))[
-                0
-            ]:
+            remaining = max(0.0, deadline - time.monotonic())
+            readable, _, _ = select.select([self.from_read], [], [], remaining)
+            if not readable:
                 raise TimeoutError("Chromium did not answer")
             chunk = os.read(self.from_read, 1 << 20)
             if not chunk:
@@ -121,24 +137,24 @@ class Browser:
     def _record(self, event: str | None, params: dict[str, Any]) -> None:
         if event == "Runtime.exceptionThrown":
             details = params["exceptionDetails"]
-            self.problems.append(details.get("exception", {}).get("description", details["text"]))
-        elif event == "Runtime.consoleAPICalled" and params["type"] in (
-            "error",
-            "warning",
-            "assert",
-        ):
-            self.problems.append(
-                f"console.{params['type']}: {[a.get('value', a.get('description')) for a in params['args']]}"
-            )
-        elif event == "Log.entryAdded" and params["entry"]["level"] in ("error", "warning"):
-            self.problems.append(f"log: {params['entry']['text']}")
+            exception = details.get("exception", {})
+            self.problems.append(exception.get("description", details["text"]))
+        elif event == "Runtime.consoleAPICalled":
+            kind = params["type"]
+            if kind in ("error", "warning", "assert"):
+                values = [one.get("value", one.get("description")) for one in params["args"]]
+                self.problems.append(f"console.{kind}: {values}")
+        elif event == "Log.entryAdded":
+            entry = params["entry"]
+            if entry["level"] in ("error", "warning"):
+                self.problems.append(f"log: {entry['text']}")
         elif event == "Network.requestWillBeSent":
             self.requests.append(params["request"]["url"])
         elif event == "Page.loadEventFired":
             self.loaded = True
 
     def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Load a file at a viewport size; phones are taken to be narrower than 600 px."""
+        """Loads a file at a viewport size. Anything narrower than 600 px counts as a phone."""
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -159,9 +175,8 @@ class Browser:
             "Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True
         )
         if "exceptionDetails" in answer:
-            raise RuntimeError(
-                answer["exceptionDetails"].get("exception", {}).get("description", "exception")
-            )
+            exception = answer["exceptionDetails"].get("exception", {})
+            raise RuntimeError(exception.get("description", "exception"))
         return answer["result"].get("value")
 
     def screenshot(self, path: Path) -> None:

@@ -23,10 +23,10 @@ def run(dataset, tmp_path_factory):
 
 def test_a_real_log_is_read_without_loss(run):
     log = parse_log(run / "train.log")
-    assert (
-        log.problems == [] and log.seed == 42 and log.source == (ROOT / "train_gpt.py").read_bytes()
-    )
-    assert [s.step for s in log.steps if s.train_loss is not None] == [1, 2, 3, 4, 5]
+    assert log.problems == []
+    assert log.seed == 42
+    assert log.source == (ROOT / "train_gpt.py").read_bytes()
+    assert [step.step for step in log.steps if step.train_loss is not None] == [1, 2, 3, 4, 5]
     known = (
         "model.parameters",
         "config.sha256",
@@ -41,27 +41,20 @@ def test_a_real_log_is_read_without_loss(run):
 
 
 def test_a_real_run_becomes_a_record(run, dataset, tmp_path, capsys):
-    options = [
-        "--name",
-        "Tiny",
-        "--date",
-        "2026-11-24",
-        "--author",
-        "a",
-        "--github-id",
-        "b",
-        "--dataset",
-        dataset,
-    ]
-    assert cli(pack, run, *options, "--records-dir", tmp_path / "records") == 0
+    identity = ["--name", "Tiny", "--date", "2026-11-24", "--author", "a", "--github-id", "b"]
+    places = ["--dataset", dataset, "--records-dir", tmp_path / "records"]
+    assert cli(pack, run, *identity, *places) == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_tiny"
     report = check_folder(folder)
-    assert [c for c in report.checks if c.verdict is Verdict.FAIL] == [], format_report(report)
+    failed = [check for check in report.checks if check.verdict is Verdict.FAIL]
+    assert failed == [], format_report(report)
     submission = load_submission(folder)
-    assert submission.seeds == [42] and submission.data.corpus == "test"
-    assert "iterations=5" in submission.config.overrides and not any(
-        o.startswith("seed=") for o in submission.config.overrides
-    )
+    assert submission.seeds == [42]
+    assert submission.data.corpus == "test"
+    overrides = submission.config.overrides
+    assert "iterations=5" in overrides
+    assert not any(override.startswith("seed=") for override in overrides)
     assert "--iterations 5" in (folder / "README.md").read_text()
     (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
-    assert cli(board, "--root", tmp_path) == 0 and cli(board, "--root", tmp_path, "--check") == 0
+    assert cli(board, "--root", tmp_path) == 0
+    assert cli(board, "--root", tmp_path, "--check") == 0
