@@ -1,0 +1,1 @@
+"""Measurements. Each command is a script: `python bench/NAME.py --help`."""
