@@ -1,27 +1,27 @@
 """The artifact: exact round trip, the cap, and refusal of anything damaged, foreign or hostile."""
 
 import contextlib
-import dataclasses
 import hashlib
 import json
+import math
 import pickle
 import struct
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from train_support import tiny
 
 import train_gpt as tg
 
-BASE = dataclasses.replace(tg.Config(), **TINY)
+BASE = tiny()
 
 
 def random_model(cfg: tg.Config, seed: int = 0) -> tg.GPT:
     torch.manual_seed(seed)
-    model = tg.GPT(cfg)
+    model = tg.GPT(cfg.model)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(torch.randn_like(p))
@@ -30,16 +30,14 @@ def random_model(cfg: tg.Config, seed: int = 0) -> tg.GPT:
 
 @pytest.fixture(scope="module")
 def artifact() -> bytes:
-    return tg.pack(random_model(BASE), BASE, "a" * 64)[0]
+    return tg.pack(random_model(BASE), BASE, "a" * 64).data
 
 
 def test_reload_gives_what_was_exported_and_a_second_export_is_the_same_bytes(artifact):
-    model, cfg, tokenizer = tg.unpack(artifact, "x")
-    assert (cfg.model_dim, cfg.eval_stride, tokenizer) == (
-        BASE.model_dim,
-        BASE.eval_stride,
-        "a" * 64,
-    )
+    loaded = tg.unpack(artifact, "x")
+    assert (loaded.cfg.model, loaded.cfg.scoring) == (BASE.model, BASE.scoring)
+    assert loaded.tokenizer_sha256 == "a" * 64
+    model = loaded.model
     original = dict(random_model(BASE).named_parameters())
     for name, p in model.named_parameters():
         w = original[name]
@@ -53,7 +51,7 @@ def test_reload_gives_what_was_exported_and_a_second_export_is_the_same_bytes(ar
         dict(model.named_parameters())["blocks.0.fc.weight"],
         symbols.float() * scale.float()[:, None],
     )
-    assert tg.pack(random_model(BASE), BASE, "a" * 64)[0] == artifact
+    assert tg.pack(random_model(BASE), BASE, "a" * 64).data == artifact
 
 
 @pytest.mark.parametrize(
@@ -66,16 +64,15 @@ def test_reload_gives_what_was_exported_and_a_second_export_is_the_same_bytes(ar
     ],
 )
 def test_every_format_round_trips(formats):
-    cfg = dataclasses.replace(
-        BASE,
+    cfg = tiny(
         matrix_format=formats[0],
         embed_format=formats[1],
         control_format=formats[2],
         late_k_fp16_layers=1,
     )
     model = random_model(cfg)
-    data = tg.pack(model, cfg, "")[0]
-    loaded = dict(tg.unpack(data, "x")[0].named_parameters())
+    data = tg.pack(model, cfg, "").data
+    loaded = dict(tg.unpack(data, "x").model.named_parameters())
     tolerance = {"int8": 0.02, "int6": 0.06, "int5": 0.12, "fp16": 1e-3, "fp32": 0.0}
     for name, p in model.named_parameters():
         assert (loaded[name] - p).pow(2).mean().sqrt() <= tolerance[
@@ -101,48 +98,50 @@ def test_clip_search_is_never_worse_than_no_clipping():
     assert tg.quantize_rows(torch.zeros(2, 8), 31)[0].abs().max() == 0
 
 
-def test_export_rules_and_optimizer_groups_partition_the_parameters():
-    model = tg.GPT(BASE)
-    assert sum(len(g) for g in tg.partition(model, tg.PARAM_GROUPS, "x").values()) == len(
-        list(model.parameters())
-    )
-    formats = tg.export_formats(model, dataclasses.replace(BASE, late_k_fp16_layers=2))
-    assert set(formats) == {n for n, _ in model.named_parameters()}
-    assert [n for n, fmt in formats.items() if fmt == "fp16" and n.startswith("blocks")] == [
-        f"blocks.{i}.attention.k.weight" for i in (2, 3)
-    ]
+def test_optimizer_groups_partition_the_parameters():
+    model = tg.GPT(BASE.model)
+    groups = tg.partition(model, tg.PARAMETER_ROLES, "x")
+    assert sum(map(len, groups.values())) == len(list(model.parameters()))
     model.extra = torch.nn.Parameter(torch.zeros(2, 3))
     with pytest.raises(ValueError, match="extra"):
-        tg.partition(model, tg.PARAM_GROUPS, "optimizer groups")
+        tg.partition(model, tg.PARAMETER_ROLES, "optimizer groups")
+
+
+def test_a_parameter_that_two_rules_claim_is_refused():
+    rules = tg.PARAMETER_ROLES | {"again": lambda name, p: name == "smear"}
     with pytest.raises(ValueError, match="smear"):
-        tg.partition(
-            tg.GPT(BASE),
-            tg.PARAM_GROUPS | {"again": lambda name, p: name == "smear"},
-            "optimizer groups",
-        )
+        tg.partition(tg.GPT(BASE.model), rules, "optimizer groups")
+
+
+def test_export_rules_partition_the_parameters():
+    model = tg.GPT(BASE.model)
+    formats = tg.export_formats(model, tiny(late_k_fp16_layers=2))
+    assert set(formats) == {name for name, _ in model.named_parameters()}
+    late = [f"blocks.{layer}.attention.k.weight" for layer in (2, 3)]
+    in_blocks = {name: fmt for name, fmt in formats.items() if name.startswith("blocks")}
+    assert [name for name, fmt in in_blocks.items() if fmt == "fp16"] == late
 
 
 def test_25m_random_weights_fit_under_the_cap():
     cfg = tg.Config()
     model = random_model(cfg)
-    data = tg.export(model, cfg, "", tg.Runtime(), code_bytes=100_000)
+    data = tg.export(model, cfg, "", 100_000, tg.Log())
     assert (
         15_000_000 < len(data) <= 15_900_000
     )  # the steps widen just enough: the cap is used, not wasted
-    loaded = tg.unpack(data, "x")[0]
+    loaded = tg.unpack(data, "x").model
     w, q = model.blocks[0].fc.weight, loaded.blocks[0].fc.weight
     assert (q - w).pow(2).mean().sqrt() < 0.1
 
 
 def test_over_the_cap_says_by_how_much_and_what_weighs_most(monkeypatch):
     monkeypatch.setattr(tg, "SIZE_CAP_BYTES", 10_000)
-    with pytest.raises(
-        tg.UserError,
-        match=r"10,000 bytes, found [\d,]+, [\d,]+ over; heaviest tensors \(bytes\): embed [\d,]+, blocks",
-    ):
-        tg.export(
-            random_model(BASE), dataclasses.replace(BASE, fit_cap=0), "", tg.Runtime(), code_bytes=0
-        )
+    expected = (
+        r"10,000 bytes, found [\d,]+, [\d,]+ over; "
+        r"heaviest tensors \(bytes\): embed [\d,]+, blocks"
+    )
+    with pytest.raises(tg.UserError, match=expected):
+        tg.export(random_model(BASE), tiny(fit_cap=0), "", 0, tg.Log())
 
 
 def test_diverged_weights_are_refused():
@@ -179,52 +178,73 @@ def test_any_flipped_byte_and_any_truncation_is_refused(artifact, data):
 
 
 def test_wrong_version_pickle_and_foreign_content_are_refused(artifact):
-    header, payload = tg.read_header(artifact, "x")
-    header = json.loads(header)
-    assert "version 2, found 1" in refused(sealed(header, bytes(payload), version=1))
+    raw_header, payload = tg.split_artifact(artifact, "x")
+    header = json.loads(raw_header)
+    older = sealed(header, bytes(payload), version=tg.ARTIFACT_VERSION - 1)
+    assert f"version {tg.ARTIFACT_VERSION}, found {tg.ARTIFACT_VERSION - 1}" in refused(older)
     assert "PGOLFART" in refused(pickle.dumps({"weights": [1, 2, 3]}))
     assert "PGOLFART" in refused(b"")
     refused(sealed({}, b""))
     refused(sealed([1], b""))
-    refused(sealed(header | {"config": list(header["config"])}, bytes(payload)))
-    refused(sealed(header | {"config": header["config"] | {"ngram_order": 10**30}}, bytes(payload)))
     refused(sealed(header, bytes(payload) + b"\0"))
     refused(sealed(header, bytes(payload)[:-1]))
-    refused(sealed(header | {"tensors": header["tensors"][1:]}, bytes(payload)))
-    floats = [
-        [n, s, "int6" if n == "smear" else f] for n, s, f in header["tensors"]
-    ]  # an outer product, if it were taken
-    assert "tensors are not those" in refused(sealed(header | {"tensors": floats}, bytes(payload)))
-    assert "more than twice" in refused(
-        sealed(
-            header
-            | {
-                "config": header["config"] | {"bigram_buckets": 1 << 20, "bigram_dim": 1 << 20},
-                "tensors": [
-                    [
-                        n,
-                        [1 << 20, 1 << 20]
-                        if n == "bigram"
-                        else [s[0], 1 << 20]
-                        if n == "bigram_proj.weight"
-                        else s,
-                        f,
-                    ]
-                    for n, s, f in header["tensors"]
-                ],
-            },
-            bytes(payload),
-        )
-    )
-    refused(
-        sealed(
-            header | {"tensors": [["embed", [1 << 40, 2], "fp16"], *header["tensors"][1:]]},
-            bytes(payload),
-        )
-    )
-    refused(sealed(header | {"config": header["config"] | {"num_layers": 1 << 30}}, bytes(payload)))
-    refused(sealed(header | {"config": header["config"] | {"eval_stride": 0}}, bytes(payload)))
-    refused(sealed(header | {"config": header["config"] | {"rope_base": "x"}}, bytes(payload)))
+
+
+BAD_SETTINGS = [
+    ("scoring", "ngram_order", 10**30),
+    ("scoring", "eval_stride", 0),
+    ("scoring", "eval_stride", True),
+    ("scoring", "iterations", 5),
+    ("model", "num_layers", 1 << 30),
+    ("model", "rope_base", "x"),
+    ("model", "rope_base", float("nan")),
+]
+
+
+@pytest.mark.parametrize(("group", "name", "value"), BAD_SETTINGS)
+def test_settings_that_no_config_could_hold_are_refused(artifact, group, name, value):
+    raw_header, payload = tg.split_artifact(artifact, "x")
+    header = json.loads(raw_header)
+    header[group][name] = value
+    refused(sealed(header, bytes(payload)))
+
+
+def test_groups_that_lack_a_setting_or_are_none_are_refused(artifact):
+    raw_header, payload = tg.split_artifact(artifact, "x")
+    header = json.loads(raw_header)
+    refused(sealed(header | {"model": list(header["model"])}, bytes(payload)))
+    del header["scoring"]["eval_stride"]
+    assert "scoring settings are not those" in refused(sealed(header, bytes(payload)))
+
+
+def test_tensors_that_are_not_the_models_are_refused(artifact):
+    raw_header, payload = tg.split_artifact(artifact, "x")
+    header = json.loads(raw_header)
+
+    def with_tensors(**changes: object) -> bytes:
+        tensors = header["tensors"] | changes
+        return sealed(header | {"tensors": tensors}, bytes(payload))
+
+    smear = header["tensors"]["smear"]
+    as_matrix = with_tensors(smear=smear | {"format": "int6"})  # an outer product, if taken
+    assert "smear is no matrix" in refused(as_matrix)
+    refused(with_tensors(smear=smear | {"format": "int4"}))
+    refused(with_tensors(smear=smear | {"format": ["int6"]}))
+    refused(with_tensors(embed={"shape": [1 << 40, 2], "format": "fp16"}))
+    refused(with_tensors(another=smear))
+    refused(with_tensors(embed=None))
+    refused(sealed(header | {"tensors": list(header["tensors"])}, bytes(payload)))
+
+
+def test_more_weights_than_an_artifact_has_bits_are_refused(artifact):
+    """A few bytes may claim to hold any number of equal ones."""
+    raw_header, payload = tg.split_artifact(artifact, "x")
+    header = json.loads(raw_header)
+    large = 1 << 20
+    header["model"] |= {"bigram_buckets": large, "bigram_dim": large}
+    header["tensors"]["bigram"]["shape"] = [large, large]
+    header["tensors"]["bigram_proj.weight"]["shape"][1] = large
+    assert "more than twice" in refused(sealed(header, bytes(payload)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -266,10 +286,10 @@ def test_a_plane_holds_what_it_says_and_nothing_else():
 @pytest.mark.parametrize("layers", [0, 4])
 @pytest.mark.parametrize("control", ["fp16", "fp32"])
 def test_models_without_skips_round_trip(layers, control):
-    cfg = dataclasses.replace(BASE, num_encoder_layers=layers, control_format=control)
+    cfg = tiny(num_encoder_layers=layers, control_format=control)
     model = random_model(cfg)
-    loaded = tg.unpack(tg.pack(model, cfg, "")[0], "x")[0]
-    assert loaded.skips.shape == model.skips.shape == (0, cfg.model_dim)
+    loaded = tg.unpack(tg.pack(model, cfg, "").data, "x").model
+    assert loaded.skips.shape == model.skips.shape == (0, cfg.model.model_dim)
 
 
 @settings(max_examples=200, deadline=None)
@@ -289,51 +309,24 @@ def test_damaged_planes_are_refused_or_give_bytes_of_the_promised_number(data):
 
 @pytest.mark.parametrize("formats", [("int6", "fp16", "fp32"), ("int5", "fp32", "fp16")])
 def test_the_artifact_is_within_half_a_percent_of_its_entropy(formats):
-    cfg = dataclasses.replace(
-        tg.parse_config(["--preset", "docs_cpu"], {})[0],
-        matrix_format=formats[0],
-        embed_format=formats[1],
-        control_format=formats[2],
-    )
-    data, stored = tg.pack(random_model(cfg), cfg, "a" * 64)
-    header = len(tg.read_header(data, "x")[0])
-    assert len(data) - header <= 1.005 * sum(tg.entropy_bytes(t) for _, t, _ in stored.values())
+    matrix, embed, control = formats
+    docs = tg.PRESETS["docs_cpu"]
+    cfg = docs.with_settings(matrix_format=matrix, embed_format=embed, control_format=control)
+    packed = tg.pack(random_model(cfg), cfg, "a" * 64)
+    header = len(tg.split_artifact(packed.data, "x")[0])
+    assert len(packed.data) - header <= 1.005 * packed.entropy_bytes()
 
 
-def test_params_shows_what_the_artifact_stores(tmp_path, capsys):
-    """Not what its weights would cost in the default format."""
-    data, stored = tg.pack(
-        random_model(BASE), dataclasses.replace(BASE, matrix_format="int8"), "a" * 64
-    )
-    (tmp_path / "a.bin").write_bytes(data)
-    assert tg.main(["params", "--artifact", str(tmp_path / "a.bin")]) == 0
-    rows = {
-        line.split("  ")[0].strip(): line.split() for line in capsys.readouterr().out.splitlines()
-    }
-    assert (
-        rows["blocks.fc"][-3] == "int8"
-        and rows["total"][2] == f"{sum(p.numel() for p in random_model(BASE).parameters()):,}"
-    )
-    assert int(rows["total"][-1].replace(",", "")) == round(
-        sum(tg.entropy_bytes(t) for _, t, _ in stored.values())
-    )
-    assert int(rows["total"][-2].replace(",", "")) == len(
-        tg.read_header(data, "x")[1]
-    )  # the rows are all there is
-    assert (
-        tg.main(
-            [
-                "params",
-                "--num-layers",
-                "2",
-                "--num-encoder-layers",
-                "1",
-                "--model-dim",
-                "64",
-                "--xsa-layers",
-                "1",
-            ]
-        )
-        == 0
-    )
-    assert "initial weights" in capsys.readouterr().out
+def test_the_parts_of_an_artifact_are_all_there_is():
+    packed = tg.pack(random_model(BASE), BASE, "a" * 64)
+    payload = tg.split_artifact(packed.data, "x")[1]
+    assert sum(packed.coded_bytes.values()) == len(payload)
+    assert tg.unpack(packed.data, "x").packed.coded_bytes == packed.coded_bytes
+
+
+@pytest.mark.parametrize("stored", ["int6", "fp16"])
+def test_weights_that_no_format_holds_are_refused(stored):
+    with pytest.raises(tg.UserError, match="NaN or infinity in w"):
+        tg.store("w", torch.tensor([[math.inf]]), stored, 1.0)
+    with pytest.raises(tg.UserError, match="expected w within fp16's range, found 1e"):
+        tg.store("w", torch.tensor([[1e6]]), "fp16", 1.0)
