@@ -1,0 +1,1 @@
+"""N-gram mixing: its scores, ablated, and its speed; bench/ngram.py is the command."""
