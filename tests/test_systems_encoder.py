@@ -1,4 +1,7 @@
-"""GPT on nn.TransformerEncoder. Every check is a function that is also run on a model with the bug planted."""
+"""GPT on nn.TransformerEncoder.
+
+Every check is a function that is also run on a model with the bug planted.
+"""
 
 import dataclasses
 import math
@@ -6,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from test_systems_contract import load_system
+from systems_support import load_system
 from torch import nn
 
 module = load_system("transformer-encoder-gpt")
@@ -31,7 +34,8 @@ def check_size(cfg) -> None:
 def check_output(model: nn.Module, ids: torch.Tensor = IDS) -> None:
     with torch.no_grad():
         logits = model(ids)
-    assert logits.shape == (*ids.shape, model.cfg.vocab_size) and logits.isfinite().all()
+    assert logits.shape == (*ids.shape, model.cfg.vocab_size)
+    assert logits.isfinite().all()
 
 
 def check_initial_loss(model: nn.Module, ids: torch.Tensor = IDS) -> None:
@@ -44,12 +48,10 @@ def check_gradients(model: nn.Module) -> None:
     """Every float parameter receives a gradient that is not zero."""
     model.zero_grad()
     module.next_token_cross_entropy(model(IDS), IDS).backward()
-    idle = [
-        name
-        for name, p in model.named_parameters()
-        if p.is_floating_point() and (p.grad is None or not p.grad.any())
-    ]
-    assert idle == []
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            assert parameter.grad is not None, name
+            assert parameter.grad.any(), name
 
 
 def check_causality(model: nn.Module) -> None:
@@ -63,17 +65,19 @@ def check_causality(model: nn.Module) -> None:
 
 
 def check_shift(loss_function: Callable) -> None:
-    """Against a loop over (sequence, position): logits at t meet token t + 1; the last logit and the first token are left out."""
+    """Against a loop over (sequence, position): logits at t meet token t + 1.
+
+    The last logit and the first token are left out.
+    """
     logits = torch.randn(3, 5, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     tokens = torch.randint(7, (3, 5), generator=torch.Generator().manual_seed(2))
-    terms = [
-        logits[b, t].logsumexp(0) - logits[b, t, tokens[b, t + 1]]
-        for b in range(3)
-        for t in range(4)
-    ]
-    torch.testing.assert_close(
-        loss_function(logits, tokens).double(), torch.stack(terms).mean(), rtol=0, atol=1e-6
-    )
+    terms = []
+    for row, targets in zip(logits, tokens[:, 1:], strict=True):
+        for t, target in enumerate(targets):
+            terms.append(row[t].logsumexp(0) - row[t, target])
+    expected = torch.stack(terms).mean()
+    found = loss_function(logits, tokens).double()
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def check_distinct_layers(model: nn.Module) -> None:
@@ -82,27 +86,29 @@ def check_distinct_layers(model: nn.Module) -> None:
 
 
 def check_order_matters(model: nn.Module) -> None:
-    """Without positions the last token sees a set: exchanging two earlier ones would change nothing."""
+    """Without positions the last token sees a set: swapping two earlier ones changes nothing."""
     one = build(dataclasses.replace(model.cfg, n_layers=1))
-    one.load_state_dict({k: v for k, v in model.state_dict().items() if k in one.state_dict()})
+    kept = one.state_dict().keys() & model.state_dict().keys()
+    one.load_state_dict({name: model.state_dict()[name] for name in kept})
     one.positions = model.positions
-    one.encoder.layers[0].self_attn.in_proj_weight.data.mul_(
-        30
-    )  # at init attention is too even, and writes too little, to see anything
-    one.encoder.layers[0].self_attn.out_proj.weight.data.mul_(100)
+    # At initialisation attention is too even, and writes too little, to see anything.
+    attention = one.encoder.layers[0].self_attn
+    attention.in_proj_weight.data.mul_(30)
+    attention.out_proj.weight.data.mul_(100)
     swapped = IDS[:, [1, 0, *range(2, 12)]]
     assert (one(swapped)[:, -1] - one(IDS)[:, -1]).abs().max() > 1e-4
 
 
 def test_gpt2_small_has_its_class_size():
-    check_size(module.PRESETS["gpt2_small"])
-    assert module.PRESETS["gpt2_small"].vocab_size == 16384
-    assert (
-        sum(module.parameter_table(module.PRESETS["gpt2_small"]).values())
-        == 2 * 16384 * 768 + 12 * (12 * 768**2 + 13 * 768) + 2 * 768
-    )
+    cfg = module.PRESETS["gpt2_small"]
+    check_size(cfg)
+    assert cfg.vocab_size == 16384
+    embedding_and_head = 2 * 16384 * 768
+    layers = 12 * (12 * 768**2 + 13 * 768)
+    norm = 2 * 768
+    assert sum(module.parameter_table(cfg).values()) == embedding_and_head + layers + norm
     with pytest.raises(AssertionError):
-        check_size(dataclasses.replace(module.PRESETS["gpt2_small"], n_layers=6))
+        check_size(dataclasses.replace(cfg, n_layers=6))
 
 
 def test_gpt2_small_starts_as_a_uniform_guess(paper):
@@ -155,7 +161,11 @@ def dead_layer(model):
 
 def no_mask(model):
     encoder = model.encoder.forward
-    model.encoder.forward = lambda x, mask, is_causal: encoder(x)
+
+    def forward(x, mask, is_causal):
+        return encoder(x)
+
+    model.encoder.forward = forward
 
 
 def copied_layers(model):
@@ -187,20 +197,27 @@ def test_planted_bugs_are_noticed(plant: Callable, check: Callable):
         check(model)
 
 
-@pytest.mark.parametrize("logits_from, targets_from", [(0, 0), (1, 0)])
-def test_planted_shifts_are_noticed(logits_from: int, targets_from: int):
-    """No shift at all, and a shift the wrong way."""
-    end = None if logits_from == targets_from else -1
+def cross_entropy(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def without_shift(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits, tokens)
+
+
+def shifted_right(logits: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+    return cross_entropy(logits[:, 1:], tokens[:, :-1])
+
+
+@pytest.mark.parametrize("wrong", [without_shift, shifted_right])
+def test_planted_shifts_are_noticed(wrong: Callable):
     with pytest.raises(AssertionError):
-        check_shift(
-            lambda logits, tokens: nn.functional.cross_entropy(
-                logits[:, logits_from:].flatten(0, 1), tokens[:, targets_from:end].flatten()
-            )
-        )
+        check_shift(wrong)
 
 
 def test_norm_first_is_read_and_moves_the_norms():
-    pre, post = (build(dataclasses.replace(SMALL, norm_first=flag)) for flag in (1, 0))
+    pre = build(dataclasses.replace(SMALL, norm_first=1))
+    post = build(dataclasses.replace(SMALL, norm_first=0))
     for layer in pre.encoder.layers:
         layer.linear2.weight.data.mul_(100)
     post.load_state_dict(pre.state_dict())
@@ -230,7 +247,6 @@ def test_head_is_untied_and_training_changes_both():
 def test_params_prints_every_preset(capsys):
     module.main(["params"])
     text = capsys.readouterr().out
-    assert (
-        "gpt2_small: 110,221,824 = " in text
-        and f"docs: {sum(module.parameter_table(module.Config()).values()):,} = " in text
-    )
+    docs = sum(module.parameter_table(module.Config()).values())
+    assert "gpt2_small: 110,221,824 = " in text
+    assert f"docs: {docs:,} = " in text

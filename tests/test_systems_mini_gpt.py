@@ -1,4 +1,7 @@
-"""Mini-GPT in NumPy: inventory, wiring and gradients. Every check is a function that is also run on a model with the bug planted."""
+"""Mini-GPT in NumPy: inventory, wiring and gradients.
+
+Every check is a function that is also run on a model with the bug planted.
+"""
 
 import dataclasses
 import json
@@ -6,7 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from test_systems_contract import load_system
+from systems_support import load_system
 
 module = load_system("mini-gpt-numpy")
 SENTENCE = np.array([1, 8, 15, 4, 9, 15, 4, 10])
@@ -18,12 +21,10 @@ def lab_model(seed: int = 0) -> "module.MiniGPT":
 
 def small_model(spread: float = 0.3) -> "module.MiniGPT":
     """Sizes that are all different, weights large enough for every derivative to matter."""
-    model = module.MiniGPT(
-        module.MiniGPTConfig(
-            d_model=12, n_heads=2, n_layers=2, d_ff=20, vocab_size=17, context_len=9
-        ),
-        seed=1,
+    cfg = module.MiniGPTConfig(
+        d_model=12, n_heads=2, n_layers=2, d_ff=20, vocab_size=17, context_len=9
     )
+    model = module.MiniGPT(cfg, seed=1)
     rng = np.random.default_rng(2)
     for w in model.weights.values():
         w += rng.normal(0, spread, w.shape)
@@ -31,18 +32,22 @@ def small_model(spread: float = 0.3) -> "module.MiniGPT":
 
 
 def expected_inventory(cfg: "module.MiniGPTConfig") -> int:
-    """E; per block two norms with gain and bias, q, k, v, o, two MLP matrices; the final norm. No head, no linear biases."""
+    """The number of parameters. There is no head, and linear layers have no biases."""
     D = cfg.d_model
-    return cfg.vocab_size * D + cfg.n_layers * (4 * D + 4 * D * D + 2 * D * cfg.d_ff) + 2 * D
+    embedding = cfg.vocab_size * D
+    norm = 2 * D  # gain and bias
+    attention = 4 * D * D  # q, k, v, o
+    mlp = 2 * D * cfg.d_ff
+    return embedding + cfg.n_layers * (2 * norm + attention + mlp) + norm
 
 
 def check_inventory(model: "module.MiniGPT") -> None:
-    cfg, sizes = model.cfg, {name: w.size for name, w in model.weights.items()}
-    assert sum(sizes.values()) == expected_inventory(cfg)
+    cfg = model.cfg
+    weights = model.weights.values()
+    assert sum(w.size for w in weights) == expected_inventory(cfg)
     if cfg.vocab_size != cfg.d_model:  # in the lab model every square matrix has that shape
-        assert (
-            sum(set(w.shape) == {cfg.vocab_size, cfg.d_model} for w in model.weights.values()) == 1
-        )
+        embeddings = [w for w in weights if set(w.shape) == {cfg.vocab_size, cfg.d_model}]
+        assert len(embeddings) == 1
 
 
 def check_reach(model: "module.MiniGPT") -> None:
@@ -61,42 +66,45 @@ def check_causality(model: "module.MiniGPT") -> None:
 
 
 def check_rope(model: "module.MiniGPT") -> None:
-    """RoPE is on the path; without it attention is blind to order: a permutation of the past changes nothing at the last position."""
-    assert np.linalg.norm(model.forward(SENTENCE) - model.forward(SENTENCE, rope=False)) > 1e-3
+    """RoPE is on the path.
+
+    Without it attention is blind to order: a permutation of the past changes nothing at the last
+    position.
+    """
+    logits = model.forward(SENTENCE)
+    assert np.linalg.norm(logits - model.forward(SENTENCE, rope=False)) > 1e-3
     swapped = SENTENCE[[0, 2, 1, 4, 3, 5, 6, 7]]
-    assert np.abs(model.forward(swapped)[7] - model.forward(SENTENCE)[7]).max() > 1e-7
-    single = module.MiniGPT(
-        dataclasses.replace(model.cfg, n_layers=1), 3
-    )  # deeper layers see order through the mask alone
-    np.testing.assert_allclose(
-        single.forward(swapped, rope=False)[7], single.forward(SENTENCE, rope=False)[7], atol=1e-12
-    )
+    assert np.abs(model.forward(swapped)[7] - logits[7]).max() > 1e-7
+    # Deeper layers see order through the mask alone.
+    single = module.MiniGPT(dataclasses.replace(model.cfg, n_layers=1), 3)
+    blind = single.forward(SENTENCE, rope=False)[7]
+    np.testing.assert_allclose(single.forward(swapped, rope=False)[7], blind, atol=1e-12)
 
 
 def check_tied(model: "module.MiniGPT") -> None:
     E = model.weights["embedding"]
-    np.testing.assert_allclose(
-        model.forward(SENTENCE), model.features(SENTENCE[None])[0][0] @ E.T, atol=1e-12
-    )
+    features, _ = model.features(SENTENCE[None])
+    np.testing.assert_allclose(model.forward(SENTENCE), features[0] @ E.T, atol=1e-12)
     _, gradients = model.loss_and_gradients(SENTENCE[None])
-    assert (
-        (np.abs(gradients["embedding"][[i for i in range(64) if i not in SENTENCE]]) > 0)
-        .all(1)
-        .any()
-    )  # words not in the input learn as outputs
+    absent = [i for i in range(64) if i not in SENTENCE]
+    learning = np.abs(gradients["embedding"][absent]) > 0
+    assert learning.all(1).any()  # words that are not in the input learn as outputs
 
 
 def check_raw_logits(model: "module.MiniGPT") -> None:
     logits = model.forward(SENTENCE)
-    assert logits.shape == (8, 64) and logits.dtype == np.float64 and (logits < 0).any()
-    assert (
-        np.abs(np.logaddexp.reduce(logits, axis=-1)).min() > 0.1
-        and np.abs(logits.sum(-1) - 1).min() > 1e-3
-    )
+    assert logits.shape == (8, 64)
+    assert logits.dtype == np.float64
+    assert (logits < 0).any()
+    assert np.abs(np.logaddexp.reduce(logits, axis=-1)).min() > 0.1
+    assert np.abs(logits.sum(-1) - 1).min() > 1e-3
 
 
 def check_gradients(model: "module.MiniGPT") -> None:
-    """Every parameter against central differences in float64, step 1e-5: error of order 1e-9."""
+    """Against central differences in float64, in six places of every weight.
+
+    The step is 1e-5, so the error is of order 1e-9.
+    """
     rng = np.random.default_rng(3)
     blocks = rng.integers(0, model.cfg.vocab_size, (3, model.cfg.context_len))
     nats, gradients = model.loss_and_gradients(blocks)
@@ -107,14 +115,22 @@ def check_gradients(model: "module.MiniGPT") -> None:
     for name, w in model.weights.items():
         for _ in range(6):
             place = tuple(rng.integers(0, n) for n in w.shape)
-            kept, values = w[place], []
-            for step in (1e-5, -1e-5):
-                w[place] = kept + step
-                values.append(model.loss_and_gradients(blocks)[0])
-            w[place] = kept
-            assert gradients[name][place] == pytest.approx(
-                (values[0] - values[1]) / 2e-5, rel=1e-6, abs=1e-6
-            ), (name, place)
+            slope = central_difference(model, blocks, w, place)
+            assert gradients[name][place] == pytest.approx(slope, rel=1e-6, abs=1e-6), (name, place)
+
+
+def central_difference(
+    model: "module.MiniGPT", blocks: np.ndarray, w: np.ndarray, place: tuple
+) -> float:
+    """The loss's slope along one weight, which stays as it was."""
+    step = 1e-5
+    before = w[place]
+    w[place] = before + step
+    above, _ = model.loss_and_gradients(blocks)
+    w[place] = before - step
+    below, _ = model.loss_and_gradients(blocks)
+    w[place] = before
+    return (above - below) / (2 * step)
 
 
 def test_inventory():
@@ -157,17 +173,27 @@ def mask_one_late(model):
 
 
 def still_rope(model):
-    model.rope = np.ones_like(model.rope[0]), np.zeros_like(model.rope[1])
+    cos, sin = model.rope
+    model.rope = (np.ones_like(cos), np.zeros_like(sin))
 
 
 def softmax_inside(model):
-    forward = model.forward
-    model.forward = lambda ids, rope=True: module.softmax(forward(ids, rope))
+    right = model.forward
+
+    def forward(ids, rope=True):
+        return module.softmax(right(ids, rope))
+
+    model.forward = forward
 
 
 def separate_head(model):
-    forward, other = model.forward, np.random.default_rng(0).normal(0, 0.02, (64, 64))
-    model.forward = lambda ids, rope=True: forward(ids, rope) @ other
+    right = model.forward
+    other = np.random.default_rng(0).normal(0, 0.02, (64, 64))
+
+    def forward(ids, rope=True):
+        return right(ids, rope) @ other
+
+    model.forward = forward
 
 
 @pytest.mark.parametrize(
@@ -193,21 +219,31 @@ def test_gradients_match_finite_differences():
     check_gradients(small_model())
 
 
+def off_by_a_thousandth(backward: Callable) -> Callable:
+    def wrong(d):
+        return backward(d * 1.001)
+
+    return wrong
+
+
 def wrong_gelu(u):
     y, backward = GELU(u)
-    return y, lambda d: backward(d) * 1.001
+    return y, off_by_a_thousandth(backward)
 
 
 def wrong_rotate(x, cos, sin):
-    return ROTATE(x, cos, np.abs(sin) if np.ndim(sin) else sin)  # the way back turns forward again
+    """The way back turns forward again."""
+    return ROTATE(x, cos, np.abs(sin) if np.ndim(sin) else sin)
 
 
 def wrong_residual(layers, x):
+    """Forgets the skip path on the way back."""
     y, backward = module.chain(layers, x)
-    return x + y, backward  # forgets the skip path
+    return x + y, backward
 
 
-GELU, ROTATE = module.gelu, module.rotate
+GELU = module.gelu
+ROTATE = module.rotate
 
 
 @pytest.mark.parametrize(
@@ -226,7 +262,7 @@ def test_gradients_that_are_off_by_a_thousandth_in_one_layer_are_noticed(layer: 
 
     def wrong(self, *args):
         y, backward = right(self, *args)
-        return y, lambda d: backward(d * 1.001)
+        return y, off_by_a_thousandth(backward)
 
     monkeypatch.setattr(module.MiniGPT, layer, wrong)
     with pytest.raises(AssertionError):
@@ -251,47 +287,44 @@ def test_float32_training_gradients_follow_float64():
         d_model=32, n_heads=4, n_layers=2, d_ff=64, vocab_size=50, context_len=16
     )
     blocks = np.random.default_rng(5).integers(0, 50, (4, 17))
-    exact, single = (
-        module.MiniGPT(cfg, 7, dtype).loss_and_gradients(blocks)
-        for dtype in (np.float64, np.float32)
-    )
-    assert single[0] == pytest.approx(exact[0], rel=1e-5)
-    for name, g in single[1].items():
-        assert g.dtype == np.float32
-        np.testing.assert_allclose(g, exact[1][name], atol=2e-4 * np.abs(exact[1][name]).max())
+    exact_loss, exact = module.MiniGPT(cfg, 7, np.float64).loss_and_gradients(blocks)
+    single_loss, single = module.MiniGPT(cfg, 7, np.float32).loss_and_gradients(blocks)
+    assert single_loss == pytest.approx(exact_loss, rel=1e-5)
+    for name, gradient in single.items():
+        assert gradient.dtype == np.float32
+        tolerance = 2e-4 * np.abs(exact[name]).max()
+        np.testing.assert_allclose(gradient, exact[name], atol=tolerance)
 
 
-def test_muon_makes_updates_nearly_orthogonal():
-    rng, cfg = np.random.default_rng(6), module.Config(matrix_lr=1.0)
-    for shape in ((16, 48), (48, 16), (24, 24)):
-        w = np.zeros(shape, np.float32)
-        module.update(
-            "0.up",
-            w,
-            rng.normal(0, 3, shape).astype(np.float32),
-            [np.zeros_like(w), np.zeros_like(w), np.ones(1)],
-            cfg,
-            1.0,
-        )
-        singular = np.linalg.svd(w, compute_uv=False) / max(1, shape[1] / shape[0]) ** 0.5
-        assert singular.min() > 0.4 and singular.max() < 1.4  # the quintic's band around 1
+@pytest.mark.parametrize("shape", [(16, 48), (48, 16), (24, 24)])
+def test_muon_makes_updates_nearly_orthogonal(shape):
+    cfg = module.Config(matrix_lr=1.0)
+    gradient = np.random.default_rng(6).normal(0, 3, shape).astype(np.float32)
+    w = np.zeros(shape, np.float32)
+    state = [np.zeros_like(w), np.zeros_like(w), np.ones(1)]
+    module.update("0.up", w, gradient, state, cfg, 1.0)
+    rows, columns = shape
+    singular = np.linalg.svd(w, compute_uv=False) / max(1, columns / rows) ** 0.5
+    # the quintic's band around 1
+    assert singular.min() > 0.4
+    assert singular.max() < 1.4
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("name", "value"),
     [
-        {"d_model": 66},
-        {"d_model": 12},
-        {"n_heads": 0},
-        {"n_layers": -1},
-        {"context_len": 0},
-        {"vocab_size": 0},
-        {"d_ff": 0},
+        ("d_model", 66),
+        ("d_model", 12),
+        ("n_heads", 0),
+        ("n_layers", -1),
+        ("context_len", 0),
+        ("vocab_size", 0),
+        ("d_ff", 0),
     ],
 )
-def test_impossible_sizes_are_refused_at_construction(change):
+def test_impossible_sizes_are_refused_at_construction(name, value):
     with pytest.raises(ValueError, match="expected"):
-        dataclasses.replace(module.MiniGPTConfig(), **change)
+        dataclasses.replace(module.MiniGPTConfig(), **{name: value})
 
 
 def test_canonical_configuration_is_frozen():
@@ -305,20 +338,21 @@ def test_canonical_configuration_is_frozen():
 
 def test_lab_writes_what_it_prints(tmp_path, capsys):
     module.main(["lab", "--out", str(tmp_path)])
-    report, text = json.loads((tmp_path / "manifest.json").read_text()), capsys.readouterr().out
+    report = json.loads((tmp_path / "manifest.json").read_text())
+    text = capsys.readouterr().out
     model = lab_model()
     logits = model.forward(SENTENCE)
-    assert (
-        report["sentence"] == "<bos> I work , you work , he"
-        and report["ids"] == SENTENCE.tolist()
-        and report["shape"] == [8, 64]
-    )
-    assert "(8, 64)" in text and 0 < report["forward_ms"] < 1000
-    assert sorted(logits[7])[-5:] == pytest.approx(sorted(report["top5_at_7"].values()), abs=1e-12)
-    assert all(word in text for word in report["top5_at_7"]) and len(report["top5_at_7"]) == 5
-    assert report["rope_l2"] == pytest.approx(
-        np.linalg.norm(logits - model.forward(SENTENCE, rope=False)), abs=1e-12
-    )
+    assert report["sentence"] == "<bos> I work , you work , he"
+    assert report["ids"] == SENTENCE.tolist()
+    assert report["shape"] == [8, 64]
+    assert "(8, 64)" in text
+    assert 0 < report["forward_ms"] < 1000
+    best = report["top5_at_7"]
+    assert len(best) == 5
+    assert sorted(logits[7])[-5:] == pytest.approx(sorted(best.values()), abs=1e-12)
+    assert all(word in text for word in best)
+    distance = np.linalg.norm(logits - model.forward(SENTENCE, rope=False))
+    assert report["rope_l2"] == pytest.approx(distance, abs=1e-12)
     assert report["config"] == dataclasses.asdict(module.MiniGPTConfig())
 
 
