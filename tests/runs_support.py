@@ -1,10 +1,12 @@
 """What the folder of a run says: its log, losses, result and checkpoints; changed scripts."""
 
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
-from conftest import ROOT
+from conftest import CLEAN_ENV, ROOT
 
 
 def log_of(out: Path) -> str:
@@ -62,3 +64,17 @@ def changed_script(path: Path, changes: str = "") -> Path:
     """
     path.write_text(LAUNCHER.format(root=str(ROOT), changes=changes))
     return path
+
+
+def start_script(*settings: str, nproc: int = 1, stderr: int = subprocess.PIPE) -> subprocess.Popen:
+    """train_gpt.py in the background, under torchrun for more than one process."""
+    command = [sys.executable]
+    if nproc > 1:
+        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+    return subprocess.Popen(
+        [*command, str(ROOT / "train_gpt.py"), *settings],
+        env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )

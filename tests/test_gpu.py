@@ -1,76 +1,95 @@
-"""What only a CUDA device can show: the same numbers as the CPU within bfloat16, one graph without breaks, no host synchronisation in a step."""
+"""What only a CUDA device can show.
 
-import dataclasses
+The same numbers as the CPU within bfloat16, one graph without breaks, and no host
+synchronisation in a step.
+"""
 
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
-from test_train_model import awake
 from test_train_ngram import markov_stream
+from train_support import awake, tiny
 
 import train_gpt as tg
 
+REASON = "needs a CUDA device; the CPU tests cover the same code"
 pytestmark = [
     pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available(),
-        reason="needs a CUDA device; the CPU tests cover the same code",
-    ),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason=REASON),
 ]
-BASE = dataclasses.replace(tg.Config(), **(TINY | {"model_dim": 256, "mlp_hidden": 512, "bf16": 1}))
+SIZE = {"model_dim": 256, "mlp_hidden": 512, "bf16": 1}
+BASE = tiny(**SIZE)
+STREAM = np.random.default_rng(0).integers(1, 260, 500).astype(np.uint16)
 
 
-def on_gpu() -> tg.Runtime:
-    return tg.Runtime(device=torch.device("cuda"))
+def on_gpu() -> tg.Ranks:
+    bf16 = torch.bfloat16
+    return tg.Ranks(device=torch.device("cuda"), train_dtype=bf16, score_dtype=bf16)
 
 
-def test_bfloat16_scores_are_close_to_float32_and_independent_of_batch_size():
-    stream = np.random.default_rng(0).integers(1, 260, 500).astype(np.uint16)
-    cpu = tg.score_streams(awake(BASE, dtype=torch.float32), [stream], BASE, tg.Runtime())[0].nll
-    for batch_tokens in (32, 4096):
-        model = awake(BASE, dtype=torch.float32).cuda()
-        gpu = tg.score_streams(
-            model, [stream], dataclasses.replace(BASE, eval_batch_tokens=batch_tokens), on_gpu()
-        )[0].nll.cpu()
-        assert (gpu - cpu).abs().mean() < 0.05 and abs((gpu - cpu).mean()) < 0.01
+def nll_on(ranks: tg.Ranks, stream: np.ndarray, **changes: object) -> torch.Tensor:
+    """float64 [M], nats, on the CPU."""
+    model = awake(BASE, dtype=torch.float32).to(ranks.device)
+    cfg = tiny(**(SIZE | changes)).scoring
+    return tg.score_streams(model, [stream], cfg, ranks)[0].nll.cpu()
+
+
+@pytest.mark.parametrize("batch_tokens", [32, 4096])
+def test_bfloat16_scores_are_close_to_float32_and_independent_of_batch_size(batch_tokens):
+    difference = nll_on(on_gpu(), STREAM, eval_batch_tokens=batch_tokens)
+    difference -= nll_on(tg.Ranks(), STREAM)
+    assert difference.abs().mean() < 0.05
+    assert abs(difference.mean()) < 0.01
 
 
 def test_a_cut_moves_earlier_scores_by_rounding_alone():
-    """The number of scored rows differs, and with it the kernels that a library picks for their products."""
-    stream = np.random.default_rng(0).integers(1, 260, 500).astype(np.uint16)
-    model = awake(BASE, dtype=torch.float32).cuda()
-    whole, cut = (
-        tg.score_streams(model, [x], BASE, on_gpu())[0].nll.cpu() for x in (stream, stream[:311])
-    )
-    assert (cut - whole[:310]).abs().max() < 0.1 and (cut - whole[:310]).abs().mean() < 0.01
+    """The number of scored rows differs, and with it the kernels that a library picks."""
+    whole = nll_on(on_gpu(), STREAM)
+    cut = nll_on(on_gpu(), STREAM[:311])
+    difference = (cut - whole[:310]).abs()
+    assert difference.max() < 0.1
+    assert difference.mean() < 0.01
 
 
 def test_mixer_gives_the_cpu_numbers_on_the_gpu():
     stream, scores = markov_stream(20_000)
-    cfg = dataclasses.replace(BASE, vocab_size=50, ngram_order=9)
-    moved = tg.StreamScores(scores.nll.cuda(), scores.entropy.cuda(), scores.confidence.cuda(), {})
-    difference = (
-        tg.final_scores(moved, stream, cfg)[0].cpu() - tg.final_scores(scores, stream, cfg)[0]
-    )
-    assert difference.abs().max() < 1e-9
+    cfg = tiny(vocab_size=50, ngram_order=9)
+    on_device = [t.cuda() for t in (scores.nll, scores.entropy, scores.confidence)]
+    moved = tg.StreamScores(*on_device, probes={})
+    found = tg.final_scores(moved, stream, cfg)[0].cpu()
+    expected = tg.final_scores(scores, stream, cfg)[0]
+    assert (found - expected).abs().max() < 1e-9
+
+
+@pytest.mark.parametrize("tail", [1, 12])
+def test_attention_in_float32_is_that_of_the_cpu(tail):
+    """Grouped queries have no fused kernel in float32: keys and values are repeated."""
+    generator = torch.Generator().manual_seed(0)
+    q = torch.randn(2, tail, 4, 64, generator=generator)
+    k, v = torch.randn(2, 2, 12, 2, 64, generator=generator)
+    found = tg.attend(q.cuda(), k.cuda(), v.cuda()).cpu()
+    assert (found - tg.attend(q, k, v)).abs().max() < 1e-3
 
 
 def test_a_compiled_step_is_one_graph_that_never_recompiles_or_waits_for_the_host():
-    rt, cfg = on_gpu(), dataclasses.replace(BASE, compile=1, warmup_steps=2)
+    ranks = on_gpu()
+    cfg = tiny(**SIZE, compile=1, warmup_steps=2)
     torch._dynamo.reset()
-    model = tg.GPT(cfg).cuda()
-    compute = torch.compile(model, fullgraph=True, dynamic=False)
-    optimizers, average = tg.Optimizers(model, cfg, rt), tg.Average(model, cfg)
-    tg.warm_up(model, compute, optimizers, 32, cfg, rt)
+    model = tg.GPT(cfg.model).cuda()
+    compute = tg.compile_model(model, cfg.training, ranks)
+    optimizers = tg.Optimizers(model, cfg.training, ranks)
+    average = tg.Average(model, cfg.training)
+    tg.warm_up(model, compute, optimizers, 32, cfg, tg.Log())
     tokens = torch.randint(260, (32, 33), device="cuda")
-    compiled = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    batch = [(tokens[:, :-1], tokens[:, 1:])]
+    stats = torch._dynamo.utils.counters["stats"]
+    compiled = stats["unique_graphs"]
     torch.cuda.set_sync_debug_mode("error")
     try:
         for step in range(3):
-            tg.training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, rt)
+            tg.training_step(compute, batch, optimizers.params, ranks)
             optimizers.step(step, 1.0)
             average.update(snapshot=False)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiled == 1
+    assert stats["unique_graphs"] == compiled == 1
