@@ -1,7 +1,9 @@
-"""Each reader against some of the mutations that bench/faults.py counts by the thousand: taken, or refused in one line."""
+"""Each reader against some of the mutations that bench/faults.py counts by the thousand.
+
+A damaged file is taken, or refused in one line.
+"""
 
 import json
-import signal
 import subprocess
 import sys
 import warnings
@@ -9,9 +11,10 @@ import warnings
 import pytest
 from conftest import CLEAN_ENV, ROOT
 
-sys.path.append(str(ROOT / "bench"))  # last, so that bench/data.py does not hide the package data
-import faults
-
+from bench.damage import trials
+from bench.damage.mutations import mutate_bytes
+from bench.damage.readers import READERS, Reader
+from bench.damage.sound_files import LOG, MANIFEST, write_sound_files
 from eval.errors import UserError
 from eval.papers.checks.run import check_folder
 from eval.papers.submission.reading import load_submission
@@ -21,30 +24,24 @@ from eval.text.corpus.dataset import Dataset
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("faults")
-    faults.sound_files(path)
+    write_sound_files(path)
     return path
 
 
-@pytest.mark.parametrize("name", faults.READERS)
+@pytest.mark.parametrize("name", READERS)
 def test_a_damaged_file_is_taken_or_refused_in_one_line(name, folder):
-    def ring(*_: object) -> None:
-        raise faults.Hang
-
-    faults.READERS[name][2](folder)
-    before = signal.signal(signal.SIGALRM, ring)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            outcomes = [faults.one(name, number, folder, {}) for number in range(50)]
-    finally:
-        signal.signal(signal.SIGALRM, before)
-    assert set(outcomes) <= {"accepted", "refused"}
-    assert "refused" in outcomes
-    faults.READERS[name][2](folder)  # and the folder is as it was
+    READERS[name].read(folder)
+    sound = {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcomes = [trials.try_mutation(name, number, folder, sound) for number in range(50)]
+    assert set(outcomes) <= {trials.ACCEPTED, trials.REFUSED}
+    assert trials.REFUSED in outcomes
+    READERS[name].read(folder)  # and the folder is as it was
 
 
-def test_a_number_of_hundreds_of_digits_and_a_name_of_hundreds_of_letters_are_refused(folder):
-    """Found by mutation: a string of digits becomes an integer beyond float64, a file name one that no system call takes."""
+def test_a_number_of_hundreds_of_digits_is_refused(folder):
+    """Found by mutation: a string of digits becomes an integer beyond float64."""
     path = folder / "record/submission.json"
     sound = path.read_bytes()
     changed = json.loads(sound)
@@ -54,57 +51,68 @@ def test_a_number_of_hundreds_of_digits_and_a_name_of_hundreds_of_letters_are_re
         load_submission(folder / "record")
     check_folder(folder / "record")
     path.write_bytes(sound)
-    manifest = folder / "dataset/manifest.json"
-    sound = manifest.read_bytes()
+
+
+def test_a_name_of_hundreds_of_letters_is_refused(folder):
+    """Found by mutation: no system call takes it."""
+    path = folder / MANIFEST
+    sound = path.read_bytes()
     changed = json.loads(sound)
     changed["tokenizer"]["file"] = "t" * 300
-    manifest.write_text(json.dumps(changed))
+    path.write_text(json.dumps(changed))
     with pytest.raises(UserError, match=r"tokenizer\.file"):
-        Dataset(folder / "dataset")
-    manifest.write_bytes(sound)
+        Dataset(path.parent)
+    path.write_bytes(sound)
 
 
-def test_a_reader_that_fails_is_counted(folder, monkeypatch):
-    monkeypatch.setattr(faults, "SECONDS", 1)
+def divide_by_zero(folder):
+    return 1 / 0
 
-    def hang(path):
-        raise faults.Hang
 
-    for number, (action, said) in enumerate(
-        [
-            (lambda f: 1 / 0, "ZeroDivisionError"),
-            (hang, "more than"),
-            (lambda f: sys.exit(1), "SystemExit"),
-        ]
-    ):
-        monkeypatch.setitem(faults.READERS, "planted", ("train.log", faults.mutate_bytes, action))
-        assert faults.one("planted", number, folder, {}).startswith(said)
+def loop_forever(folder):
+    while True:
+        pass
+
+
+def leave(folder):
+    sys.exit(1)
+
+
+def refuse_in_two_lines(folder):
+    raise UserError("one\ntwo")
+
+
+@pytest.mark.parametrize(
+    ("read", "said"),
+    [
+        (divide_by_zero, "ZeroDivisionError"),
+        (loop_forever, "more than 1 s"),
+        (leave, "SystemExit"),
+        (refuse_in_two_lines, "a refusal of several lines"),
+    ],
+)
+def test_a_reader_that_fails_is_counted(read, said, folder, monkeypatch):
+    monkeypatch.setattr(trials, "SECONDS", 1)
+    monkeypatch.setitem(READERS, "planted", Reader(LOG, mutate_bytes, read))
+    sound = (folder / LOG).read_bytes()
+    assert trials.try_mutation("planted", 0, folder, {}).startswith(said)
+    assert (folder / LOG).read_bytes() == sound
 
 
 def test_the_benchmark_runs_and_writes_its_results(tmp_path):
-    command = [
-        sys.executable,
-        ROOT / "bench/faults.py",
-        "--kills",
-        "0",
-        "--count",
-        "30",
-        "--readers",
-        "submission.json",
-        "--out",
-        tmp_path / "faults.json",
-    ]
+    out = tmp_path / "faults.json"
+    argv = ["--kills", "0", "--count", "30", "--readers", "submission.json", "--out", str(out)]
     done = subprocess.run(
-        command,
+        [sys.executable, ROOT / "bench/faults.py", *argv],
         capture_output=True,
         text=True,
         env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"},
         timeout=200,
     )
-    assert done.returncode == 0 and "submission.json" in done.stdout, done.stderr[-2000:]
-    row = json.loads((tmp_path / "faults.json").read_text())["readers"]["submission.json"]
-    assert (
-        row["accepted"] + row["refused"] == row["mutations"] == 30
-        and row["faults"] == []
-        and row["commit"]
-    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "submission.json" in done.stdout
+    row = json.loads(out.read_text())["readers"]["submission.json"]
+    assert row["accepted"] + row["refused"] == row["mutations"] == 30
+    assert row["faults"] == []
+    committed = json.loads((ROOT / "bench/results/faults.json").read_text())
+    assert row.keys() == committed["readers"]["submission.json"].keys()
