@@ -340,7 +340,7 @@ def add_verify(commands: Commands) -> None:
         "Measure whole datasets again, against their manifests: "
         "sha256, counts, token range, bytes, overlap.",
         "It hashes every shard and the tokenizer, and decodes every validation document to count "
-        "its bytes. Training and scoring check only headers, lengths and the hash of the "
+        "its bytes. Training checks only headers and lengths, and logs the sha256 of the "
         "manifest, so run this once after every download or copy. "
         "It exits with code 2 when anything differs, and says what to do.",
     )

@@ -270,7 +270,7 @@ def jsonl_text(path: Path, where: str, line: str) -> str:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise UserError(
-            f"{path}: {where} is no JSON ({error}); expected one object a line with a text field"
+            f"{path}: {where} is not JSON ({error}); expected one object a line with a text field"
         ) from error
     text = record.get("text") if isinstance(record, dict) else None
     if not isinstance(text, str):

@@ -1,7 +1,7 @@
 """`manifest.json` beside the shards: what the dataset is made of, by count and by sha256.
 
-Training and scoring check its hash, and each shard's header and length. `python -m data verify`
-measures all of it again.
+Training checks each shard's header and length against it, and logs its sha256.
+`python -m data verify` measures all of it again.
 """
 
 import hashlib

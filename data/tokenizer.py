@@ -64,7 +64,7 @@ class SentencePieceTokenizer:
             )
         if self.sp.is_unknown(self.sp.piece_to_id(SPACE)):
             raise UserError(
-                f"{source}: U+2581, the space mark, is no piece of its own among "
+                f"{source}: U+2581, the space mark, is not a piece of its own among "
                 f"{self.vocab_size:,}: a lone space would become three tokens or unknown "
                 "and be miscounted; train it with required_chars or enough character coverage"
             )

@@ -1,7 +1,7 @@
 """`python -m data verify DIR`: everything that a manifest claims, measured again from the files.
 
-This is where a whole data set is hashed. Training and scoring check only each shard's header and
-length, and the hash of the manifest.
+This is where a whole dataset is hashed. Training checks only each shard's header and length, and
+logs the sha256 of the manifest, which holds all the others.
 """
 
 import functools

@@ -204,7 +204,7 @@ BAD_INPUT = {
         {},
         f"not UTF-8 at byte {len(MANY):,} (0xff",
     ),
-    "bad JSON": ("a.jsonl", b'{"text": "x"}\nnonsense\n', {}, "line 2 is no JSON"),
+    "bad JSON": ("a.jsonl", b'{"text": "x"}\nnonsense\n', {}, "line 2 is not JSON"),
     "empty validation split": (
         "a.txt",
         b"one document",

@@ -150,13 +150,13 @@ def test_json_lines(tmp_path):
 @pytest.mark.parametrize(
     ("raw", "says"),
     [
-        (b'{"text": "a"}\n{"text": \n', "line 2 is no JSON"),
+        (b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
         (b'{"text": "a"}\n{"body": "b"}\n', "line 2 has no text field"),
         (b"[1]\n", "line 1 has no text field"),
         (b'{"text": 5}\n', "line 1 has no text field that is a string"),
         (b'{"text": "\\ud800"}\n', "line 1 holds a lone surrogate"),
         (b'{"text": "a"}\n{"text": "\xff"}\n', "not UTF-8 at byte 24"),
-        (b"[" * 100_000 + b"\n", "line 1 is no JSON"),
+        (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
     ],
 )
 def test_bad_json_lines_are_located(tmp_path, raw, says):

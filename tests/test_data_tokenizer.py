@@ -213,7 +213,7 @@ def without_space_mark() -> bytes:
     [
         (no_model, "not a SentencePiece model"),
         (with_other_ids, "expected pad 0, BOS 1, EOS 2, UNK 3, found"),
-        (without_space_mark, "U.2581, the space mark, is no piece of its own"),
+        (without_space_mark, "U.2581, the space mark, is not a piece of its own"),
     ],
 )
 def test_unfit_models_are_refused(model, says):
