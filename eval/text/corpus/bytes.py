@@ -1,20 +1,26 @@
-"""How many bytes of text a token stream stands for: the denominator of bits per byte, counted by the referee alone.
+"""How many bytes of text a token stream stands for: the denominator of bits per byte.
 
-A SentencePiece model file is read here field by field (protobuf wire format, sentencepiece_model.proto), so the count shares no code
-with the tokenizer library or with the project's data side. Three numbers are kept apart:
+The referee counts alone. It reads a SentencePiece model file field by field (protobuf wire format,
+sentencepiece_model.proto), so the count shares no code with the tokenizer library or with the
+project's data side. Three numbers are kept apart:
 
-* source bytes: UTF-8 bytes of the documents before any normalisation, which only the dataset's manifest can state;
-* decoded bytes: what decoding the ids gives, document by document, as SentencePiece's decoder does it;
-* table bytes: the contest's sum over tokens (byte piece 1, U+2581 1, control, unknown and unused 0, other pieces their UTF-8 length,
-  a leading U+2581 after a boundary token 0 when the encoder put it there).
+* source bytes: UTF-8 bytes of the documents before any normalisation; only the manifest of the
+  dataset can state them;
+* decoded bytes: what decoding the ids gives, document by document, as SentencePiece's decoder
+  does it;
+* table bytes: the contest's sum over tokens. A byte piece counts 1, U+2581 counts 1, control,
+  unknown and unused pieces count 0, other pieces their UTF-8 length. A leading U+2581 after a
+  boundary token counts 0 when the encoder put it there.
 
-For a lossless tokenizer all three agree. For a lossy one (NFKC, collapsed whitespace, no byte fallback) the contest divides by table bytes.
+For a lossless tokenizer all three agree. For a lossy one (NFKC, collapsed whitespace, no byte
+fallback) the contest divides by table bytes.
 """
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -23,14 +29,22 @@ from eval.errors import UserError
 PAD, BOS, EOS, UNK = 0, 1, 2, 3
 SPACE = "\u2581"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)  # ModelProto.SentencePiece.Type
+SILENT = {CONTROL, UNKNOWN, UNUSED}  # types of pieces that stand for no text
+SPECIAL_TYPES = [CONTROL, CONTROL, CONTROL, UNKNOWN]  # of pad, BOS, EOS and UNK
 FIRST_BYTE_ID = 4  # pure byte vocabularies: pad, BOS, EOS, UNK, then the 256 values
 
 
 @dataclass(frozen=True)
 class ByteTable:
-    """`surface` [V] bytes of each id, U+2581 as a space; `counted` int64 [V] their lengths; `leading` bool [V] begins with U+2581;
-    `boundary` bool [V] control, unknown or unused. `eats_prefix`: the decoder drops a document's leading space. `lossy` names every
-    reason why text may not come back, and is empty for a lossless tokenizer."""
+    """The bytes that each id of a tokenizer stands for; V is the number of ids.
+
+    `surface` [V]: bytes of each id, U+2581 as a space.
+    `counted` int64 [V]: their lengths.
+    `leading` bool [V]: the piece begins with U+2581.
+    `boundary` bool [V]: control, unknown or unused.
+    `eats_prefix`: the decoder drops the leading space of a document.
+    `eats_all_leading`: it drops all of them.
+    `lossy`: every reason why text may not come back; empty for a lossless tokenizer."""
 
     surface: tuple[bytes, ...]
     counted: np.ndarray
@@ -45,18 +59,21 @@ class ByteTable:
         return len(self.surface)
 
     def table_bytes(self, tokens: np.ndarray) -> np.ndarray:
-        """Contest's bytes of each target, int64 [N-1], for a stream of ids [N]; the first token is context only, never scored."""
-        target, previous = tokens[1:], tokens[:-1]
-        free = (
-            self.leading[target] & self.boundary[previous]
-            if self.eats_prefix
-            else np.zeros(len(target), bool)
-        )
-        return self.counted[target] - free
+        """The contest's bytes of each target, int64 [N-1], for a stream of ids [N].
+
+        The first token is context only and never scored."""
+        target = tokens[1:]
+        counted = self.counted[target]
+        if not self.eats_prefix:
+            return counted
+        after_boundary = self.boundary[tokens[:-1]]
+        return counted - (self.leading[target] & after_boundary)
 
     def decode(self, ids: np.ndarray) -> bytes:
-        """Text of one document (control tokens are nothing), byte pieces left as they are even where they are no UTF-8."""
-        out, at_start = [], self.eats_prefix
+        """Text of one document. Control tokens are nothing; byte pieces stay as they are, even
+        where they are not UTF-8."""
+        out = []
+        at_start = self.eats_prefix
         for index in ids.tolist():
             text = self.surface[index]
             if at_start and self.leading[index]:
@@ -68,161 +85,229 @@ class ByteTable:
         return b"".join(out)
 
     def decoded_bytes(self, tokens: np.ndarray) -> int:
-        """Sum of len(decode(document)) over the documents of a stream, without building the text."""
-        if not self.eats_prefix:
-            return int(self.counted[tokens].sum())
+        """Sum of len(decode(document)) over a stream's documents, without building the text."""
         total = int(self.counted[tokens].sum())
+        if not self.eats_prefix:
+            return total
         for start, end in documents(tokens):
-            for index in tokens[start:end].tolist():
-                if self.leading[index]:
-                    total -= 1
-                    if not (self.eats_all_leading and len(self.surface[index]) == 1):
-                        break
-                elif self.surface[index]:
-                    break
+            total -= self._eaten_bytes(tokens[start:end])
         return total
+
+    def _eaten_bytes(self, document: np.ndarray) -> int:
+        """Leading spaces that the decoder drops from one document."""
+        eaten = 0
+        for index in document.tolist():
+            if self.leading[index]:
+                eaten += 1
+                only_a_space = len(self.surface[index]) == 1
+                if not (self.eats_all_leading and only_a_space):
+                    break
+            elif self.surface[index]:
+                break
+        return eaten
 
 
 def documents(tokens: np.ndarray) -> Iterator[tuple[int, int]]:
-    """[start, end) of each document of a stream; a document begins with BOS (the stream may begin inside one)."""
-    starts = np.flatnonzero(tokens == BOS)
-    if len(tokens) and (not len(starts) or starts[0] != 0):
-        starts = np.concatenate([[0], starts])
-    return zip(starts.tolist(), [*starts[1:].tolist(), len(tokens)], strict=True)
+    """[start, end) of each document of a stream.
+
+    A document begins with BOS; the stream itself may begin inside one."""
+    starts = np.flatnonzero(tokens == BOS).tolist()
+    if len(tokens) and (not starts or starts[0] != 0):
+        starts = [0, *starts]
+    return zip(starts, [*starts[1:], len(tokens)], strict=True)
 
 
 # --- Reading a tokenizer ---
 
 
+class Piece(NamedTuple):
+    """One id of a tokenizer; `kind` is a ModelProto.SentencePiece.Type."""
+
+    text: str
+    kind: int
+
+
+class Model(NamedTuple):
+    """What the byte count needs of a SentencePiece model file. `normaliser` is the name of the
+    rule that rewrites characters; empty where none does."""
+
+    pieces: list[Piece]
+    byte_fallback: bool = False
+    normaliser: str = ""
+    add_dummy_prefix: bool = True
+    remove_extra_whitespaces: bool = True
+
+
 def load_byte_table(path: Path) -> ByteTable:
-    """Read a SentencePiece model or the JSON of a pure byte vocabulary. Raises UserError when it is neither."""
+    """Read a SentencePiece model or the JSON of a pure byte vocabulary.
+
+    Raises UserError when the file is neither."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: tokenizer cannot be read ({error.strerror}); build the dataset again or pass --dataset"
+            f"{path}: tokenizer cannot be read ({error.strerror}); "
+            "build the dataset again or pass --dataset"
         ) from None
     if path.suffix == ".json":
-        return _pure_bytes(raw, path)
+        return _byte_table(_byte_vocabulary(raw, path))
     try:
-        pieces, options, trainer = _model_proto(raw)
-    except (IndexError, ValueError, UnicodeDecodeError) as error:
+        model = _parse_model(raw)
+    except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"{path}: expected a SentencePiece model, found {len(raw):,} bytes that are none ({error})"
+            f"{path}: expected a SentencePiece model, "
+            f"found {len(raw):,} bytes that are none ({error})"
         ) from None
-    if [kind for _, kind in pieces[: UNK + 1]] != [CONTROL, CONTROL, CONTROL, UNKNOWN]:
+    found = [piece.kind for piece in model.pieces[: UNK + 1]]
+    if found != SPECIAL_TYPES:
         raise UserError(
-            f"{path}: expected ids pad 0, BOS 1, EOS 2, UNK 3, found piece types {[k for _, k in pieces[:4]]}"
+            f"{path}: expected ids pad 0, BOS 1, EOS 2, UNK 3, found piece types {found}"
         )
-    return _table(pieces, options, trainer)
+    return _byte_table(model)
 
 
-def _pure_bytes(raw: bytes, path: Path) -> ByteTable:
+def _byte_vocabulary(raw: bytes, path: Path) -> Model:
+    """The pure byte vocabulary, as a model. Raises UserError for any other description."""
     try:
         spec = json.loads(raw)
-        found = spec["vocab_size"], spec.get("config", {}).get("byte_offset", FIRST_BYTE_ID)
+        vocab_size = spec["vocab_size"]
+        byte_offset = spec.get("config", {}).get("byte_offset", FIRST_BYTE_ID)
     except (ValueError, KeyError, TypeError, AttributeError):
         raise UserError(
-            f"{path}: expected the JSON description of a byte vocabulary with vocab_size, found {raw[:40]!r}"
+            f"{path}: expected the JSON description of a byte vocabulary with vocab_size, "
+            f"found {raw[:40]!r}"
         ) from None
-    if found != (FIRST_BYTE_ID + 256, FIRST_BYTE_ID):
+    if vocab_size != FIRST_BYTE_ID + 256 or byte_offset != FIRST_BYTE_ID:
         raise UserError(
-            f"{path}: expected 260 ids with the byte values from id 4, found vocab_size {found[0]}, byte_offset {found[1]}"
+            f"{path}: expected 260 ids with the byte values from id 4, "
+            f"found vocab_size {vocab_size}, byte_offset {byte_offset}"
         )
-    pieces = (
-        [("", CONTROL)] * 3 + [("", UNKNOWN)] + [(f"<0x{value:02X}>", BYTE) for value in range(256)]
+    special = [Piece("", kind) for kind in SPECIAL_TYPES]
+    values = [Piece(f"<0x{value:02X}>", BYTE) for value in range(256)]
+    return Model(
+        [*special, *values],
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        remove_extra_whitespaces=False,
     )
-    return _table(pieces, {}, {"byte_fallback": True})
 
 
-def _table(
-    pieces: list[tuple[str, int]], options: dict[str, object], trainer: dict[str, object]
-) -> ByteTable:
-    surface = []
-    for text, kind in pieces:
-        if kind in (CONTROL, UNKNOWN, UNUSED):
-            surface.append(b"")
-        elif kind == BYTE:
-            surface.append(bytes([int(text[3:5], 16)]))
-        else:
-            surface.append(text.replace(SPACE, " ").encode())
-    written = [kind in (NORMAL, USER_DEFINED) for _, kind in pieces]
-    dummy, extra = (
-        bool(options.get("add_dummy_prefix")),
-        bool(options.get("remove_extra_whitespaces")),
-    )
-    lossy = []
-    if options.get("charsmap"):
-        lossy.append(f"normalises characters ({options.get('name') or 'custom rule'})")
-    if extra:
-        lossy.append("collapses whitespace")
-    if not trainer.get("byte_fallback") and not {kind for _, kind in pieces} & {BYTE}:
-        lossy.append("has no byte fallback")
+def _byte_table(model: Model) -> ByteTable:
+    pieces = model.pieces
+    surface = tuple(_surface(piece) for piece in pieces)
     return ByteTable(
-        surface=tuple(surface),
+        surface=surface,
         counted=np.array([len(text) for text in surface], np.int64),
-        leading=np.array(
-            [w and text.startswith(SPACE) for w, (text, _) in zip(written, pieces, strict=True)]
-        ),
-        boundary=np.array([kind in (CONTROL, UNKNOWN, UNUSED) for _, kind in pieces]),
-        eats_prefix=dummy or extra,
-        eats_all_leading=extra,
-        lossy=tuple(lossy),
+        leading=np.array([_is_leading(piece) for piece in pieces]),
+        boundary=np.array([piece.kind in SILENT for piece in pieces]),
+        eats_prefix=model.add_dummy_prefix or model.remove_extra_whitespaces,
+        eats_all_leading=model.remove_extra_whitespaces,
+        lossy=tuple(_losses(model)),
     )
+
+
+def _surface(piece: Piece) -> bytes:
+    """The text that a piece stands for, as bytes."""
+    if piece.kind in SILENT:
+        return b""
+    if piece.kind == BYTE:
+        return bytes([int(piece.text[3:5], 16)])  # <0xFF>
+    return piece.text.replace(SPACE, " ").encode()
+
+
+def _is_leading(piece: Piece) -> bool:
+    return piece.kind in (NORMAL, USER_DEFINED) and piece.text.startswith(SPACE)
+
+
+def _losses(model: Model) -> Iterator[str]:
+    """Every reason why text may not come back from its ids."""
+    if model.normaliser:
+        yield f"normalises characters ({model.normaliser})"
+    if model.remove_extra_whitespaces:
+        yield "collapses whitespace"
+    has_byte_pieces = any(piece.kind == BYTE for piece in model.pieces)
+    if not (model.byte_fallback or has_byte_pieces):
+        yield "has no byte fallback"
+
+
+# Field numbers of sentencepiece_model.proto.
+PIECES, TRAINER_SPEC, NORMALIZER_SPEC = 1, 2, 3
+PIECE_TEXT, PIECE_TYPE = 1, 3
+BYTE_FALLBACK = 35
+NORMALIZER_NAME, CHARSMAP, ADD_DUMMY_PREFIX, REMOVE_EXTRA_WHITESPACES = 1, 2, 3, 4
+
+
+def _parse_model(raw: bytes) -> Model:
+    """Defaults are those of sentencepiece_model.proto.
+
+    Raises LookupError, ValueError, AttributeError or TypeError for anything but a model."""
+    pieces: list[Piece] = []
+    found: dict[str, object] = {}
+    for number, value in _fields(raw):
+        if number not in (PIECES, TRAINER_SPEC, NORMALIZER_SPEC):
+            continue
+        if not isinstance(value, bytes):
+            raise ValueError(f"field {number} is no message")
+        fields = dict(_fields(value))
+        if number == PIECES:
+            pieces.append(Piece(fields[PIECE_TEXT].decode(), int(fields.get(PIECE_TYPE, NORMAL))))
+        elif number == TRAINER_SPEC:
+            found["byte_fallback"] = bool(fields.get(BYTE_FALLBACK, 0))
+        else:
+            found |= _normalizer_options(fields)
+    if len(pieces) <= UNK:
+        raise ValueError(f"{len(pieces)} pieces")
+    return Model(pieces, **found)
+
+
+def _normalizer_options(fields: dict[int, int | bytes]) -> dict[str, object]:
+    name = fields.get(NORMALIZER_NAME, b"").decode()
+    rewrites = len(fields.get(CHARSMAP, b"")) > 0
+    return {
+        "normaliser": (name or "custom rule") if rewrites else "",
+        "add_dummy_prefix": bool(fields.get(ADD_DUMMY_PREFIX, 1)),
+        "remove_extra_whitespaces": bool(fields.get(REMOVE_EXTRA_WHITESPACES, 1)),
+    }
+
+
+# --- Protobuf wire format ---
+
+VARINT, FIXED64, LENGTH_DELIMITED, FIXED32 = 0, 1, 2, 5
 
 
 def _fields(raw: bytes) -> Iterator[tuple[int, int | bytes]]:
     """(field number, value) of one protobuf message: varints as int, everything else as bytes."""
-
-    def varint(at: int) -> tuple[int, int]:
-        value = shift = 0
-        while True:
-            byte = raw[at]
-            value |= (byte & 0x7F) << shift
-            at, shift = at + 1, shift + 7
-            if byte < 0x80:
-                return value, at
-            if shift > 63:
-                raise ValueError("a number longer than 64 bits")
-
     at = 0
     while at < len(raw):
-        tag, at = varint(at)
+        tag, at = _varint(raw, at)
         wire = tag & 7
-        if wire == 0:
-            value, at = varint(at)
+        if wire == VARINT:
+            value, at = _varint(raw, at)
+            yield tag >> 3, value
+            continue
+        if wire == LENGTH_DELIMITED:
+            size, at = _varint(raw, at)
+        elif wire in (FIXED64, FIXED32):
+            size = 8 if wire == FIXED64 else 4
         else:
-            if wire == 2:
-                size, at = varint(at)
-            elif wire in (1, 5):
-                size = 8 if wire == 1 else 4
-            else:
-                raise ValueError(f"wire type {wire}")
-            if at + size > len(raw):
-                raise ValueError("a field longer than the file")
-            value, at = raw[at : at + size], at + size
-        yield tag >> 3, value
+            raise ValueError(f"wire type {wire}")
+        end = at + size
+        if end > len(raw):
+            raise ValueError("a field longer than the file")
+        yield tag >> 3, raw[at:end]
+        at = end
 
 
-def _model_proto(raw: bytes) -> tuple[list[tuple[str, int]], dict[str, object], dict[str, object]]:
-    """Pieces as (text, type), the normaliser's options and byte_fallback. Defaults as in sentencepiece_model.proto."""
-    pieces: list[tuple[str, int]] = []
-    options: dict[str, object] = {"add_dummy_prefix": True, "remove_extra_whitespaces": True}
-    trainer: dict[str, object] = {"byte_fallback": False}
-    for number, value in _fields(raw):
-        if number in (1, 2, 3) and not isinstance(value, bytes):
-            raise ValueError(f"field {number} is no message")
-        if number == 1:
-            piece = dict(_fields(value))
-            pieces.append((piece[1].decode(), int(piece.get(3, NORMAL))))
-        elif number == 2:
-            trainer["byte_fallback"] = bool(dict(_fields(value)).get(35, 0))
-        elif number == 3:
-            spec = dict(_fields(value))
-            options["name"] = spec.get(1, b"").decode()
-            options["charsmap"] = len(spec.get(2, b""))
-            options["add_dummy_prefix"] = bool(spec.get(3, 1))
-            options["remove_extra_whitespaces"] = bool(spec.get(4, 1))
-    if len(pieces) <= UNK:
-        raise ValueError(f"{len(pieces)} pieces")
-    return pieces, options, trainer
+def _varint(raw: bytes, at: int) -> tuple[int, int]:
+    """(value, position behind it) of the number that begins at `at`, seven bits a byte."""
+    value = 0
+    shift = 0
+    while True:
+        byte = raw[at]
+        value |= (byte & 0x7F) << shift
+        at += 1
+        shift += 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number longer than 64 bits")

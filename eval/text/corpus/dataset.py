@@ -1,6 +1,9 @@
-"""Reads a dataset folder as the referee sees it: manifest, shards and tokenizer, each checked against the other.
+"""Reads a dataset folder as the referee sees it: manifest, shards and tokenizer, each checked
+against the others.
 
-What does not agree becomes a complaint, not an exception: a reviewer wants the verdict "the validation shard is not the published one"."""
+What does not agree becomes a complaint, not an exception: a reviewer wants the verdict "the
+validation shard is not the published one".
+"""
 
 import hashlib
 import json
@@ -16,7 +19,9 @@ from eval.errors import UserError
 from eval.files import sha256_of
 from eval.text.corpus.bytes import ByteTable, documents, load_byte_table
 
-MAGIC, VERSION, HEADER_INTS = 20240520, 1, 256
+MAGIC = 20240520
+VERSION = 1
+HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 MANIFEST = "manifest.json"
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
@@ -61,9 +66,13 @@ class Manifest(Lenient):
 
 @dataclass
 class Split:
-    """One split: `tokens` int64 [N], the shards concatenated in name order. `complaints` say where shards and manifest disagree.
+    """One split of a dataset.
 
-    `sidecar` int64 [N], bytes of each token where a context-dependent transform (CaseOps) makes them no function of the token alone."""
+    `stated`: what the manifest says of it.
+    `tokens` int64 [N]: the shards concatenated in name order.
+    `complaints`: where shards and manifest disagree.
+    `sidecar` int64 [N]: bytes of each token, where a context-dependent transform (CaseOps) makes
+    them no function of the token alone."""
 
     stated: ManifestSplit
     tokens: np.ndarray
@@ -72,7 +81,7 @@ class Split:
 
     @cached_property
     def sidecar_complaint(self) -> str | None:
-        """A sidecar is only as good as its sum: what the documents hold, as the manifest states it."""
+        """A sidecar must sum to what the documents hold, as the manifest states it."""
         source = self.stated.source_bytes
         if self.sidecar is None or source == int(self.sidecar.sum()):
             return None
@@ -81,34 +90,20 @@ class Split:
 
     @cached_property
     def spans(self) -> list[tuple[int, int]]:
+        """[start, end) of each document."""
         return list(documents(self.tokens))
 
 
 class Dataset:
-    """A dataset folder. Splits are read on first use. Raises UserError when the manifest or the tokenizer cannot be used at all."""
+    """A dataset folder. Splits are read on first use.
+
+    Raises UserError when the manifest or the tokenizer cannot be used at all."""
 
     def __init__(self, folder: Path):
         self.folder = folder
-        path = folder / MANIFEST
-        try:
-            raw = path.read_bytes()
-            self.manifest = Manifest.model_validate(json.loads(raw))
-        except FileNotFoundError:
-            raise UserError(
-                f"{path}: missing; build the dataset (python -m data docs) or pass --dataset with a folder that has one"
-            ) from None
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(
-                f"{path}: expected JSON, found {error}; build the dataset again"
-            ) from None
-        except ValidationError as error:
-            first = error.errors()[0]
-            raise UserError(
-                f"{path}: {'.'.join(str(p) for p in first['loc'])}: {first['msg']}; build the dataset again"
-            ) from None
-        self.manifest_sha256 = sha256_of(raw)
+        self.manifest, self.manifest_sha256 = read_manifest(folder / MANIFEST)
         self.tokenizer_path = self._find_tokenizer()
-        self._splits: dict[str, Split] = {}
+        self._splits: dict[tuple[str, int | None], Split] = {}
 
     def _find_tokenizer(self) -> Path:
         name = Path(self.manifest.tokenizer.file).name
@@ -117,7 +112,8 @@ class Dataset:
             if place.is_file():
                 return place
         raise UserError(
-            f"{name}: tokenizer of {self.folder} is neither in {places[0].parent} nor in {places[1].parent}; build the dataset again"
+            f"{name}: tokenizer of {self.folder} is neither in {places[0].parent} "
+            f"nor in {places[1].parent}; build the dataset again"
         )
 
     @cached_property
@@ -126,23 +122,22 @@ class Dataset:
 
     @cached_property
     def tokenizer_complaints(self) -> list[str]:
-        stated, found = (
-            self.manifest.tokenizer,
-            sha256_of(self.tokenizer_path),
-        )
+        """Where the tokenizer's file and the manifest disagree."""
+        stated = self.manifest.tokenizer
+        found = sha256_of(self.tokenizer_path)
+        name = self.tokenizer_path.name
         complaints = []
         if found != stated.sha256:
             complaints.append(
-                f"{self.tokenizer_path.name}: sha256 {found[:12]}… is not the manifest's {stated.sha256[:12]}…"
+                f"{name}: sha256 {found[:12]}… is not the manifest's {stated.sha256[:12]}…"
             )
         if self.table.vocab_size != stated.vocab_size:
             complaints.append(
-                f"{self.tokenizer_path.name}: {self.table.vocab_size} ids, the manifest says {stated.vocab_size}"
+                f"{name}: {self.table.vocab_size} ids, the manifest says {stated.vocab_size}"
             )
         if stated.lossless and self.table.lossy:
-            complaints.append(
-                f"{self.tokenizer_path.name}: stated lossless, but it {' and '.join(self.table.lossy)}"
-            )
+            losses = " and ".join(self.table.lossy)
+            complaints.append(f"{name}: stated lossless, but it {losses}")
         return complaints
 
     @property
@@ -150,48 +145,58 @@ class Dataset:
         return self.table.vocab_size
 
     def has(self, split: str) -> bool:
-        """Whether the split is stated and all its files are there."""
+        """Whether the manifest states the split and all its files are there."""
         stated = self.manifest.splits.get(split)
         return stated is not None and all((self.folder / f.name).is_file() for f in stated.files)
 
     def split(self, name: str, limit: int | None = None) -> Split:
-        """Tokens of a split, hashes checked; `limit` reads no more shards than needed for that many tokens (and checks those).
+        """Tokens of a split, hashes checked.
 
-        Raises UserError when the split is not stated or a shard is missing or is no shard."""
-        key = f"{name}:{limit}"
+        With a `limit`, only the shards that hold the first `limit` tokens are read and checked.
+        Raises UserError when the manifest does not state the split, or when a shard is missing or
+        is not a shard."""
+        key = (name, limit)
         if key not in self._splits:
-            stated = self.manifest.splits.get(name)
-            if stated is None:
-                raise UserError(
-                    f"{self.folder / MANIFEST}: no split {name!r}; it has {', '.join(self.manifest.splits)}"
-                )
-            complaints: list[str] = []
-            stream = self._read(stated.files, limit, complaints)
-            sidecar = (
-                self._read(stated.byte_files, limit, complaints) if stated.byte_files else None
-            )
-            if limit is None and len(stream) != stated.tokens:
-                complaints.append(
-                    f"{self.folder.name}: {name} holds {len(stream):,} tokens, the manifest says {stated.tokens:,}"
-                )
-            if len(stream) and stream.max() >= self.vocab_size:
-                raise UserError(
-                    f"{self.folder}: {name} holds id {stream.max()}, the tokenizer has {self.vocab_size} ids; they do not belong together"
-                )
-            if sidecar is not None and len(sidecar) != len(stream):
-                raise UserError(
-                    f"{self.folder}: the {name} byte sidecar has {len(sidecar):,} entries for {len(stream):,} tokens; build it again"
-                )
-            self._splits[key] = Split(stated, stream[:limit], complaints, sidecar)
+            self._splits[key] = self._read_split(name, limit)
         return self._splits[key]
 
-    def _read(
+    def _read_split(self, name: str, limit: int | None) -> Split:
+        stated = self.manifest.splits.get(name)
+        if stated is None:
+            known = ", ".join(self.manifest.splits)
+            raise UserError(f"{self.folder / MANIFEST}: no split {name!r}; it has {known}")
+        complaints: list[str] = []
+        stream = self._read_files(stated.files, limit, complaints)
+        sidecar = None
+        if stated.byte_files:
+            sidecar = self._read_files(stated.byte_files, limit, complaints)
+        if limit is None and len(stream) != stated.tokens:
+            complaints.append(
+                f"{self.folder.name}: {name} holds {len(stream):,} tokens, "
+                f"the manifest says {stated.tokens:,}"
+            )
+        if len(stream) and stream.max() >= self.vocab_size:
+            raise UserError(
+                f"{self.folder}: {name} holds id {stream.max()}, "
+                f"the tokenizer has {self.vocab_size} ids; they do not belong together"
+            )
+        if sidecar is not None and len(sidecar) != len(stream):
+            raise UserError(
+                f"{self.folder}: the {name} byte sidecar has {len(sidecar):,} entries "
+                f"for {len(stream):,} tokens; build it again"
+            )
+        return Split(stated, stream[:limit], complaints, sidecar)
+
+    def _read_files(
         self, files: list[ManifestFile], limit: int | None, complaints: list[str]
     ) -> np.ndarray:
-        if [f.name for f in files] != sorted(f.name for f in files):
+        """int64 entries of the files in name order; disagreements are added to `complaints`."""
+        in_order = sorted(files, key=lambda file: file.name)
+        if files != in_order:
             complaints.append(f"{self.folder.name}: shards are not listed in name order")
-        parts, held = [], 0
-        for file in sorted(files, key=lambda f: f.name):
+        parts = [np.zeros(0, np.uint16)]
+        held = 0
+        for file in in_order:
             tokens, found = read_shard(self.folder / file.name)
             if found != file.sha256:
                 complaints.append(
@@ -205,41 +210,67 @@ class Dataset:
             held += len(tokens)
             if limit is not None and held >= limit:
                 break
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, np.int64)
+        return np.concatenate(parts).astype(np.int64)
 
     def decoded_version(self) -> str:
-        """Corpus version recomputed from the decoded shards: sha256 over the sha256 of every document, train then val. Lossless tokenizers only."""
+        """Corpus version recomputed from the decoded shards; for lossless tokenizers only.
+
+        It is the sha256 over the sha256 of every document, train, then val."""
         version = hashlib.sha256()
         for name in ("train", "val"):
             tokens = self.split(name).tokens
             for start, end in documents(tokens):
-                version.update(hashlib.sha256(self.table.decode(tokens[start:end])).digest())
+                text = self.table.decode(tokens[start:end])
+                version.update(hashlib.sha256(text).digest())
         return version.hexdigest()
 
 
+def read_manifest(path: Path) -> tuple[Manifest, str]:
+    """(manifest, sha256 of its file). Raises UserError when there is no usable one."""
+    try:
+        raw = path.read_bytes()
+        manifest = Manifest.model_validate(json.loads(raw))
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: missing; build the dataset (python -m data docs) "
+            "or pass --dataset with a folder that has one"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: expected JSON, found {error}; build the dataset again") from None
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{path}: {place}: {first['msg']}; build the dataset again") from None
+    return manifest, sha256_of(raw)
+
+
 def read_shard(path: Path) -> tuple[np.ndarray, str]:
-    """(uint16 tokens, sha256 of the file). Raises UserError when it is no whole shard."""
+    """(uint16 tokens, sha256 of the file). Raises UserError when it is not a whole shard."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); build the dataset again or correct the path"
+            f"{path}: cannot be read ({error.strerror}); "
+            "build the dataset again or correct the path"
         ) from None
     header = np.frombuffer(raw[:HEADER_BYTES], "<i4") if len(raw) >= HEADER_BYTES else None
-    if header is None or (header[0], header[1]) != (MAGIC, VERSION):
+    if header is None or header[0] != MAGIC or header[1] != VERSION:
         raise UserError(
-            f"{path}: expected a shard (magic {MAGIC}, version {VERSION}), found {len(raw):,} bytes of something else; build it again"
+            f"{path}: expected a shard (magic {MAGIC}, version {VERSION}), "
+            f"found {len(raw):,} bytes of something else; build it again"
         )
-    expected = HEADER_BYTES + 2 * int(header[2])
-    if header[2] < 1 or len(raw) != expected:
+    tokens = int(header[2])
+    expected = HEADER_BYTES + 2 * tokens
+    if tokens < 1 or len(raw) != expected:
         raise UserError(
-            f"{path}: header promises {header[2]:,} tokens ({expected:,} bytes), file holds {len(raw):,}; build it again"
+            f"{path}: header promises {tokens:,} tokens ({expected:,} bytes), "
+            f"file holds {len(raw):,}; build it again"
         )
     return np.frombuffer(raw, "<u2", offset=HEADER_BYTES), sha256_of(raw)
 
 
 def shard_bytes(tokens: np.ndarray) -> bytes:
-    """A shard file of a stream of ids [N]."""
+    """A shard file of a stream of ids [N], each in 0..65535."""
     header = np.zeros(HEADER_INTS, "<i4")
-    header[:3] = MAGIC, VERSION, len(tokens)
+    header[:3] = [MAGIC, VERSION, len(tokens)]
     return header.tobytes() + np.ascontiguousarray(tokens, "<u2").tobytes()

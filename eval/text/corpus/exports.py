@@ -7,18 +7,27 @@ Without numpy, so that checks of papers start quickly.
 import math
 from dataclasses import dataclass
 
-FINEWEB_BYTES = 151_080_891  # scored bytes of the full FineWeb validation split as the contest's table counts them
+# Scored bytes of the full FineWeb validation split as the contest's table counts them.
+FINEWEB_BYTES = 151_080_891
 BYTES_TOLERANCE = 1e-3  # tails cut at a sequence boundary move the sum by less than 0.01 %
+TOKENS_TOLERANCE = 1e-3  # of an export's number of tokens, for the same reason
 
 
 @dataclass(frozen=True)
 class KnownExport:
-    """One published tokenisation of the FineWeb validation split: val_loss / val_bpb = `ratio` nats per bit-per-byte."""
+    """One published tokenisation of the FineWeb validation split.
+
+    `val_tokens`: number of tokens, one for each published cut.
+    `ratio`: val_loss / val_bpb in nats per bit-per-byte.
+    `bytes`: scored bytes."""
 
     label: str
     val_tokens: tuple[int, ...]
     ratio: float
     bytes: float
+
+    def has_as_many(self, val_tokens: int) -> bool:
+        return any(abs(val_tokens - n) <= TOKENS_TOLERANCE * n for n in self.val_tokens)
 
 
 KNOWN_EXPORTS = (
@@ -39,24 +48,26 @@ def implied_bytes(val_tokens: int, val_loss: float, val_bpb: float) -> float:
 def check_fineweb_bytes(
     val_tokens: int, val_loss: float, val_bpb: float
 ) -> tuple[KnownExport | None, float, str | None]:
-    """(export of that many tokens, implied bytes, complaint). The complaint is None when the byte count is right to 0.1 %; the export is
-    None when no published export has that many tokens (a cut or foreign validation set), and then the whole split is the yardstick."""
+    """(export of that many tokens, implied bytes, complaint) of a score on FineWeb.
+
+    The complaint is None when the byte count is right to 0.1 %. The export is None when no
+    published export has that many tokens (a cut or foreign validation set); the whole split is
+    the yardstick then."""
     implied = implied_bytes(val_tokens, val_loss, val_bpb)
-    export = next(
-        (e for e in KNOWN_EXPORTS if any(abs(val_tokens - n) <= 1e-3 * n for n in e.val_tokens)),
-        None,
-    )
+    fitting = [export for export in KNOWN_EXPORTS if export.has_as_many(val_tokens)]
+    export = fitting[0] if fitting else None
     expected = export.bytes if export else FINEWEB_BYTES
     off = implied / expected - 1
     if abs(off) <= BYTES_TOLERANCE:
         return export, implied, None
-    what = (
-        f"the {export.label} export holds {expected:,.0f}"
-        if export
-        else f"no published export has {val_tokens:,} tokens; the split holds {expected:,.0f}"
+    if export:
+        yardstick = f"the {export.label} export holds {expected:,.0f}"
+    else:
+        yardstick = (
+            f"no published export has {val_tokens:,} tokens; the split holds {expected:,.0f}"
+        )
+    complaint = (
+        f"val_loss / val_bpb implies {implied:,.0f} bytes ({off:+.2%}); {yardstick}; "
+        f"corrected val_bpb {val_bpb * (1 + off):.5f}"
     )
-    return (
-        export,
-        implied,
-        f"val_loss / val_bpb implies {implied:,.0f} bytes ({off:+.2%}); {what}; corrected val_bpb {val_bpb * (1 + off):.5f}",
-    )
+    return export, implied, complaint
