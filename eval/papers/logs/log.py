@@ -6,41 +6,41 @@ from pathlib import Path
 
 from eval.papers.logs.values import integer_of, number_of
 
-# Smallest value that each count can have.
-COUNTS = dict.fromkeys(
-    (
-        "data.val_tokens",
-        "data.val_bytes",
-        "data.train_tokens",
-        "result.scored_tokens",
-        "result.scored_bytes",
-    ),
-    1,
-)
-
-COUNTS |= dict.fromkeys(("data.train_files", "env.world_size", "env.cores"), 1)
-
-COUNTS |= dict.fromkeys(
-    (
-        "result.steps",
-        "result.seed",
-        "result.artifact_bytes",
-        "result.code_bytes",
-        "result.bytes_total",
-        "artifact.bytes",
-    ),
-    0,
-)
-
-COUNTS |= dict.fromkeys(("result.code_bytes_packed", "model.parameters", "env.gpus"), 0)
-
-MEASURES = {
-    f"{head}{name}"
-    for head in ("result.", "neural.", "final.pre_quant_")
-    for name in ("val_loss", "val_bpb")
+# Counts by the smallest value that each can have.
+SMALLEST_COUNT = {
+    "data.val_tokens": 1,
+    "data.val_bytes": 1,
+    "data.train_tokens": 1,
+    "data.train_files": 1,
+    "env.world_size": 1,
+    "env.cores": 1,
+    "env.gpus": 0,
+    "model.parameters": 0,
+    "artifact.bytes": 0,
+    "result.scored_tokens": 1,
+    "result.scored_bytes": 1,
+    "result.steps": 0,
+    "result.seed": 0,
+    "result.artifact_bytes": 0,
+    "result.code_bytes": 0,
+    "result.code_bytes_packed": 0,
+    "result.bytes_total": 0,
 }
-
-MEASURES |= {"result.nats", "result.train_s", "result.eval_s", "config.max_wallclock_seconds"}
+# Finite numbers from 0.
+MEASURES = {
+    "result.val_loss",
+    "result.val_bpb",
+    "result.nats",
+    "result.train_s",
+    "result.eval_s",
+    "neural.val_loss",
+    "neural.val_bpb",
+    "final.pre_quant_val_loss",
+    "final.pre_quant_val_bpb",
+    "config.max_wallclock_seconds",
+}
+# How the contest's scripts name the score of the artifact.
+RESULT_LABEL = re.compile(r"final|quantized|result")
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ class Fact:
 
 @dataclass(frozen=True)
 class Step:
-    """One training-log point. Losses in nats per token, bpb in bits per byte, time in seconds since the clock started."""
+    """One training-log point.
+
+    Losses in nats per token, bpb in bits per byte, time in seconds since the clock started.
+    """
 
     step: int
     of: int
@@ -65,10 +68,19 @@ class Step:
     val_bpb: float | None = None
     train_s: float | None = None
 
+    @property
+    def losses(self) -> tuple[float | None, float | None]:
+        """(training loss, validation loss) in nats per token."""
+        return self.train_loss, self.val_loss
+
 
 @dataclass(frozen=True)
 class LoggedScore:
-    """A whole-set score printed after training. `label` is what the script calls it."""
+    """A score of the whole set, printed after training. `label` is what the script calls it.
+
+    `val_bpb` in bits per byte, printed with `decimals` digits; `val_loss` in nats per token;
+    `eval_s` in seconds.
+    """
 
     label: str
     val_bpb: float
@@ -82,16 +94,23 @@ class LoggedScore:
     def named_result(self) -> bool:
         return RESULT_LABEL.match(self.label) is not None
 
+    @property
+    def measured(self) -> bool:
+        """Whether it is named a result or printed with a loss or a time."""
+        return self.named_result or self.val_loss is not None or self.eval_s is not None
+
     def same_as(self, other: "LoggedScore") -> bool:
-        """Equal bpb to the digits that both print."""
-        return abs(self.val_bpb - other.val_bpb) <= 0.51 * 10.0 ** -min(
-            self.decimals, other.decimals
-        )
+        """Whether both bpb are equal to the digits that both print."""
+        shared = min(self.decimals, other.decimals)
+        return abs(self.val_bpb - other.val_bpb) <= 0.51 * 10.0**-shared
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A timed phase outside the training clock. Stage `export` lies before the artifact's size is printed, `eval` after it."""
+    """A timed phase outside the training clock.
+
+    Stage `export` lies before the artifact's size is printed, `eval` after it.
+    """
 
     name: str
     seconds: float
@@ -102,6 +121,12 @@ class Phase:
 
 @dataclass
 class Log:
+    """A log as it was read. Facts are kept by name, for example `result.val_bpb`.
+
+    `source` is the script that a native log embeds. `resumes` are the places where an interrupted
+    run continued from a checkpoint; the value is its step. `problems` lists all damage.
+    """
+
     path: Path
     sha256: str
     native: bool = False
@@ -111,9 +136,7 @@ class Log:
     steps: list[Step] = field(default_factory=list)
     scores: list[LoggedScore] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
-    resumes: list[Fact] = field(
-        default_factory=list
-    )  # where an interrupted run went on from a checkpoint; the value is its step
+    resumes: list[Fact] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
     def text(self, name: str) -> str | None:
@@ -132,24 +155,33 @@ class Log:
         return self.integer("result.seed")
 
     @property
+    def scores_in_order(self) -> list[LoggedScore]:
+        return sorted(self.scores, key=lambda score: score.line)
+
+    @property
     def final(self) -> LoggedScore | None:
-        """The score that the log ends on: the last one named a result or printed with a loss or a time, else the last val_bpb."""
-        scores = sorted(self.scores, key=lambda score: score.line)
-        measured = [
-            s for s in scores if s.named_result or s.val_loss is not None or s.eval_s is not None
-        ]
-        return (measured or scores or [None])[-1]
+        """The score that the log ends on.
+
+        It is the last one named a result or printed with a loss or a time, else the last val_bpb.
+        """
+        measured = [score for score in self.scores_in_order if score.measured]
+        closing = measured or self.scores_in_order
+        return closing[-1] if closing else None
 
     @property
     def candidates(self) -> list[LoggedScore]:
-        """The last score named a result and the later ones that differ from it (a comparison, a minimum, one more kind of scoring). Where
-        there are two or more, the log does not say which one is its result."""
-        scores = sorted(self.scores, key=lambda score: score.line)
-        start = next((i for i in reversed(range(len(scores))) if scores[i].named_result), None)
-        if start is None:
-            start = scores.index(self.final) if scores else 0
-        found = scores[start : start + 1]
-        for score in scores[start + 1 :]:
+        """The last score named a result, and the later ones that differ from it.
+
+        Later scores may be a comparison, a minimum or another kind of scoring. Where there are
+        two or more candidates, the log does not say which one is its result.
+        """
+        scores = self.scores_in_order
+        if not scores:
+            return []
+        named = [i for i, score in enumerate(scores) if score.named_result]
+        start = named[-1] if named else scores.index(self.final)
+        found: list[LoggedScore] = []
+        for score in scores[start:]:
             if not any(score.same_as(other) for other in found):
                 found.append(score)
         return found
@@ -159,8 +191,12 @@ class Log:
         return len(self.candidates) > 1
 
     def state(self, name: str, value: str, line: int, text: str) -> None:
-        """Keep a fact; checks may rely on numbers being numbers. A second, different value for it is a contradiction."""
-        if (complaint := _implausible(name, value)) is not None:
+        """Keep a fact. Checks may rely on numbers being numbers.
+
+        An implausible value, or a second and different one, becomes a problem of the log.
+        """
+        complaint = _implausible(name, value)
+        if complaint is not None:
             self.problems.append(f"line {line}: {name} is {complaint}, found {value[:40]!r}")
             return
         known = self.facts.setdefault(name, Fact(value, line, text))
@@ -171,20 +207,17 @@ class Log:
 
 
 def _implausible(name: str, value: str) -> str | None:
-    """Why a value cannot be what its name says, None when it can. `none` is how a log says that there is no such thing."""
-    if name in COUNTS:
+    """Why a value cannot be what its name says; None when it can.
+
+    `none` is how a log says that there is no such count.
+    """
+    smallest = SMALLEST_COUNT.get(name)
+    if smallest is not None and value != "none":
         count = integer_of(value)
-        return (
-            f"no integer from {COUNTS[name]}"
-            if value != "none" and (count is None or count < COUNTS[name])
-            else None
-        )
+        if count is None or count < smallest:
+            return f"no integer from {smallest}"
     if name in MEASURES:
         measure = number_of(value)
-        return "no number from 0" if measure is None or measure < 0 else None
+        if measure is None or measure < 0:
+            return "no number from 0"
     return None
-
-
-RESULT_LABEL = re.compile(
-    r"final|quantized|result"
-)  # how the contest's scripts name the score of the artifact

@@ -2,14 +2,19 @@
 
 import ast
 import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 from eval.papers.logs.lines import parse_step
 from eval.papers.logs.log import Fact, Log, LoggedScore, Phase
 from eval.papers.logs.values import NUMBER, integer_of, number_of, seconds
 
-MAX_LINE = 2000  # characters; lines that state a result are far shorter, and patterns may take the square of the length
+# In characters. Lines that state a result are far shorter, and a pattern may need time that grows
+# with the square of the length.
+MAX_LINE = 2000
 
-# Fact name -> patterns whose first group is the value. `env.*` and `result.*` are the native names, so that checks need one vocabulary.
+# Fact name -> patterns whose first group is the value. `env.*` and `result.*` are the native
+# names, so that the checks need one vocabulary.
 PUBLIC_FACTS = {
     "result.seed": (r"^\s*seed:\s*(\d+)\b",),
     "env.world_size": (r"\bworld_size:\s*(\d+)",),
@@ -29,13 +34,12 @@ PUBLIC_FACTS = {
     "result.artifact_bytes": (r"^Serialized model (?!int8\+zlib \(|: )\S+: (\d+) bytes",),
     "result.peak_mib": (r"^peak memory allocated: (\d+) MiB",),
 }
-
 PUBLIC_PATTERNS = [
     (name, re.compile(pattern)) for name, patterns in PUBLIC_FACTS.items() for pattern in patterns
 ]
-
 STOP = re.compile(r"^stopping_early:.*\btrain_time:\s*(\d+)ms step:\s*(\d+)/(\d+)")
 TOTAL = re.compile(r"^Total submission size (\S+): (\d+) bytes")
+EXCEPTION = "Traceback (most recent call last)"
 VAL_BPB = re.compile(rf"\bval_bpb:\s*({NUMBER})(?=\s|$|,)")
 VAL_LOSS = re.compile(rf"\bval_loss:\s*({NUMBER})(?=\s|$|,)")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
@@ -43,110 +47,191 @@ TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
 TIMED_WORD = re.compile(r"\b(?:done|calibrated|collected|took)\b")
 RULER = re.compile(r"^={40,}$")
 CODE_HEAD = re.compile(r"^(?:import |from \w+|\"\"\"|'''|#|@|def |class )")
+CODE_NODES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
+# A source dump stands near the top, has few rulers inside and more than a few lines.
+MOST_RULERS = 6
+FEWEST_CODE_LINES = 3
+SAME_BPB = 5.1e-5  # bits per byte: equal to the 4 decimals that every script prints
+
+
+# --- Source dumps ---
 
 
 def without_public_source(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Drop a source dump. Public scripts write their code between rulers of `=`; whatever between two rulers parses as Python is code. A
-    ruler inside a docstring belongs to the code, so the longest stretch that parses wins."""
-    rulers = [-1, *[i for i, (_, text) in enumerate(lines) if RULER.match(text)], len(lines)]
-    for first in range(min(len(rulers) - 1, 6)):
-        start = next(
-            (i for i in range(rulers[first] + 1, len(lines)) if CODE_HEAD.match(lines[i][1])), None
-        )
+    """Drop a source dump: public scripts write their code between rulers of `=`.
+
+    Whatever between two rulers parses as Python is code. A ruler inside a docstring belongs to the
+    code, so the longest stretch that parses counts.
+    """
+    rulers = [i for i, (_, text) in enumerate(lines) if RULER.match(text)]
+    bounds = [-1, *rulers, len(lines)]
+    for i in range(min(len(bounds) - 1, MOST_RULERS)):
+        start = _code_start(lines, bounds[i] + 1)
         if start is None:
             break
-        for last in reversed(rulers[first + 1 : first + 7]):
-            if (
-                last - start >= 3
-                and last < len(lines)
-                and _is_python([text for _, text in lines[start:last]])
-            ):
-                return lines[:start] + lines[last:]
+        for end in reversed(bounds[i + 1 : i + 1 + MOST_RULERS]):
+            long_enough = end - start >= FEWEST_CODE_LINES
+            if long_enough and end < len(lines) and _is_python(lines[start:end]):
+                return lines[:start] + lines[end:]
     return lines
 
 
-def _is_python(lines: list[str]) -> bool:
+def _code_start(lines: list[tuple[int, str]], first: int) -> int | None:
+    """Index of the first line from `first` on that could begin a script."""
+    for i in range(first, len(lines)):
+        if CODE_HEAD.match(lines[i][1]):
+            return i
+    return None
+
+
+def _is_python(lines: list[tuple[int, str]]) -> bool:
     try:
-        tree = ast.parse("\n".join(lines))
+        tree = ast.parse("\n".join(text for _, text in lines))
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return False
-    return any(
-        isinstance(node, ast.Import | ast.ImportFrom | ast.FunctionDef | ast.ClassDef)
-        for node in tree.body
-    )
+    return any(isinstance(node, CODE_NODES) for node in tree.body)
+
+
+# --- Lines ---
+
+
+@dataclass
+class PublicReading:
+    """A public log while it is read. `stage` is `train`, `export` or `eval`."""
+
+    log: Log
+    stage: str = "train"
+    gpus: set[str] = field(default_factory=set)
 
 
 def parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
-    stage = "train"
-    gpus = set()
+    """Read clean lines into the log. A missing final score becomes a problem of the log."""
+    reading = PublicReading(log)
     for number, text in lines:
-        if len(text) > MAX_LINE:
-            continue
-        if step := parse_step(number, text):
-            log.steps.append(step)
-            continue
-        for name, pattern in PUBLIC_PATTERNS:
-            if (match := pattern.search(text)) and name == "env.gpu":
-                gpus.add(text.split()[1])
-            if match:
-                log.state(name, match[1], number, text)
-        if match := STOP.match(text):
-            log.state("result.train_s", f"{float(match[1]) / 1000}", number, text)
-            log.state("result.steps", match[2], number, text)
-            stage = "export"
-        elif match := TOTAL.match(text):
-            _state_total(log, match, number, text)
-            stage = "eval"
-        elif text.startswith("Traceback (most recent call last)"):
-            log.problems.append(f"line {number}: the run raised an exception")
-        elif match := VAL_BPB.search(text):
-            _add_score(log, match, number, text, stage)
-        elif stage != "train" and (timed := _timed(text)):
-            log.phases.append(Phase(*timed, stage, number, text))
-    if gpus:
-        log.state("env.gpus", str(len(gpus)), log.facts["env.gpu"].line, log.facts["env.gpu"].text)
+        if len(text) <= MAX_LINE:
+            _read_line(reading, number, text)
+    if reading.gpus:
+        named = log.facts["env.gpu"]
+        log.state("env.gpus", str(len(reading.gpus)), named.line, named.text)
     if log.final is None:
         log.problems.append(
             "truncated: no score was printed after training (no val_bpb outside the step lines)"
         )
+    else:
+        _state_eval_time(log, log.final)
+
+
+def _read_line(reading: PublicReading, number: int, text: str) -> None:
+    """A step line states nothing else. Any other line may state facts and one event."""
+    step = parse_step(number, text)
+    if step is not None:
+        reading.log.steps.append(step)
         return
-    timed = [
-        s
-        for s in log.scores
-        if s.eval_s is not None and abs(s.val_bpb - log.final.val_bpb) < 5.1e-5
-    ]
-    if timed:
-        log.state("result.eval_s", f"{timed[-1].eval_s:g}", timed[-1].line, timed[-1].text)
+    _read_facts(reading, number, text)
+    for read in LINE_READERS:
+        if read(reading, number, text):
+            return
 
 
-def _timed(text: str) -> tuple[str, float] | None:
-    """(phase, seconds) of a line like `compression done in 98.7s`."""
-    match = TIMED_END.search(text)
-    name = text[: match.start()] if match else ""
-    spent = number_of(match["seconds"]) if match and TIMED_WORD.search(name) else None
-    return None if spent is None else (name.removesuffix("in ").strip(" (:"), spent)
+def _read_facts(reading: PublicReading, number: int, text: str) -> None:
+    for name, pattern in PUBLIC_PATTERNS:
+        match = pattern.search(text)
+        if match is None:
+            continue
+        if name == "env.gpu":
+            reading.gpus.add(text.split()[1])  # the GPU's index in the table of nvidia-smi
+        reading.log.state(name, match[1], number, text)
 
 
-def _state_total(log: Log, match: re.Match, number: int, text: str) -> None:
-    """Several totals may be printed, one for each compression tried and under each name; the smallest is what was shipped."""
-    total, known = integer_of(match[2]), log.integer("result.bytes_total")
+# --- Readers of one kind of event each: whether the line was of that kind ---
+
+
+def _read_stop(reading: PublicReading, number: int, text: str) -> bool:
+    match = STOP.match(text)
+    if match is None:
+        return False
+    reading.log.state("result.train_s", f"{float(match[1]) / 1000}", number, text)
+    reading.log.state("result.steps", match[2], number, text)
+    reading.stage = "export"
+    return True
+
+
+def _read_total(reading: PublicReading, number: int, text: str) -> bool:
+    """The smallest total is what was shipped.
+
+    Several may be printed: one for each compression that was tried, and under several names.
+    """
+    match = TOTAL.match(text)
+    if match is None:
+        return False
+    total = integer_of(match[2])
+    known = reading.log.integer("result.bytes_total")
     if total is not None and (known is None or total < known):
-        log.facts["result.bytes_total"] = Fact(match[2], number, text)
+        reading.log.facts["result.bytes_total"] = Fact(match[2], number, text)
+    reading.stage = "eval"
+    return True
 
 
-def _add_score(log: Log, match: re.Match, number: int, text: str, stage: str) -> None:
-    if (bpb := number_of(match[1])) is None:
-        log.problems.append(f"line {number}: val_bpb is no finite number")
-        return
-    loss, time = VAL_LOSS.search(text), EVAL_TIME.search(text)
-    decimals = len(match[1].partition(".")[2])
-    start = min(match.start(), loss.start() if loss else match.start())
-    eval_s = seconds(time[1]) if time else None
-    label = text[:start].strip(" :")
-    log.scores.append(
-        LoggedScore(
-            label, bpb, number_of(loss[1]) if loss else None, eval_s, decimals, number, text
-        )
+def _read_exception(reading: PublicReading, number: int, text: str) -> bool:
+    if not text.startswith(EXCEPTION):
+        return False
+    reading.log.problems.append(f"line {number}: the run raised an exception")
+    return True
+
+
+def _read_score(reading: PublicReading, number: int, text: str) -> bool:
+    match = VAL_BPB.search(text)
+    if match is None:
+        return False
+    bpb = number_of(match[1])
+    if bpb is None:
+        reading.log.problems.append(f"line {number}: val_bpb is no finite number")
+        return True
+    loss = VAL_LOSS.search(text)
+    time = EVAL_TIME.search(text)
+    begins = [match.start()] if loss is None else [match.start(), loss.start()]
+    score = LoggedScore(
+        label=text[: min(begins)].strip(" :"),
+        val_bpb=bpb,
+        val_loss=number_of(loss[1]) if loss else None,
+        eval_s=seconds(time[1]) if time else None,
+        decimals=len(match[1].partition(".")[2]),
+        line=number,
+        text=text,
     )
-    if eval_s is not None and stage != "train":
-        log.phases.append(Phase(label, eval_s, stage, number, text))
+    reading.log.scores.append(score)
+    if score.eval_s is not None and reading.stage != "train":
+        phase = Phase(score.label, score.eval_s, reading.stage, number, text)
+        reading.log.phases.append(phase)
+    return True
+
+
+def _read_phase(reading: PublicReading, number: int, text: str) -> bool:
+    """A line like `compression done in 98.7s`, after training."""
+    match = TIMED_END.search(text)
+    if match is None or reading.stage == "train":
+        return False
+    what = text[: match.start()]
+    spent = number_of(match["seconds"])
+    if spent is None or not TIMED_WORD.search(what):
+        return False
+    name = what.removesuffix("in ").strip(" (:")
+    reading.log.phases.append(Phase(name, spent, reading.stage, number, text))
+    return True
+
+
+LINE_READERS: tuple[Callable[[PublicReading, int, str], bool], ...] = (
+    _read_stop,
+    _read_total,
+    _read_exception,
+    _read_score,
+    _read_phase,
+)
+
+
+def _state_eval_time(log: Log, final: LoggedScore) -> None:
+    """The evaluation time is that of the last timed line with the final score."""
+    for score in reversed(log.scores):
+        if score.eval_s is not None and abs(score.val_bpb - final.val_bpb) < SAME_BPB:
+            log.state("result.eval_s", f"{score.eval_s:g}", score.line, score.text)
+            return

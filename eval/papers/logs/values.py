@@ -7,36 +7,47 @@ import re
 TOKEN = re.compile(r'(?<![\w/.-])([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|\S+)')
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
 DURATION = re.compile(rf"({NUMBER})(ms|s|m)?$")
+SECONDS_PER_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, None: 1.0}
+# No count in a log needs more digits, and so many fit a float's range with room to spare.
+INTEGER = re.compile(r"[+-]?\d{1,18}")
 
 
 def tokens_of(text: str) -> dict[str, str]:
-    """`key:value` tokens of a line; values are bare words or JSON strings. A broken JSON string is kept as it stands."""
-    out = {}
+    """`key:value` tokens of a line; values are bare words or JSON strings.
+
+    The first value of a key counts. A broken JSON string is kept as it stands.
+    """
+    tokens: dict[str, str] = {}
     for key, value in TOKEN.findall(text):
-        if value.startswith('"'):
-            try:
-                value = json.loads(value)
-            except json.JSONDecodeError:
-                value = value.strip('"')
-        out.setdefault(key, value)
-    return out
+        tokens.setdefault(key, unquoted(value))
+    return tokens
+
+
+def unquoted(value: str) -> str:
+    """The text of a JSON string; anything else as it is."""
+    if not value.startswith('"'):
+        return value
+    try:
+        return json.loads(value)
+    except json.JSONDecodeError:
+        return value.strip('"')
 
 
 def seconds(value: str) -> float | None:
     """`1234ms`, `0.8m`, `508.8s` or a bare number of seconds; None for anything else."""
     match = DURATION.match(value)
     number = number_of(match[1]) if match else None
-    return (
-        None if number is None else number * {"ms": 1e-3, "s": 1.0, "m": 60.0, None: 1.0}[match[2]]
-    )
+    return None if number is None else number * SECONDS_PER_UNIT[match[2]]
 
 
 def number_of(value: str | None) -> float | None:
     """The finite number that a token is; None for anything else."""
-    number = float(value) if value is not None and re.fullmatch(NUMBER, value) else math.inf
+    if value is None or not re.fullmatch(NUMBER, value):
+        return None
+    number = float(value)
     return number if math.isfinite(number) else None
 
 
 def integer_of(value: str | None) -> int | None:
-    """The integer that a token is, up to 18 digits: no count in a log needs more, and it fits a float's range with room to spare."""
-    return int(value) if value is not None and re.fullmatch(r"[+-]?\d{1,18}", value) else None
+    """The integer of at most 18 digits that a token is; None for anything else."""
+    return int(value) if value is not None and INTEGER.fullmatch(value) else None
