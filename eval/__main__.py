@@ -13,18 +13,19 @@ from eval.errors import UserError
 COMMANDS = {
     "score": "score a record independently",
     "audit": "test a record by its behaviour",
-    "compare": "is record B better than record A",
+    "compare": "tell whether record B is better than record A",
     "check": "check the evidence in record folders",
     "pack": "build a record folder from run folders",
     "board": "write the boards from the records",
-    "pr": "make the branch and the text of a record's pull request",
+    "pr": "prepare the branch and the text of a record's pull request",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: the command's own, 2 for bad input, 130 when interrupted."""
     arguments = sys.argv[1:] if argv is None else list(argv)
-    args = build_parser(arguments[0] if arguments else None).parse_args(arguments)
+    chosen = arguments[0] if arguments else None
+    args = build_parser(chosen).parse_args(arguments)
     try:
         return args.run(args)
     except UserError as error:
@@ -47,9 +48,8 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         description="Independent scoring, audit, statistics, packaging and board.",
         allow_abbrev=False,
     )
-    subparsers = parser.add_subparsers(
-        dest="command", required=True, metavar="{" + ",".join(COMMANDS) + "}"
-    )
+    names = ",".join(COMMANDS)
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar=f"{{{names}}}")
     for name, summary in COMMANDS.items():
         command = subparsers.add_parser(name, help=summary, allow_abbrev=False)
         if name == chosen:

@@ -2,4 +2,6 @@
 
 
 class UserError(Exception):
-    """Bad input. The message names the file, what was expected, what was found and what to do; the CLI prints it and exits with code 2."""
+    """Bad input. The message names the file, what was expected, what was found and what to do.
+
+    The command line prints it and exits with code 2."""

@@ -18,12 +18,13 @@ def sha256_of(content: Path | bytes) -> str:
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write through a temporary name in the same folder: a reader never sees half a file.
+    """Write through a temporary name in the same folder, so that no reader sees half a file.
 
     Raises OSError when the disk is full; the old file is then still there."""
+    raw = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+        temporary.write_bytes(raw)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,4 +1,7 @@
-"""Rule sets of the referee: named, versioned files under rulesets/, so that a verdict can be repeated and a policy be argued about."""
+"""Rule sets of the referee: named, versioned files under rulesets/.
+
+So a verdict can be repeated, and a policy can be argued about.
+"""
 
 import tomllib
 from enum import StrEnum
@@ -14,7 +17,7 @@ CURRENT = "2026-11"
 
 
 class Verdict(StrEnum):
-    """Every word that a test of an audit or a check of the papers may end on."""
+    """Every verdict that a test of an audit or a check of the papers can give."""
 
     PASS = "PASS"
     NOT_RUN = "NOT RUN"
@@ -103,7 +106,7 @@ def load_rules(name: str = CURRENT) -> Rules:
     try:
         rules = Rules.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))
     except FileNotFoundError:
-        known = ", ".join(sorted(p.stem for p in RULESETS.glob("*.toml")))
+        known = ", ".join(sorted(path.stem for path in RULESETS.glob("*.toml")))
         raise UserError(f"rules {name!r}: no such rule set; known: {known}") from None
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         raise UserError(f"{path}: not a rule set: {error}") from None
