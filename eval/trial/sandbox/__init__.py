@@ -1,1 +1,1 @@
-"""Runs a submission where it sees its code, its inputs and the Python environment, and nothing else."""
+"""Runs a submission where it sees its code, its inputs and the Python environment only."""

@@ -1,28 +1,33 @@
-"""What the sandbox is asked to run, within which limits, and what came of it. Standard library only."""
+"""What the sandbox is asked to run, within which limits, and what came of it.
+
+Standard library only.
+"""
 
 import os
 import signal
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from eval.errors import UserError
 
 GIB = 1 << 30
 
-# Kinds of events that the audit hook reports: paths outside the allowed set, paths below /tmp that the run never made, writes outside /out
-# and /tmp, text of the environment read other than by importing it, addresses beyond loopback, and programs started.
+# Kinds of events that the audit hook reports: paths outside the allowed set, paths below /tmp that
+# the run never made, writes outside /out and /tmp, text of the environment read other than by
+# importing it, addresses beyond loopback, and programs started.
 EVENT_KINDS = ("outside", "absent", "write", "environment", "network", "program")
 
-WALL_CLOCK, HOST_MEMORY = (
-    "wall clock",
-    "memory of the machine",
-)  # reasons for which a run is killed, as inside/jail.py names them
+# Reasons for which a run is killed, as inside/jail.py names them.
+WALL_CLOCK = "wall clock"
+HOST_MEMORY = "memory of the machine"
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Bounds of one run: seconds, bytes, counts. `memory_bytes` bounds all processes and the memory file systems together."""
+    """Bounds of one run: seconds, bytes, counts.
+
+    `memory_bytes` bounds all processes and the memory file systems together."""
 
     wall_seconds: float = 600.0
     memory_bytes: int = 16 * GIB
@@ -34,17 +39,18 @@ class Limits:
     def fitted(self) -> "Limits":
         """The same with memory no more than 90 % of this machine's."""
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        return Limits(
-            **{**self.__dict__, "memory_bytes": min(self.memory_bytes, int(0.9 * machine))}
-        )
+        return replace(self, memory_bytes=min(self.memory_bytes, int(0.9 * machine)))
 
 
 @dataclass(frozen=True)
 class Job:
-    """One run. `code` and `inputs` map file names to contents: paths are copied, so the submission sees a snapshot.
+    """One run.
 
-    `argv` follows the interpreter; the words {code}, {in} and {out} become the folders of the sandbox. `collect` names expected outputs.
-    `emptied` folders of the environment are shown without content, but for what `binds` (target -> source on this machine) puts there."""
+    `code` and `inputs` map file names to contents. Paths are copied, so the submission sees a
+    snapshot. `argv` follows the interpreter; the words {code}, {in} and {out} become the folders
+    of the sandbox. `collect` names the expected outputs. Folders of the environment in `emptied`
+    are shown without content, except for what `binds` (target -> source on this machine) puts
+    there."""
 
     code: Mapping[str, Path | bytes]
     inputs: Mapping[str, Path | bytes]
@@ -57,8 +63,11 @@ class Job:
 
 @dataclass
 class Outcome:
-    """What happened. `seconds` by the referee's clock, from start to the end of the last process. `problems` lists what broke a rule of the
-    sandbox or would have; `seen` is what the audit hook was told, by kind and without repetition."""
+    """What happened.
+
+    `seconds` is by the referee's clock, from the start to the end of the last process.
+    `problems` lists what broke a rule of the sandbox or would have. `seen` is what the audit hook
+    reported, by kind and without repetition."""
 
     mechanism: str
     returncode: int
@@ -82,13 +91,12 @@ class Outcome:
         """One line on a run that did not end well."""
         if self.killed:
             return f"killed: {self.killed}"
-        last = [line for line in self.stderr.splitlines() if line.strip()]
-        ended = (
-            f"exit code {self.returncode}"
-            if self.returncode >= 0
-            else f"signal {signal.Signals(-self.returncode).name}"
-        )
-        return f"{ended}{': ' + last[-1].strip()[:300] if last else ''}"
+        if self.returncode >= 0:
+            ended = f"exit code {self.returncode}"
+        else:
+            ended = f"signal {signal.Signals(-self.returncode).name}"
+        lines = [line.strip() for line in self.stderr.splitlines() if line.strip()]
+        return f"{ended}: {lines[-1][:300]}" if lines else ended
 
 
 class SandboxError(UserError):

@@ -6,21 +6,26 @@ import secrets
 from pathlib import Path
 
 NOBODY = 65534
+CAP_SYS_ADMIN = 21  # linux/capability.h
 
 
 def privileged_here() -> bool:
-    return os.geteuid() == 0 and _has_capability(21)  # CAP_SYS_ADMIN
+    """Whether this process may build namespaces without a user namespace of its own."""
+    return os.geteuid() == 0 and _has_capability(CAP_SYS_ADMIN)
 
 
 def uid_of_run() -> int:
-    """Root's processes escape RLIMIT_NPROC, so under root each run gets a user of its own, whose processes nobody else's count with. An
-    ordinary user stays what it is."""
+    """The user that the submission runs as.
+
+    Root's processes escape RLIMIT_NPROC. Under root each run therefore gets a user of its own, so
+    that no other process counts against its limit. An ordinary user stays what it is."""
     if not privileged_here():
         return os.getuid()
+    mapped = 0
     with open("/proc/self/uid_map") as handle:
-        mapped = max(
-            int(inside) + int(count) for inside, _, count in (line.split() for line in handle)
-        )
+        for line in handle:
+            inside, _, count = line.split()
+            mapped = max(mapped, int(inside) + int(count))
     return (1 << 30) + secrets.randbelow(1 << 29) if mapped > 1 << 31 else NOBODY
 
 
@@ -38,7 +43,7 @@ def _has_capability(number: int) -> bool:
 
 def counts_processes_per_namespace() -> bool:
     """Since Linux 5.14 a new user namespace starts its own count for RLIMIT_NPROC."""
-    major, minor = (int(part) for part in os.uname().release.split(".")[:2])
+    major, minor = map(int, os.uname().release.split(".")[:2])
     return (major, minor) >= (5, 14)
 
 

@@ -1,16 +1,26 @@
-"""Runs a submission where it can read its code, its inputs and the Python environment, and nothing else.
+"""Runs a submission where it can read its code, its inputs and the Python environment only.
 
-Mechanisms, in this order: `bubblewrap` (bwrap >= 0.7); `unshare` (the same root built by inside/jail.py with the kernel's own calls,
-as root or in a user namespace); `none`, only on request, which limits time, memory and output but hides nothing.
+Mechanisms, in this order:
 
-What the first two give: an empty root with read-only binds, so outside paths do not exist; no network but its own loopback; private
-/tmp and /out in memory with a size; a PID namespace whose end is the end of every process in it; no capabilities, no new privileges;
-limits on memory (per process by RLIMIT_AS, for all together by a watchdog), processes, file size, CPU and wall time, printed bytes; an
-environment of a dozen fixed variables. CUDA devices and driver libraries are passed through where the machine has them.
+* `bubblewrap` (bwrap >= 0.7);
+* `unshare`: inside/root.py builds the same root with the kernel's own calls, as root or in a user
+  namespace;
+* `none`, only on request: it limits time, memory and output but hides nothing.
 
-What they do not give: a wall against a kernel exploit, and equal speed on a busy machine. Standard library only.
+What the first two give: an empty root with read-only binds, so outside paths do not exist; no
+network but its own loopback; private /tmp and /out in memory with a size; a PID namespace whose
+end is the end of every process in it; no capabilities, no new privileges; limits on memory (per
+process by RLIMIT_AS, for all together by a watchdog), processes, file size, CPU and wall time,
+printed bytes; an environment of a dozen fixed variables. CUDA devices and driver libraries are
+passed through where the machine has them.
+
+With each of the three, the run ends when the referee does, however the referee ends.
+
+What they do not give: a wall against a kernel exploit, and equal speed on a busy machine.
+Standard library only.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -23,6 +33,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from eval.errors import UserError
@@ -30,35 +41,34 @@ from eval.trial.sandbox.job import GIB, HOST_MEMORY, WALL_CLOCK, Job, Limits, Ou
 from eval.trial.sandbox.machine import uid_of_run
 from eval.trial.sandbox.stage import command_line, configuration, stage_files
 
-MECHANISMS = ("bubblewrap", "unshare", "none")
+ISOLATING = ("bubblewrap", "unshare")  # mechanisms that hide the rest of the machine
 TAIL_BYTES = 1 << 16
 
-KILL_GRACE_S = (
-    30.0  # beyond the supervisor's own deadline, for reading the output of a run that ended in time
-)
+# Beyond the supervisor's own deadline, for reading the output of a run that ended in time.
+KILL_GRACE_S = 30.0
 
 
 def choose(wanted: str = "auto") -> str:
-    """The first mechanism that works here; `none` only when asked for by name. Raises UserError saying what each one lacks."""
+    """The first mechanism that works here; `none` only when asked for by name.
+
+    Raises UserError that says what each one lacks."""
     if wanted == "none":
         return "none"
     if sys.platform != "linux":
         raise UserError(
-            "sandbox: expected Linux (namespaces), found "
-            + sys.platform
-            + "; pass --no-sandbox to run the submission unprotected"
+            f"sandbox: expected Linux (namespaces), found {sys.platform}; "
+            "pass --no-sandbox to run the submission unprotected"
         )
     reasons = []
-    for mechanism in MECHANISMS[:2] if wanted == "auto" else [wanted]:
+    candidates = ISOLATING if wanted == "auto" else (wanted,)
+    for mechanism in candidates:
         reason = unavailable(mechanism)
         if reason is None:
             return mechanism
         reasons.append(f"{mechanism}: {reason}")
     raise UserError(
-        "sandbox: no mechanism works here ("
-        + "; ".join(reasons)
-        + "); install bubblewrap or allow user namespaces, or pass --no-sandbox to run "
-        "the submission unprotected"
+        f"sandbox: no mechanism works here ({'; '.join(reasons)}); install bubblewrap "
+        "or allow user namespaces, or pass --no-sandbox to run the submission unprotected"
     )
 
 
@@ -68,17 +78,11 @@ def unavailable(mechanism: str) -> str | None:
     if mechanism == "bubblewrap":
         if shutil.which("bwrap") is None:
             return "bwrap is not installed"
-        if (
-            "--size"
-            not in subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
-        ):
+        options = subprocess.run(["bwrap", "--help"], capture_output=True, text=True).stdout
+        if "--size" not in options:
             return "this bwrap has no --size (needs 0.7)"
-    job = Job(
-        {},
-        {},
-        ["-I", "-S", "-c", "print('alive')"],
-        limits=Limits(wall_seconds=20, memory_bytes=GIB),
-    )
+    limits = Limits(wall_seconds=20, memory_bytes=GIB)
+    job = Job({}, {}, ["-I", "-S", "-c", "print('alive')"], limits=limits)
     try:
         outcome = run(job, mechanism)
     except SandboxError as error:
@@ -87,29 +91,51 @@ def unavailable(mechanism: str) -> str | None:
 
 
 def run(job: Job, mechanism: str) -> Outcome:
-    """Run `job`; returns when no process of it is left. Raises SandboxError when the sandbox could not be built."""
-    stage = Path(tempfile.mkdtemp(prefix="referee-", dir=_fast_folder(job)))
+    """Run `job`; returns when no process of it is left.
+
+    Raises SandboxError when the sandbox could not be built. SIGTERM raises SystemExit meanwhile,
+    so that the run is ended and its files are removed."""
+    with _sigterm_exits():
+        stage = Path(tempfile.mkdtemp(prefix="referee-", dir=_fast_folder(job)))
+        try:
+            return _run(job, stage, mechanism)
+        finally:
+            shutil.rmtree(stage, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _sigterm_exits() -> Iterator[None]:
+    """Turn SIGTERM into SystemExit, where it would end the process without a word.
+
+    Only a main thread can; elsewhere the run still dies with the process."""
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+
+    def leave(number: int, _: object) -> None:
+        sys.exit(128 + number)
+
+    signal.signal(signal.SIGTERM, leave)
     try:
-        return _run(job, stage, mechanism)
+        yield
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _fast_folder(job: Job) -> str | None:
-    """Memory for the stage where there is plenty: an audit writes a thousand small files, at a millisecond each on a disk."""
-    needed = sum(
-        len(c) if isinstance(c, bytes) else c.stat().st_size
-        for c in (*job.code.values(), *job.inputs.values())
-    )
+    """A folder in memory for the stage where there is plenty, None for the usual one.
+
+    An audit writes a thousand small files, at a millisecond each on a disk."""
+    needed = 0
+    for content in (*job.code.values(), *job.inputs.values()):
+        needed += len(content) if isinstance(content, bytes) else content.stat().st_size
     try:
         held = os.statvfs("/dev/shm")
     except OSError:
         return None
-    return (
-        "/dev/shm"
-        if held.f_bavail * held.f_frsize > 4 * needed + GIB and os.access("/dev/shm", os.W_OK)
-        else None
-    )
+    plenty = held.f_bavail * held.f_frsize > 4 * needed + GIB
+    return "/dev/shm" if plenty and os.access("/dev/shm", os.W_OK) else None
 
 
 def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
@@ -156,11 +182,14 @@ def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
 
 
 class _Reins:
-    """Holds the sandbox's PID 1: killing it ends every process inside, and its end proves that they have ended."""
+    """Holds the sandbox's PID 1.
+
+    Killing it ends every process inside, and its end proves that they have ended."""
 
     def __init__(self, process: subprocess.Popen, info_read: int, mechanism: str):
-        self.process, self.reason = process, None
-        self.handle = None
+        self.process = process
+        self.reason: str | None = None
+        self.handle: int | None = None
         with os.fdopen(info_read) as handle:
             text = "" if mechanism == "none" else handle.read()
         if text:
@@ -170,20 +199,20 @@ class _Reins:
                 self.handle = None  # already over
 
     def kill(self, reason: str) -> None:
+        """End every process of the run. The first reason given counts."""
         self.reason = self.reason or reason
         try:
             if self.handle is not None:
-                signal.pidfd_send_signal(
-                    self.handle, signal.SIGKILL
-                )  # its parent reaps it and ends by itself
+                # The parent of PID 1 reaps it and ends by itself.
+                signal.pidfd_send_signal(self.handle, signal.SIGKILL)
             else:
-                self.process.send_signal(
-                    signal.SIGTERM
-                )  # mechanism `none`: the supervisor ends everything itself
+                # Mechanism `none`: the supervisor ends everything itself.
+                self.process.send_signal(signal.SIGTERM)
         except ProcessLookupError:
             return
 
     def wait(self) -> None:
+        """Return when no process of the run is left. Raises SandboxError if one stays."""
         self.process.wait()
         if self.handle is not None:
             with selectors.DefaultSelector() as selector:
@@ -195,10 +224,14 @@ class _Reins:
 
 
 class _Printed:
-    """Reads stdout and stderr at any speed, keeps the ends, and ends a run that prints more than `limit` bytes."""
+    """Reads stdout and stderr at any speed and keeps the last bytes of each.
+
+    It ends a run that prints more than `limit` bytes."""
 
     def __init__(self, process: subprocess.Popen, limit: int, reins: _Reins):
-        self.total, self.limit, self.reins = 0, limit, reins
+        self.total = 0
+        self.limit = limit
+        self.reins = reins
         self.lock = threading.Lock()
         self.tails = {"stdout": b"", "stderr": b""}
         self.threads = [
@@ -252,33 +285,29 @@ def _outcome(
     mechanism: str,
 ) -> Outcome:
     if not header and reins.reason is None:
-        raise SandboxError(
-            f"the supervisor ended without a report: {printed.text('stderr').strip()[-500:] or 'no message'}"
-        )
+        said = printed.text("stderr").strip()[-500:] or "no message"
+        raise SandboxError(f"the supervisor ended without a report: {said}")
     outcome = Outcome(
         mechanism,
-        header.get("returncode", -signal.SIGKILL),
-        seconds,
-        reins.reason or header.get("killed"),
+        returncode=header.get("returncode", -signal.SIGKILL),
+        seconds=seconds,
+        killed=reins.reason or header.get("killed"),
+        cpu_seconds=header.get("cpu_seconds"),
+        peak_memory=header.get("peak_memory", 0),
+        stdout=printed.text("stdout"),
+        stderr=printed.text("stderr"),
+        printed=printed.total,
+        files=files,
+        listing=header.get("listing", []),
+        problems=list(header.get("problems", [])),
     )
-    outcome.cpu_seconds, outcome.peak_memory = (
-        header.get("cpu_seconds"),
-        header.get("peak_memory", 0),
-    )
-    if (
-        outcome.killed == HOST_MEMORY
-    ):  # it held less than it may, so what is missing is held by others
+    if outcome.killed == HOST_MEMORY:
+        # It held less than it may, so others hold what is missing.
         held = f"{outcome.peak_memory / GIB:.1f} GiB"
         raise SandboxError(
-            f"sandbox: expected memory for the submission's limit, found this machine out of it when the run held {held}; free some and repeat"
+            "sandbox: expected memory for the submission's limit, "
+            f"found this machine out of it when the run held {held}; free some and repeat"
         )
-    outcome.stdout, outcome.stderr, outcome.printed = (
-        printed.text("stdout"),
-        printed.text("stderr"),
-        printed.total,
-    )
-    outcome.listing, outcome.problems = header.get("listing", []), list(header.get("problems", []))
-    outcome.files = files
     for text, _ in header.get("events", []):
         kind, _, what = text.partition(" ")
         if kind in outcome.seen:

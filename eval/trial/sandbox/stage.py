@@ -5,6 +5,7 @@ import os
 import shutil
 import sys
 import sysconfig
+from collections.abc import Mapping
 from pathlib import Path
 
 from eval.trial.sandbox.job import GIB, Job, Limits
@@ -17,9 +18,11 @@ from eval.trial.sandbox.machine import (
 )
 
 INSIDE = Path(__file__).resolve().parent / "inside"
+REFEREE_FILES = ("sitecustomize.py", "jail.py", "root.py")
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
-# Shared libraries and, for compilers that torch starts, programs and headers. No /usr/share: it holds text.
+# Shared libraries and, for compilers that torch starts, programs and headers. No /usr/share: it
+# holds text.
 SYSTEM = (
     "/usr/bin",
     "/usr/lib",
@@ -40,6 +43,38 @@ SYSTEM_FILES = (
     "/etc/localtime",
 )
 
+ETC = ("hosts", "passwd", "group", "nsswitch.conf")  # the sandbox's own
+
+DESCRIPTORS = {
+    "/dev/fd": "/proc/self/fd",
+    "/dev/stdin": "/proc/self/fd/0",
+    "/dev/stdout": "/proc/self/fd/1",
+    "/dev/stderr": "/proc/self/fd/2",
+}
+
+BUBBLEWRAP = (
+    "bwrap",
+    "--unshare-net",
+    "--unshare-pid",
+    "--unshare-ipc",
+    "--unshare-uts",
+    "--unshare-cgroup-try",
+    "--die-with-parent",
+    "--new-session",
+    "--as-pid-1",
+    "--hostname",
+    "sandbox",
+)
+
+BUBBLEWRAP_CAPABILITIES = (
+    "SETUID",
+    "SETGID",
+    "SETPCAP",
+    "KILL",
+    "DAC_OVERRIDE",
+    "SYS_RESOURCE",
+)
+
 CUDA_LIBRARIES = ("/usr/local/nvidia", "/usr/local/cuda", "/etc/nvidia")
 
 CUDA_VARIABLES = (
@@ -51,23 +86,43 @@ CUDA_VARIABLES = (
 
 PASSED_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
+PLACES = ("code", "in", "out", "tmp", "referee", "channel")
+
+# What Python itself looks for in a folder of packages.
+ALWAYS_SHOWN = ("__pycache__/", "pip/", "_distutils_hack/", "sitecustomize", "usercustomize")
+
 
 def stage_files(job: Job, stage: Path, mechanism: str, uid: int) -> dict[str, str]:
-    """Copy code and inputs below `stage`; returns the folders under which the submission will see them."""
-    for name, files in (("code", job.code), ("in", job.inputs)):
-        folder = stage / name
-        folder.mkdir()
-        for file, content in files.items():
-            if isinstance(content, bytes):
-                (folder / file).write_bytes(content)
-            else:
-                shutil.copyfile(content, folder / file)
-            (folder / file).chmod(0o644)
-    referee = stage / "referee"
-    referee.mkdir()
-    for file in ("sitecustomize.py", "jail.py"):
-        shutil.copyfile(INSIDE / file, referee / file)
-    etc = stage / "etc"
+    """Copy code and inputs below `stage`.
+
+    Returns the folders under which the submission will see them, by the names of PLACES."""
+    _copy_files(stage / "code", job.code)
+    _copy_files(stage / "in", job.inputs)
+    _write_etc(stage / "etc", uid)
+    (stage / "root").mkdir()
+    if mechanism == "none":
+        for name in ("out", "tmp", "channel"):
+            (stage / name).mkdir()
+        place = {name: str(stage / name) for name in PLACES}
+    else:
+        place = {name: f"/{name}" for name in PLACES}
+    referee = {name: INSIDE / name for name in REFEREE_FILES}
+    _copy_files(stage / "referee", referee | {"hook.json": _hook_facts(job, place)})
+    return place
+
+
+def _copy_files(folder: Path, files: Mapping[str, Path | bytes]) -> None:
+    folder.mkdir()
+    for name, content in files.items():
+        target = folder / name
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        else:
+            shutil.copyfile(content, target)
+        target.chmod(0o644)
+
+
+def _write_etc(etc: Path, uid: int) -> None:
     etc.mkdir()
     (etc / "hosts").write_text("127.0.0.1 localhost sandbox\n::1 localhost\n")
     (etc / "passwd").write_text(
@@ -75,67 +130,45 @@ def stage_files(job: Job, stage: Path, mechanism: str, uid: int) -> dict[str, st
     )
     (etc / "group").write_text(f"root:x:0:\nscorer:x:{uid}:\n")
     (etc / "nsswitch.conf").write_text("passwd: files\ngroup: files\nhosts: files\n")
-    (stage / "root").mkdir()
-    if mechanism == "none":
-        for name in ("out", "tmp", "channel"):
-            (stage / name).mkdir()
-        place = {
-            name: str(stage / name) for name in ("code", "in", "out", "tmp", "referee", "channel")
-        }
-    else:
-        place = {
-            "code": "/code",
-            "in": "/in",
-            "out": "/out",
-            "tmp": "/tmp",
-            "referee": "/referee",
-            "channel": "/channel",
-        }
-    (referee / "hook.json").write_text(json.dumps(_hook_facts(job, place)))
-    for path in referee.iterdir():
-        path.chmod(0o644)
-    return place
 
 
-def _hook_facts(job: Job, place: dict[str, str]) -> dict[str, object]:
-    """What the audit hook compares with; folders end in a slash. `hidden` are top-level names that are installed and not shown."""
+def _hook_facts(job: Job, place: dict[str, str]) -> bytes:
+    """JSON of what the audit hook compares with; folders end in a slash.
+
+    `hidden` are top-level names that are installed and not shown."""
     prefixes = [p + "/" for p in environment_prefixes()]
     emptied = [p + "/" for p in job.emptied]
-    shown = {Path(target).name.split(".")[0] for target in job.binds}
-    packages = [
-        folder for folder in job.emptied if folder.endswith("-packages")
-    ]  # from where a name is imported as it stands
-    hidden = {name.split(".")[0] for folder in packages for name in os.listdir(folder)} - shown
-    return {
+    allowed = [*place.values(), *SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys", "/dev"]
+    shown = [target + "/" for target in job.binds]
+    for folder in emptied:
+        shown += [folder + name for name in ALWAYS_SHOWN]
+    facts = {
         "code": place["code"] + "/",
         "events": place["channel"] + "/events",
         "writable": [place["out"] + "/", place["tmp"] + "/", "/dev/"],
-        "allowed": [
-            p + "/"
-            for p in (*place.values(), *SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys", "/dev")
-        ]
-        + prefixes,
+        "allowed": [p + "/" for p in allowed] + prefixes,
         "environment": [p for p in prefixes if p != "/usr/"] + [_stdlib() + "/"],
         "emptied": emptied,
-        "shown": [target + "/" for target in job.binds]
-        + [
-            p + n
-            for p in emptied
-            for n in ("__pycache__/", "pip/", "_distutils_hack/", "sitecustomize", "usercustomize")
-        ],
-        "hidden": sorted(hidden),
+        "shown": shown,
+        "hidden": sorted(_hidden_packages(job)),
     }
+    return json.dumps(facts).encode()
+
+
+def _hidden_packages(job: Job) -> set[str]:
+    """From the folders of packages a name is imported as it stands there."""
+    shown = {Path(target).name.split(".")[0] for target in job.binds}
+    installed: set[str] = set()
+    for folder in job.emptied:
+        if folder.endswith("-packages"):
+            installed |= {name.split(".")[0] for name in os.listdir(folder)}
+    return installed - shown
 
 
 def environment_prefixes() -> list[str]:
     """Folders that make up the running Python environment."""
-    return sorted(
-        {
-            os.path.realpath(p)
-            for p in (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
-        }
-        | {sys.prefix}
-    )
+    prefixes = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
+    return sorted({os.path.realpath(p) for p in prefixes} | {sys.prefix})
 
 
 def _stdlib() -> str:
@@ -145,31 +178,16 @@ def _stdlib() -> str:
 def configuration(job: Job, stage: Path, place: dict[str, str], mechanism: str, uid: int) -> dict:
     """What inside/jail.py needs; mounts are (kind, source, target, size) in order."""
     limits = job.limits.fitted()
-    isolated, privileged = mechanism != "none", privileged_here()
-    alone = isolated and (uid > NOBODY if privileged else counts_processes_per_namespace())
+    isolated = mechanism != "none"
+    privileged = privileged_here()
     gpu = cuda_devices()
-    rlimits = {
-        "RLIMIT_CORE": 0,
-        "RLIMIT_FSIZE": limits.file_bytes,
-        "RLIMIT_CPU": int(limits.wall_seconds * (os.cpu_count() or 1)) + 1,
-        "RLIMIT_NPROC": limits.processes + (0 if alone else processes_of(uid)),
-    }
-    if not gpu:
-        rlimits["RLIMIT_AS"] = (
-            limits.memory_bytes + 16 * GIB
-        )  # CUDA maps far more address space than it uses; the watchdog remains
-    words = {"{code}": place["code"], "{in}": place["in"], "{out}": place["out"]}
-    argv = [sys.executable]
-    for word in job.argv:
-        for name, folder in words.items():
-            word = word.replace(name, folder)
-        argv.append(word)
     return {
         "mechanism": mechanism,
+        "referee": os.getpid(),
         "privileged": privileged,
         "root": str(stage / "root"),
         "mounts": _mounts(job, stage, limits, gpu) if isolated else [],
-        "rlimits": rlimits,
+        "rlimits": _rlimits(limits, isolated, uid, bool(gpu)),
         "memory_bytes": limits.memory_bytes,
         "wall_seconds": limits.wall_seconds,
         "uid": uid if isolated and privileged else None,
@@ -178,9 +196,35 @@ def configuration(job: Job, stage: Path, place: dict[str, str], mechanism: str, 
         "out": place["out"],
         "cwd": place["code"],
         "collect": list(job.collect),
-        "argv": argv,
+        "argv": [sys.executable, *(_in_place(word, place) for word in job.argv)],
         "env": _environment(place, bool(gpu)),
     }
+
+
+def _in_place(word: str, place: dict[str, str]) -> str:
+    """`word` with the sandbox's folders for {code}, {in} and {out}."""
+    for name in ("code", "in", "out"):
+        word = word.replace("{" + name + "}", place[name])
+    return word
+
+
+def _rlimits(limits: Limits, isolated: bool, uid: int, gpu: bool) -> dict[str, int]:
+    """Limits of setrlimit(2), by name."""
+    if not isolated:
+        alone = False
+    elif privileged_here():
+        alone = uid > NOBODY
+    else:
+        alone = counts_processes_per_namespace()
+    rlimits = {
+        "RLIMIT_CORE": 0,
+        "RLIMIT_FSIZE": limits.file_bytes,
+        "RLIMIT_CPU": int(limits.wall_seconds * (os.cpu_count() or 1)) + 1,
+        "RLIMIT_NPROC": limits.processes + (0 if alone else processes_of(uid)),
+    }
+    if not gpu:  # CUDA maps far more address space than it uses; the watchdog remains
+        rlimits["RLIMIT_AS"] = limits.memory_bytes + 16 * GIB
+    return rlimits
 
 
 def _environment(place: dict[str, str], gpu: bool) -> dict[str, str]:
@@ -200,94 +244,83 @@ def _environment(place: dict[str, str], gpu: bool) -> dict[str, str]:
 def _mounts(
     job: Job, stage: Path, limits: Limits, gpu: list[str]
 ) -> list[tuple[str, str, str, int]]:
-    # Private memory first: an environment below /tmp is then bound on top of it instead of vanishing under it.
+    # Private memory first: an environment below /tmp is then bound on top of it instead of
+    # vanishing under it.
     mounts = [("tmpfs", "tmpfs", path, limits.output_bytes) for path in ("/tmp", "/dev/shm")]
     for path in SYSTEM_ROOT:
         if os.path.islink(path):
             mounts.append(("symlink", os.readlink(path), path, 0))
         elif os.path.isdir(path):
             mounts.append(("bind", path, path, 0))
-    prefixes = environment_prefixes()
-    shown = [
-        *SYSTEM,
-        *SYSTEM_FILES,
-        *(CUDA_LIBRARIES if gpu else ()),
-        "/sys",
-        *(p for p in prefixes if p != "/usr" and not p.startswith(SYSTEM)),
-    ]
-    emptied = [
-        *job.emptied,
-        *(
-            []
-            if "/usr" in prefixes or not os.path.isdir("/usr/lib/python3")
-            else ["/usr/lib/python3"]
-        ),
-    ]
-    mounts += [("bind", path, path, 0) for path in shown if os.path.exists(path)]
+    mounts += [("bind", path, path, 0) for path in _shown(bool(gpu)) if os.path.exists(path)]
+    emptied = _emptied(job)
     mounts += [("tmpfs", "tmpfs", path, 1 << 16) for path in emptied]
     mounts += [("bind", str(source), target, 0) for target, source in job.binds.items()]
     mounts += [("readonly", "", path, 0) for path in emptied]
-    mounts += [
-        ("bind", str(stage / "etc" / name), f"/etc/{name}", 0)
-        for name in ("hosts", "passwd", "group", "nsswitch.conf")
-    ]
-    mounts += [("proc", "proc", "/proc", 0)]
-    mounts += [("device", f"/dev/{name}", f"/dev/{name}", 0) for name in DEVICES] + [
-        ("device", path, path, 0) for path in gpu
-    ]
-    mounts += [
-        ("symlink", f"/proc/self/fd{end}", f"/dev/{name}", 0)
-        for name, end in (("fd", ""), ("stdin", "/0"), ("stdout", "/1"), ("stderr", "/2"))
-    ]
-    mounts += [
-        ("tmpfs", "tmpfs", "/out", limits.output_bytes),
-        ("tmpfs", "tmpfs", "/channel", 1 << 16),
-    ]
+    mounts += [("bind", str(stage / "etc" / name), f"/etc/{name}", 0) for name in ETC]
+    mounts.append(("proc", "proc", "/proc", 0))
+    devices = [f"/dev/{name}" for name in DEVICES] + gpu
+    mounts += [("device", path, path, 0) for path in devices]
+    mounts += [("symlink", source, target, 0) for target, source in DESCRIPTORS.items()]
+    mounts.append(("tmpfs", "tmpfs", "/out", limits.output_bytes))
+    mounts.append(("tmpfs", "tmpfs", "/channel", 1 << 16))
     mounts += [("bind", str(stage / name), f"/{name}", 0) for name in ("code", "in", "referee")]
     return mounts
+
+
+def _shown(gpu: bool) -> list[str]:
+    """Paths of this machine that the sandbox shows, where they exist."""
+    prefixes = environment_prefixes()
+    beyond_system = [p for p in prefixes if p != "/usr" and not p.startswith(SYSTEM)]
+    cuda = CUDA_LIBRARIES if gpu else ()
+    return [*SYSTEM, *SYSTEM_FILES, *cuda, "/sys", *beyond_system]
+
+
+def _emptied(job: Job) -> list[str]:
+    """Folders that the sandbox shows without their content."""
+    if "/usr" in environment_prefixes() or not os.path.isdir("/usr/lib/python3"):
+        return list(job.emptied)
+    return [*job.emptied, "/usr/lib/python3"]
 
 
 def command_line(
     config: dict, config_fd: int, result_fd: int, info_fd: int, mechanism: str
 ) -> list[str]:
+    """The program that starts the run. bwrap and the jail write the number of PID 1 to `info_fd`,
+    and the jail reports to `result_fd`."""
     base = [sys.executable, "-I", "-S"]
     tail = [str(config_fd), str(result_fd)]
-    if mechanism != "bubblewrap":
-        return [
-            *base,
-            str(INSIDE / "jail.py"),
-            "build" if mechanism == "unshare" else "supervise",
-            *tail,
-        ]
-    command = [
-        "bwrap",
-        "--unshare-net",
-        "--unshare-pid",
-        "--unshare-ipc",
-        "--unshare-uts",
-        "--unshare-cgroup-try",
-        "--die-with-parent",
-    ]
-    command += ["--new-session", "--as-pid-1", "--hostname", "sandbox", "--info-fd", str(info_fd)]
+    if mechanism == "unshare":
+        return [*base, str(INSIDE / "jail.py"), "build", *tail]
+    if mechanism == "none":
+        return [*base, str(INSIDE / "jail.py"), "supervise", *tail]
+    command = [*BUBBLEWRAP, "--info-fd", str(info_fd)]
     if config["privileged"]:
-        for name in ("SETUID", "SETGID", "SETPCAP", "KILL", "DAC_OVERRIDE", "SYS_RESOURCE"):
+        for name in BUBBLEWRAP_CAPABILITIES:
             command += ["--cap-add", f"CAP_{name}"]
     else:
-        command += ["--unshare-user"]
+        command.append("--unshare-user")
+    command += _bubblewrap_mounts(config["mounts"])
+    return [*command, "--remount-ro", "/", "--", *base, "/referee/jail.py", "supervise", *tail]
+
+
+def _bubblewrap_mounts(mounts: list[tuple[str, str, str, int]]) -> list[str]:
     flags = {"bind": "--ro-bind", "device": "--dev-bind", "symlink": "--symlink"}
+    words: list[str] = []
     made = {"/"}
-    for kind, source, target, size in config["mounts"]:
-        for parent in reversed(
-            Path(target).parents
-        ):  # bwrap would make the parents of a private folder private
-            if str(parent) not in made:
-                command += ["--perms", "0755", "--dir", str(parent)]
-                made.add(str(parent))
+    for kind, source, target, size in mounts:
+        # bwrap would make the parents of a private folder private.
+        for parent in map(str, reversed(Path(target).parents)):
+            if parent not in made:
+                words += ["--perms", "0755", "--dir", parent]
+                made.add(parent)
         made.add(target)
         if kind == "tmpfs":
-            command += ["--perms", "1777", "--size", str(size), "--tmpfs", target]
-        elif kind in ("proc", "readonly"):
-            command += ["--proc" if kind == "proc" else "--remount-ro", target]
+            words += ["--perms", "1777", "--size", str(size), "--tmpfs", target]
+        elif kind == "proc":
+            words += ["--proc", target]
+        elif kind == "readonly":
+            words += ["--remount-ro", target]
         else:
-            command += [flags[kind], source, target]
-    return [*command, "--remount-ro", "/", "--", *base, "/referee/jail.py", "supervise", *tail]
+            words += [flags[kind], source, target]
+    return words

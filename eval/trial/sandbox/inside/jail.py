@@ -1,14 +1,17 @@
-"""Runs inside the sandbox, as its PID 1: builds the private root (mechanism `unshare`; bubblewrap has built it already), then starts
-the submission without privileges, watches it, ends whatever it left behind and hands the result to the referee through a pipe.
+"""Runs inside the sandbox, as its PID 1, and watches the submission there.
 
-Standard library only, and started with `python -I -S`, so that no package of the environment can change it. Usage:
-`python -I -S jail.py MODE CONFIG_FD RESULT_FD`, MODE in {build, supervise}. CONFIG_FD holds one JSON object (see sandbox.py, `_config`).
-RESULT_FD receives an 8-byte little-endian length, that many bytes of JSON, then the collected files one after the other.
+It builds the private root (mechanism `unshare`; bubblewrap has built it already), starts the
+submission without privileges, watches it, ends whatever it left behind, and hands the result to
+the referee through a pipe. It dies with the referee, and everything in the sandbox with it.
+
+Standard library only, and started with `python -I -S`, so that no package of the environment can
+change it. Usage: `python -I -S jail.py MODE CONFIG_FD RESULT_FD`, MODE in {build, supervise}.
+CONFIG_FD holds one JSON object (see `configuration` in stage.py). RESULT_FD receives an 8-byte
+little-endian length, that many bytes of JSON, then the collected files one after the other.
 """
 
 import contextlib
 import ctypes
-import fcntl
 import json
 import os
 import resource
@@ -20,133 +23,51 @@ import struct
 import sys
 import time
 
+sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))  # -I leaves it out
+from root import build_root, enter_namespaces, raise_loopback
+
 LIBC = ctypes.CDLL(None, use_errno=True)
-# sched.h and mount.h
-CLONE_NEWNS, CLONE_NEWCGROUP, CLONE_NEWUTS, CLONE_NEWIPC = 0x20000, 0x2000000, 0x4000000, 0x8000000
-CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
-MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_REMOUNT, MS_BIND = 1, 2, 4, 8, 32, 4096
-MS_REC, MS_PRIVATE, MNT_DETACH = 16384, 1 << 18, 2
-# statvfs flag -> mount flag: inside a user namespace, a remount must repeat the flags that the host has locked (mount(2))
-LOCKED = {
-    os.ST_NOSUID: MS_NOSUID,
-    os.ST_NODEV: MS_NODEV,
-    os.ST_NOEXEC: MS_NOEXEC,
-    os.ST_NOATIME: 1024,
-    os.ST_NODIRATIME: 2048,
-    4096: 1 << 21,
-}
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE, PR_CAPBSET_DROP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = (
-    1,
-    4,
-    24,
-    36,
-    38,
-)
+# prctl.h
+PR_SET_PDEATHSIG = 1
+PR_SET_DUMPABLE = 4
+PR_CAPBSET_DROP = 24
+PR_SET_CHILD_SUBREAPER = 36
+PR_SET_NO_NEW_PRIVS = 38
+
 POLL_MS = 100
-LEAVING_S = 1.0  # for helpers that end when they see their parent gone, as multiprocessing's resource tracker
-MAX_EVENTS, MAX_EVENT_BYTES = 20_000, 1_000
+# Some helpers end when they see their parent gone, as multiprocessing's resource tracker does.
+LEAVING_S = 1.0
+MAX_EVENTS = 20_000
+MAX_EVENT_BYTES = 1_000
 MAX_LISTED = 10_000  # files and folders beside the expected outputs
+MAX_NAMED = 20  # processes left behind that the report names
+LEAST_MEMORY_LEFT = 0.03  # of the machine's; below, the run is ended
 
 
-def check(code: int, what: str) -> None:
-    if code != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{what}: {os.strerror(number)}")
+def die_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Ask the kernel for this signal when the parent ends, and end now if `parent` already has."""
+    LIBC.prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
-def mount(
-    source: str | None, target: str, kind: str | None, flags: int, data: str | None = None
-) -> None:
-    args = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
-    check(
-        LIBC.mount(*args, ctypes.c_ulong(flags), None if data is None else data.encode()),
-        f"mount {source} on {target}",
-    )
-
-
-# --- Building the root (mechanism `unshare`) ---
-
-
-def enter_namespaces(config: dict) -> None:
-    """New mount, PID, network, IPC and host-name namespaces; under an ordinary user a user namespace owns them."""
-    flags = (
-        CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWCGROUP
-    )
-    uid, gid = os.getuid(), os.getgid()
-    if not config["privileged"]:
-        flags |= CLONE_NEWUSER
-    check(LIBC.unshare(flags), "unshare")
-    if not config["privileged"]:
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
-            with open(f"/proc/self/{name}", "w") as handle:
-                handle.write(text)
-
-
-def build_root(config: dict) -> None:
-    """Mount everything under a tmpfs, make that the root, forget the host's root. Outside paths then do not exist."""
-    root = config["root"]
-    mount(None, "/", None, MS_REC | MS_PRIVATE)
-    mount("tmpfs", root, "tmpfs", MS_NOSUID | MS_NODEV, "size=16m,mode=755")
-    for kind, source, target, size in config["mounts"]:
-        place = root + target
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        if kind == "symlink":
-            os.symlink(source, place)
-        elif kind == "tmpfs":
-            os.makedirs(place, exist_ok=True)
-            mount("tmpfs", place, "tmpfs", MS_NOSUID | MS_NODEV, f"size={size},mode=1777")
-        elif kind == "readonly":
-            mount(None, place, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-        elif kind == "proc":
-            os.makedirs(place, exist_ok=True)
-            mount("proc", place, "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        else:
-            bind(source, place, device=kind == "device")
-    mount(None, root, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV)
-    os.chdir(root)
-    check(LIBC.pivot_root(b".", b"."), "pivot_root")
-    check(LIBC.umount2(b".", MNT_DETACH), "umount of the host's root")
-    os.chdir("/")
-
-
-def bind(source: str, place: str, device: bool) -> None:
-    if os.path.isdir(source):
-        os.makedirs(place, exist_ok=True)
-    elif not os.path.exists(place):
-        os.close(os.open(place, os.O_CREAT | os.O_WRONLY, 0o644))
-    mount(source, place, None, MS_BIND | MS_REC)
-    if device:
-        return
-    with open("/proc/self/mountinfo") as handle:
-        points = [line.split()[4].encode().decode("unicode_escape") for line in handle]
-    for point in points:
-        if point == place or point.startswith(place + "/"):
-            held = sum(flag for seen, flag in LOCKED.items() if os.statvfs(point).f_flag & seen)
-            mount(None, point, None, MS_REMOUNT | MS_BIND | MS_RDONLY | MS_NOSUID | MS_NODEV | held)
-
-
-def raise_loopback() -> None:
-    """torchrun's ranks meet on 127.0.0.1; a new network namespace starts with `lo` down."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        request = struct.pack("16sH14x", b"lo", 0)
-        flags = struct.unpack("16sH14x", fcntl.ioctl(sock, 0x8913, request))[1]  # SIOCGIFFLAGS
-        fcntl.ioctl(sock, 0x8914, struct.pack("16sH14x", b"lo", flags | 1))  # SIOCSIFFLAGS, IFF_UP
+# --- PID 1 (mechanism `unshare`) ---
 
 
 def build(config: dict, result: int) -> int:
-    """Fork a PID 1 into new namespaces and wait for it; the host's number of that process goes to the referee first."""
+    """Fork a PID 1 into new namespaces and wait for it.
+
+    The host's number of that process goes to the referee first. When the referee dies, this
+    process dies, and with it PID 1 and everything inside."""
     enter_namespaces(config)
+    die_with_parent(signal.SIGKILL, config["referee"])
     child = os.fork()
     if child:
         os.write(config["info_fd"], json.dumps({"child-pid": child}).encode())
         os.close(config["info_fd"])
         os.close(result)
         return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    die_with_parent(signal.SIGKILL)  # its parent has no number in the new namespace
     os.close(config["info_fd"])
     build_root(config)
     raise_loopback()
@@ -163,8 +84,8 @@ def become_submission(config: dict) -> None:
     for name, value in config["rlimits"].items():
         kind = getattr(resource, name)
         hard = resource.getrlimit(kind)[1]
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        resource.setrlimit(kind, (value, value))
+        limit = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        resource.setrlimit(kind, (limit, limit))
     try:
         with open("/proc/self/oom_score_adj", "w") as handle:
             handle.write("1000")  # when memory ends, the submission goes first
@@ -199,17 +120,20 @@ def processes(config: dict) -> list[int]:
                 parents[pid] = int(handle.read().rpartition(b")")[2].split()[1])
         except (OSError, IndexError):
             continue
-    found, grown = {me}, True
-    while grown:
-        more = {pid for pid, parent in parents.items() if parent in found} - found
-        found |= more
-        grown = bool(more)
+    found: set[int] = set()
+    newest = {me}
+    while newest:
+        found |= newest
+        newest = {pid for pid, parent in parents.items() if parent in found} - found
     return sorted(found - {me})
 
 
 def memory_in_use(config: dict) -> int:
-    """Bytes of private memory of all processes plus what lies in the sandbox's tmpfs folders; shared library pages count for nobody."""
-    page, total = os.sysconf("SC_PAGE_SIZE"), 0
+    """Bytes of private memory of all processes, and of what lies in the sandbox's tmpfs folders.
+
+    The pages of shared libraries count for nobody."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total = 0
     for pid in processes(config):
         try:
             with open(f"/proc/{pid}/statm") as handle:
@@ -231,18 +155,19 @@ def host_memory_left() -> float:
 
 
 def describe(pid: int) -> str:
+    """The beginning of a process's command line."""
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as handle:
-            return (
-                handle.read(200).replace(b"\0", b" ").decode(errors="replace").strip()
-                or "a process without a command line"
-            )
+            words = handle.read(200).replace(b"\0", b" ")
     except OSError:
         return "a process that ended by itself"
+    return words.decode(errors="replace").strip() or "a process without a command line"
 
 
 def end_everything(config: dict) -> None:
-    """SIGKILL until nothing of the run is left. From PID 1 of a PID namespace `kill -1` reaches everything and new forks lose the race."""
+    """SIGKILL until nothing of the run is left.
+
+    From PID 1 of a PID namespace `kill -1` reaches everything, and new forks lose the race."""
     for _ in range(200):
         if config["mechanism"] == "none":
             for pid in processes(config):
@@ -271,7 +196,7 @@ def reap(done: dict) -> None:
         done[pid] = (status, usage)
 
 
-def open_event_pipe(config: dict) -> int | None:
+def open_event_pipe(config: dict) -> int:
     """The named pipe that the audit hook of the submission's interpreters writes to."""
     path = config["events"]
     os.mkfifo(path, 0o622)
@@ -280,7 +205,9 @@ def open_event_pipe(config: dict) -> int | None:
 
 
 class Events:
-    """Distinct lines from the hook, in order of first appearance; bounded, since the submission can write anything here."""
+    """Distinct lines from the hook, in order of first appearance.
+
+    Their number is bounded, since the submission can write anything here."""
 
     def __init__(self) -> None:
         self.lines: dict[str, int] = {}
@@ -295,7 +222,8 @@ class Events:
                 return
             *lines, self.rest = (self.rest + chunk).split(b"\n")
             if len(self.rest) > MAX_EVENT_BYTES:
-                self.rest, self.dropped = b"", self.dropped + 1
+                self.rest = b""
+                self.dropped += 1
             for line in lines:
                 text = line[:MAX_EVENT_BYTES].decode(errors="replace")
                 if text in self.lines or len(self.lines) < MAX_EVENTS:
@@ -304,55 +232,101 @@ class Events:
                     self.dropped += 1
 
 
-def supervise(config: dict, result: int) -> int:
-    LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
-    stop = []
-    if (
-        config["mechanism"] == "none"
-    ):  # no PID namespace: adopt whatever is orphaned, and live long enough to end it
-        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        signal.signal(signal.SIGTERM, lambda *_: stop.append(True))
-    fifo, events = open_event_pipe(config), Events()
-    started = time.monotonic()
-    child = os.fork()
-    if child == 0:
+class Supervisor:
+    """Watches one run until its first process ends or a limit is passed."""
+
+    def __init__(self, config: dict):
+        self.config = config
+        self.fifo = open_event_pipe(config)
+        self.events = Events()
+        self.poller = select.poll()
+        self.poller.register(self.fifo, select.POLLIN)
+        self.ended: dict[int, tuple] = {}  # pid -> (status, rusage)
+        self.peak_memory = 0
+        self.stopped = False
+        self.started = time.monotonic()
+
+    def stop(self, *_: object) -> None:
+        """Handler of SIGTERM: the referee wants the run to end."""
+        self.stopped = True
+
+    def running(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
+
+    def start(self) -> int:
+        """PID of the submission's first process."""
+        self.started = time.monotonic()
+        child = os.fork()
+        if child:
+            return child
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
         try:
-            become_submission(config)
+            become_submission(self.config)
         except BaseException as error:
             os.write(2, f"sandbox: the submission could not be started: {error}\n".encode())
         os._exit(127)
-    killed, peak, done = None, 0, {}
-    poller = select.poll()
-    poller.register(fifo, select.POLLIN)
-    ended = os.pidfd_open(child)
-    poller.register(ended, select.POLLIN)
-    while child not in done and killed is None:
-        poller.poll(POLL_MS)
-        events.drain(fifo)
-        reap(done)
-        used = memory_in_use(config)
-        peak = max(peak, used)
-        if stop:
-            killed = "by the referee"
-        elif used > config["memory_bytes"]:
-            killed = "memory"
-        elif host_memory_left() < 0.03:
-            killed = "memory of the machine"
-        elif time.monotonic() - started > config["wall_seconds"]:
-            killed = "wall clock"
-    seconds = time.monotonic() - started
-    poller.unregister(ended)
-    while not killed and processes(config) and time.monotonic() - started < seconds + LEAVING_S:
-        poller.poll(POLL_MS)
-        events.drain(fifo)
-        reap(done)
-    left = [] if killed else [describe(pid) for pid in processes(config)[:20]]
-    end_everything(config)
-    reap(done)
-    events.drain(fifo)
-    status, usage = done.get(child, (signal.SIGKILL, None))
+
+    def watch(self, child: int) -> str | None:
+        """Wait for `child`. Returns why the run has to be killed, None when `child` has ended."""
+        ended = os.pidfd_open(child)
+        self.poller.register(ended, select.POLLIN)
+        reason = None
+        while child not in self.ended and reason is None:
+            self._look()
+            reason = self._passed_limit()
+        self.poller.unregister(ended)
+        return reason
+
+    def let_helpers_leave(self) -> None:
+        """Give the processes that are left a moment to end by themselves."""
+        latest = self.running() + LEAVING_S
+        while processes(self.config) and self.running() < latest:
+            self._look()
+
+    def end(self) -> None:
+        """End every process of the run and take the last events."""
+        end_everything(self.config)
+        reap(self.ended)
+        self.events.drain(self.fifo)
+
+    def _look(self) -> None:
+        self.poller.poll(POLL_MS)
+        self.events.drain(self.fifo)
+        reap(self.ended)
+
+    def _passed_limit(self) -> str | None:
+        used = memory_in_use(self.config)
+        self.peak_memory = max(self.peak_memory, used)
+        if self.stopped:
+            return "by the referee"
+        if used > self.config["memory_bytes"]:
+            return "memory"
+        if host_memory_left() < LEAST_MEMORY_LEFT:
+            return "memory of the machine"
+        if self.running() > self.config["wall_seconds"]:
+            return "wall clock"
+        return None
+
+
+def supervise(config: dict, result: int) -> int:
+    """Run the submission and send the report."""
+    LIBC.prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)
+    supervisor = Supervisor(config)
+    if config["mechanism"] == "none":
+        # No PID namespace: adopt whatever is orphaned, and live long enough to end it.
+        LIBC.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
+        signal.signal(signal.SIGTERM, supervisor.stop)
+        die_with_parent(signal.SIGTERM, config["referee"])
+    child = supervisor.start()
+    killed = supervisor.watch(child)
+    seconds = supervisor.running()
+    left: list[str] = []
+    if killed is None:
+        supervisor.let_helpers_leave()
+        left = [describe(pid) for pid in processes(config)[:MAX_NAMED]]
+    supervisor.end()
+    status, usage = supervisor.ended.get(child, (signal.SIGKILL, None))
     listing, problems = list_outputs(config["out"], len(config["collect"]) + MAX_LISTED)
     files = collectable(config["out"], config["collect"])
     header = {
@@ -360,10 +334,10 @@ def supervise(config: dict, result: int) -> int:
         "killed": killed,
         "seconds": seconds,
         "cpu_seconds": usage.ru_utime + usage.ru_stime if usage else None,
-        "peak_memory": peak,
+        "peak_memory": supervisor.peak_memory,
         "left_behind": left,
-        "events": list(events.lines.items()),
-        "events_dropped": events.dropped,
+        "events": list(supervisor.events.lines.items()),
+        "events_dropped": supervisor.events.dropped,
         "listing": listing,
         "problems": problems,
         "files": files,
@@ -374,7 +348,8 @@ def supervise(config: dict, result: int) -> int:
 
 def list_outputs(out: str, limit: int) -> tuple[list[str], list[str]]:
     """Names below the output folder, and what is no plain file there."""
-    listing, problems = [], []
+    listing: list[str] = []
+    problems: list[str] = []
     for folder, names, files in os.walk(out):
         for name in names + files:
             path = os.path.join(folder, name)
@@ -389,7 +364,9 @@ def list_outputs(out: str, limit: int) -> tuple[list[str], list[str]]:
 
 
 def collectable(out: str, names: list[str]) -> list[tuple[str, int]]:
-    """(name, size) of the expected outputs that are plain files. Nothing of the run is alive, so they stay what they are."""
+    """(name, size in bytes) of the expected outputs that are plain files.
+
+    Nothing of the run is alive, so they stay what they are."""
     found = []
     for name in names:
         try:
@@ -404,16 +381,18 @@ def collectable(out: str, names: list[str]) -> list[tuple[str, int]]:
 def send(
     result: int, header: dict, out: str = "", files: list[tuple[str, int]] | None = None
 ) -> None:
+    """Write the report, then the contents of `files`, (name, size) below `out`."""
     text = json.dumps(header).encode()
     write_all(result, struct.pack("<Q", len(text)) + text)
     for name, size in files or []:
         fd = os.open(os.path.join(out, name), os.O_RDONLY | os.O_NOFOLLOW)
-        while size:
-            chunk = os.read(fd, min(size, 1 << 20))
+        left = size
+        while left:
+            chunk = os.read(fd, min(left, 1 << 20))
             if not chunk:
                 raise OSError("an output file shrank while it was read")
             write_all(result, chunk)
-            size -= len(chunk)
+            left -= len(chunk)
         os.close(fd)
 
 
@@ -424,8 +403,9 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def main() -> int:
-    mode, config_fd, result = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-    with os.fdopen(config_fd) as handle:
+    mode = sys.argv[1]
+    result = int(sys.argv[3])
+    with os.fdopen(int(sys.argv[2])) as handle:
         config = json.load(handle)
     try:
         return build(config, result) if mode == "build" else supervise(config, result)
