@@ -78,29 +78,51 @@ class UserError(Exception):
 # --- 1. Settings ---
 # A setting is declared once, with its default, bounds, unit and help. The command line, the
 # environment, the checks and the artifact's header all follow from that declaration. The parser
-# is argparse: a submission is one file, and may not need a package that the contest's machine
-# lacks.
+# is argparse: it must tell a flag that was not given from one that was given its default, and a
+# library for that would be one more dependency of every submission.
 
 
 def setting(
     default: Any,
-    help: str,
+    text: str,
+    unit: str = "",
+    *,
     low: float = 0,
-    high: float | None = None,
-    choices: tuple[Any, ...] = (),
+    high: float = math.inf,
+    below: float = math.inf,
 ) -> Any:
-    """A dataclass field that knows what it accepts: `choices`, or low <= value <= high."""
-    if high is None:
-        high = 1e300 if isinstance(default, float) else 1 << 40
-    return field(
-        default=default,
-        metadata={"help": help, "low": low, "high": high, "choices": choices},
-    )
+    """A dataclass field: a string, or a finite number with low <= value <= high and value < below.
+
+    `text` is its help.
+    """
+    if isinstance(default, int) and math.isinf(high):
+        high = 10**12
+    facts = {"help": text, "unit": unit, "low": low, "high": high, "below": below, "choices": ()}
+    return field(default=default, metadata=facts)
 
 
-def switch(default: int, help: str) -> Any:
+def choice(default: Any, text: str, choices: tuple[Any, ...]) -> Any:
+    """A dataclass field that accepts a few values only."""
+    return field(default=default, metadata={"help": text, "unit": "", "choices": choices})
+
+
+def switch(default: int, text: str) -> Any:
     """A setting that is on (1) or off (0)."""
-    return setting(default, help, choices=(0, 1))
+    return choice(default, text, (0, 1))
+
+
+def accepted(f: dataclasses.Field) -> str:
+    """What a setting accepts, in words: for errors and for --help."""
+    if f.metadata["choices"]:
+        return f"{f.name} to be one of {', '.join(map(str, f.metadata['choices']))}"
+    low, high, below = (f.metadata[key] for key in ("low", "high", "below"))
+    if math.isfinite(high):
+        return f"{low} <= {f.name} <= {high}"
+    if math.isfinite(below):
+        return f"{low} <= {f.name} < {below}"
+    if math.isfinite(low):
+        return f"{f.name} >= {low}"
+    return f"a finite {f.name}"
 
 
 MATRIX_FORMATS = ("fp16", "fp32", "int8", "int6", "int5")
@@ -111,79 +133,83 @@ CONTROL_FORMATS = ("fp16", "fp32")  # gates are too few to pay for row scales
 class RunConfig:
     """Where a run reads and writes. These may differ between the seeds of one record."""
 
-    data_dir: str = setting("data/datasets/fineweb10B_sp1024", "folder of shards and manifest.json")
-    out: str = setting("runs/train", "folder for the log, the artifact and the checkpoints")
-    seed: int = setting(1337, "of the initial weights and the order of batches", high=(1 << 63) - 1)
-    checkpoint_every: int = setting(0, "steps; 0 = only on SIGTERM or SIGINT")
-    resume: int = switch(0, "go on from the newest checkpoint in --out, where there is one")
+    data_dir: str = setting("data/datasets/fineweb10B_sp1024", "shards and manifest.json", "folder")
+    out: str = setting("runs/train", "for the log, the artifact and the checkpoints", "folder")
+    seed: int = setting(1337, "decides initial weights and order of batches", high=2**63 - 1)
+    checkpoint_every: int = setting(
+        0, "between checkpoints; 0 = only on SIGTERM or SIGINT", "steps"
+    )
+    resume: int = switch(0, "go on from the newest checkpoint in --out, if there is one")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The shape of the model. The artifact stores these."""
 
-    vocab_size: int = setting(1024, "tokens; shards hold 16-bit ids", 2, 65_536)
-    model_dim: int = setting(512, "width of the residual stream", 1, 1 << 20)
-    num_layers: int = setting(10, "transformer blocks", 1, 1024)
-    num_encoder_layers: int = setting(5, "first blocks, which push skips that the others pop")
-    encoder_recurrence: int = setting(0, "extra passes through the encoder blocks", 0, 64)
-    num_heads: int = setting(8, "query heads", 1, 1 << 20)
-    num_kv_heads: int = setting(4, "key and value heads, each shared by query heads", 1, 1 << 20)
-    mlp_hidden: int = setting(1536, "width inside the MLP", 1, 1 << 20)
-    mlp_negative_slope: float = setting(0.0, "0 = ReLU^2, 0.5 = LeakyReLU(1/2)^2", -1e300)
-    pre_enrich_hidden: int = setting(768, "width of the pre-enrichment MLP", 1, 1 << 20)
-    bigram_buckets: int = setting(2048, "rows of the hashed bigram table", 1, 1 << 20)
-    bigram_dim: int = setting(128, "columns of the bigram table", 1, 1 << 20)
-    rope_base: float = setting(1e4, "longest rotary wavelength / 2 pi, tokens", 1e-9)
-    q_gain_init: float = setting(1.5, "initial gain of each query head", -1e300)
-    xsa_layers: int = setting(4, "last blocks whose attention excludes the own value")
-    logit_softcap: float = setting(30.0, "logits are cap tanh(z / cap)", 1e-9, 1000)
+    vocab_size: int = setting(1024, "in the vocabulary", "tokens", low=2, high=65_536)
+    model_dim: int = setting(512, "width of the residual stream", low=1, high=2**20)
+    num_layers: int = setting(10, "transformer blocks", low=1, high=1024)
+    num_encoder_layers: int = setting(5, "first blocks, which push skips that later blocks pop")
+    encoder_recurrence: int = setting(0, "extra passes through the encoder blocks", high=64)
+    num_heads: int = setting(8, "query heads", low=1, high=2**20)
+    num_kv_heads: int = setting(
+        4, "key and value heads, each for some query heads", low=1, high=2**20
+    )
+    mlp_hidden: int = setting(1536, "width inside the MLP", low=1, high=2**20)
+    mlp_negative_slope: float = setting(0.0, "0 = ReLU^2, 0.5 = LeakyReLU(1/2)^2", low=-math.inf)
+    pre_enrich_hidden: int = setting(768, "width of the pre-enrichment MLP", low=1, high=2**20)
+    bigram_buckets: int = setting(2048, "rows of the hashed bigram table", low=1, high=2**20)
+    bigram_dim: int = setting(128, "columns of the bigram table", low=1, high=2**20)
+    rope_base: float = setting(1e4, "base of the rotary frequencies", low=1e-9)
+    q_gain_init: float = setting(1.5, "initial gain of each query head", low=-math.inf)
+    xsa_layers: int = setting(4, "number of last blocks that use XSA")
+    logit_softcap: float = setting(30.0, "c in: logits are c tanh(z / c)", low=1e-9, high=1000)
     phase_init: int = switch(0, "residual mix starts as a sigmoid of depth instead of (1, 0)")
-    embed_init_std: float = setting(0.005, "of the token embedding")
+    embed_init_std: float = setting(0.005, "initial standard deviation of the token embedding")
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingConfig:
     """The training run: batches, clock, optimizers and averages."""
 
-    train_batch_tokens: int = setting(524_288, "per optimizer step, over all ranks", 1)
-    train_seq_len: int = setting(2048, "tokens of a training row", 1)
-    micro_batch_tokens: int = setting(65_536, "per rank and forward pass", 1)
-    iterations: int = setting(20_000, "optimizer steps at most", 1, 1 << 20)
-    train_seconds: float = setting(588.0, "clock, s; 0 = none. The contest's cap is 600 s")
-    warmup_steps: int = setting(20, "to compile; weights and optimizers are restored afterwards")
-    warmdown_steps: int = setting(3500, "last steps, over which learning rates fall to 0")
-    grad_clip: float = setting(0.0, "largest gradient norm; 0 = off")
-    qat_lr_scale: float = setting(0.0, "fake-quantise once learning rates are below this share")
-    bf16: int = switch(1, "train in bfloat16 where the device multiplies it fast")
-    compile: int = switch(1, "torch.compile; needs a C++ compiler on a CPU")
-    log_every: int = setting(50, "steps", 1, 1 << 20)
-    val_every: int = setting(1000, "steps between validations; 0 = only the final score")
+    train_batch_tokens: int = setting(
+        524_288, "per optimizer step, over all ranks", "tokens", low=1
+    )
+    train_seq_len: int = setting(2048, "of a training row", "tokens", low=1)
+    micro_batch_tokens: int = setting(65_536, "per rank and forward pass", "tokens", low=1)
+    iterations: int = setting(20_000, "optimizer steps at most", "steps", low=1, high=2**20)
+    train_seconds: float = setting(588.0, "for training; 0 = no clock. The cap is 600", "seconds")
+    warmup_steps: int = setting(20, "that compile; they leave no trace in the weights", "steps")
+    warmdown_steps: int = setting(3500, "at the end, while learning rates fall to 0", "steps")
+    grad_clip: float = setting(0.0, "largest norm of the gradient; 0 = no limit")
+    qat_lr_scale: float = setting(0.0, "fake-quantise while learning rates are below this share")
+    bf16: int = switch(1, "train in bfloat16 if every rank's device multiplies it fast")
+    compile: int = switch(1, "use torch.compile; on a CPU it needs a C++ compiler")
+    log_every: int = setting(50, "between lines of the log", "steps", low=1, high=2**20)
+    val_every: int = setting(1000, "between validations; 0 = only the final score", "steps")
     muon_lr: float = setting(0.025, "learning rate of matrices")
-    muon_momentum: float = setting(0.99, "after its warm-up", 0, 1 - 1e-9)
-    muon_momentum_start: float = setting(0.92, "at the first step", 0, 1 - 1e-9)
-    muon_momentum_warmup_steps: int = setting(1500, "from the first momentum to the last")
-    newton_schulz_steps: int = setting(5, "iterations that orthogonalise an update")
+    muon_momentum: float = setting(0.99, "momentum of matrices after its warm-up", below=1)
+    muon_momentum_start: float = setting(0.92, "momentum of matrices at the first step", below=1)
+    muon_momentum_warmup_steps: int = setting(1500, "from the first momentum to the last", "steps")
+    newton_schulz_steps: int = setting(5, "iterations that orthogonalise a matrix's update")
     embed_lr: float = setting(0.035, "learning rate of the embedding and bigram tables")
     scalar_lr: float = setting(0.025, "learning rate of gains, gates and scales")
-    weight_decay: float = setting(0.04, "decoupled, times the learning rate")
-    adam_beta1: float = setting(0.9, "decay of the first moment", 0, 1 - 1e-9)
-    adam_beta2: float = setting(0.95, "decay of the second moment", 0, 1 - 1e-9)
-    ema_decay: float = setting(0.997, "of the weights' moving average, per step", 0, 1 - 1e-9)
-    swa_every: int = setting(50, "steps between snapshots for averaging; 0 = EMA alone")
-    swa_lr_scale: float = setting(0.2, "snapshots begin once learning rates are below this share")
+    weight_decay: float = setting(0.04, "decoupled; it is multiplied by the learning rate")
+    adam_beta1: float = setting(0.9, "decay of AdamW's first moment", below=1)
+    adam_beta2: float = setting(0.95, "decay of AdamW's second moment", below=1)
+    ema_decay: float = setting(0.997, "of the weights' moving average, per step", below=1)
+    swa_every: int = setting(50, "between snapshots that are averaged; 0 = EMA alone", "steps")
+    swa_lr_scale: float = setting(0.2, "take snapshots while learning rates are below this share")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExportConfig:
     """How weights are stored."""
 
-    matrix_format: str = setting("int6", "of projections", choices=MATRIX_FORMATS)
-    embed_format: str = setting(
-        "fp16", "of the embedding and bigram tables", choices=MATRIX_FORMATS
-    )
-    control_format: str = setting("fp32", "of gains, gates and scales", choices=CONTROL_FORMATS)
-    late_k_fp16_layers: int = setting(0, "last blocks whose key projections stay fp16")
+    matrix_format: str = choice("int6", "format of projections", MATRIX_FORMATS)
+    embed_format: str = choice("fp16", "format of embedding and bigram", MATRIX_FORMATS)
+    control_format: str = choice("fp32", "format of gains and scales", CONTROL_FORMATS)
+    late_k_fp16_layers: int = setting(0, "number of last blocks whose key projections stay fp16")
     fit_cap: int = switch(1, "coarsen the quantisation just enough to stay under the size cap")
 
 
@@ -191,10 +217,10 @@ class ExportConfig:
 class ScoringConfig:
     """How streams are scored. The artifact stores these."""
 
-    eval_seq_len: int = setting(2048, "tokens of a window", 1)
-    eval_stride: int = setting(64, "tokens that a window scores, after the first window", 1)
-    eval_batch_tokens: int = setting(131_072, "per rank and forward pass; changes no score", 1)
-    ngram_order: int = setting(12, "longest n-gram mixed in; 0 = the model alone", 0, 255)
+    eval_seq_len: int = setting(2048, "of a window", "tokens", low=1)
+    eval_stride: int = setting(64, "that each window after the first scores", "tokens", low=1)
+    eval_batch_tokens: int = setting(131_072, "per rank and forward pass", "tokens", low=1)
+    ngram_order: int = setting(12, "longest n-gram mixed in; 0 = the model alone", high=255)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,7 +234,7 @@ class Config:
     scoring: ScoringConfig = ScoringConfig()
 
     def flat(self) -> dict[str, Any]:
-        """Every setting by its own name, which is unique among all groups."""
+        """Every setting by its own name. No two groups share a name (a test checks that)."""
         values: dict[str, Any] = {}
         for group in asdict(self).values():
             values.update(group)
@@ -267,14 +293,14 @@ PRESETS = {
 
 
 def require(holds: bool, rule: str, **found: Any) -> None:
-    """Raises UserError with the rule and the values found, unless it holds."""
+    """Raises ValueError with the rule and the values found, unless it holds."""
     if not holds:
         values = ", ".join(f"{name}={value}" for name, value in found.items())
-        raise UserError(f"config: expected {rule}, found {values}; change these flags")
+        raise ValueError(f"expected {rule}, found {values}")
 
 
 def validate(cfg: Config) -> Config:
-    """Returns cfg, or raises UserError naming the first rule that does not hold."""
+    """Returns cfg, or raises ValueError naming the first rule that does not hold."""
     for group_field in fields(cfg):
         group = getattr(cfg, group_field.name)
         for f in fields(group):
@@ -284,65 +310,77 @@ def validate(cfg: Config) -> Config:
 
 
 def check_setting(f: dataclasses.Field, value: Any) -> None:
-    """One setting against its own bounds. A NaN is within no bounds."""
-    choices, low, high = (f.metadata[key] for key in ("choices", "low", "high"))
-    if choices:
-        known = ", ".join(map(str, choices))
-        require(value in choices, f"{f.name} to be one of {known}", **{f.name: value})
-    elif not isinstance(value, str):
-        require(low <= value <= high, f"{low} <= {f.name} <= {high}", **{f.name: value})
+    """One setting against what it accepts. NaN fails every bound."""
+    if f.metadata["choices"]:
+        holds = value in f.metadata["choices"]
+    elif isinstance(value, str):
+        holds = True
+    else:
+        low, high, below = (f.metadata[key] for key in ("low", "high", "below"))
+        holds = low <= value <= high and value < below and value > -math.inf
+    require(holds, accepted(f), **{f.name: value})
 
 
 def check_relations(cfg: Config) -> None:
     """The rules that tie settings to each other."""
 
-    values = cfg.flat()
+    def at_most(name: str, value: int, limit_name: str, limit: int) -> None:
+        require(value <= limit, f"{name} <= {limit_name}", **{name: value, limit_name: limit})
 
-    def at_most(name: str, limit: str) -> None:
-        found = {name: values[name], limit: values[limit]}
-        require(values[name] <= values[limit], f"{name} <= {limit}", **found)
+    def divides(name: str, part: int, whole_name: str, whole: int) -> None:
+        rule = f"{name} to divide {whole_name}"
+        require(whole % part == 0, rule, **{whole_name: whole, name: part})
 
-    def divides(part: str, whole: str) -> None:
-        found = {whole: values[whole], part: values[part]}
-        require(values[whole] % values[part] == 0, f"{part} to divide {whole}", **found)
-
-    at_most("num_encoder_layers", "num_layers")
-    at_most("xsa_layers", "num_layers")
-    at_most("late_k_fp16_layers", "num_layers")
-    at_most("eval_stride", "eval_seq_len")
-    at_most("eval_seq_len", "eval_batch_tokens")
-    divides("num_heads", "model_dim")
-    divides("num_kv_heads", "num_heads")
-    divides("train_seq_len", "micro_batch_tokens")
-    divides("micro_batch_tokens", "train_batch_tokens")
-    model = cfg.model
-    head_size = model.model_dim // model.num_heads
-    rule = "an even head size, for rotary pairs"
-    require(head_size % 2 == 0, rule, model_dim=model.model_dim, num_heads=model.num_heads)
+    model, training, scoring = cfg.model, cfg.training, cfg.scoring
+    layers = model.num_layers
+    at_most("num_encoder_layers", model.num_encoder_layers, "num_layers", layers)
+    at_most("xsa_layers", model.xsa_layers, "num_layers", layers)
+    at_most("late_k_fp16_layers", cfg.export.late_k_fp16_layers, "num_layers", layers)
+    window = scoring.eval_seq_len
+    at_most("eval_stride", scoring.eval_stride, "eval_seq_len", window)
+    at_most("eval_seq_len", window, "eval_batch_tokens", scoring.eval_batch_tokens)
+    divides("num_heads", model.num_heads, "model_dim", model.model_dim)
+    divides("num_kv_heads", model.num_kv_heads, "num_heads", model.num_heads)
+    micro_batch = training.micro_batch_tokens
+    divides("train_seq_len", training.train_seq_len, "micro_batch_tokens", micro_batch)
+    batch = training.train_batch_tokens
+    divides("micro_batch_tokens", micro_batch, "train_batch_tokens", batch)
+    require(
+        model.model_dim // model.num_heads % 2 == 0,
+        "an even head size, for rotary pairs",
+        model_dim=model.model_dim,
+        num_heads=model.num_heads,
+    )
+    require(
+        model.encoder_recurrence == 0 or model.num_encoder_layers > 0,
+        "encoder layers to repeat",
+        encoder_recurrence=model.encoder_recurrence,
+        num_encoder_layers=model.num_encoder_layers,
+    )
 
 
 def build_parser(preset: str) -> argparse.ArgumentParser:
     """Flags in the groups of Config. --help shows the chosen preset's values."""
     parser = argparse.ArgumentParser(
         prog="train_gpt.py",
-        description=__doc__,
+        usage="train_gpt.py [train] [--preset NAME] [--SETTING VALUE ...] | score --help",
+        description=__doc__.partition("Sections, ")[0],
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="Each setting may also come from the environment: SEED=42 for --seed 42.",
         allow_abbrev=False,
     )
-    parser.add_argument("--preset", choices=PRESETS, help=f"where settings start from: {preset}")
+    parser.add_argument("--preset", choices=PRESETS, help=f"what settings start from [{preset}]")
     for group_field in fields(Config):
         group = getattr(PRESETS[preset], group_field.name)
         section = parser.add_argument_group(f"{group_field.name} settings", type(group).__doc__)
         for f in fields(group):
-            value = getattr(group, f.name)
             kind = type(f.default)
             choices = "|".join(map(str, f.metadata["choices"]))
             section.add_argument(
                 "--" + f.name.replace("_", "-"),
                 type=kind,
-                metavar=choices or kind.__name__,
-                help=f"{f.metadata['help']} [{value}]",
+                metavar=choices or f.metadata["unit"] or kind.__name__,
+                help=f"{f.metadata['help']} [{getattr(group, f.name)}]",
             )
     return parser
 
@@ -382,7 +420,10 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Confi
         elif variable in environ:
             changes[name] = parse_variable(variable, environ[variable], type(default))
             sources[name] = f"environment {variable}"
-    cfg = validate(PRESETS[preset].with_settings(**changes))
+    try:
+        cfg = validate(PRESETS[preset].with_settings(**changes))
+    except ValueError as error:
+        raise UserError(f"config: {error}; change these flags") from None
     lines = [f"config:preset {preset}"]
     for name, value in changes.items():
         if value != base[name]:
@@ -402,8 +443,9 @@ def parse_variable(variable: str, raw: str, kind: type) -> Any:
 
 
 def config_sha256(cfg: Config) -> str:
-    """Of all settings that the seeds of one record share."""
-    shared = asdict(dataclasses.replace(cfg, run=RunConfig()))
+    """Digest of the settings that all seeds of a record share."""
+    shared = asdict(cfg)
+    del shared["run"]
     return hashlib.sha256(json.dumps(shared, sort_keys=True).encode()).hexdigest()
 
 
@@ -426,9 +468,13 @@ class Ranks:
     train_dtype: torch.dtype = torch.float32  # of activations and of Newton-Schulz in training
     score_dtype: torch.dtype = torch.float32  # of activations in scoring
 
+    @property
+    def on_gpu(self) -> bool:
+        return self.device.type == "cuda"
+
     def clock(self) -> float:
-        """Seconds, once the device has done all that was asked of it."""
-        if self.device.type == "cuda":
+        """Seconds, after the device has finished its queue."""
+        if self.on_gpu:
             torch.cuda.synchronize(self.device)
         return time.perf_counter()
 
@@ -438,11 +484,32 @@ class Ranks:
             dist.all_reduce(tensor, op)
         return tensor
 
+    def all_gather(self, shard: Tensor, count: int) -> Tensor:
+        """The first `count` rows of all ranks' shards [share, ...], end to end.
+
+        Every rank but the last ones must hold `share` rows; those may hold fewer.
+        """
+        if self.world_size == 1:
+            return shard
+        share = -(-count // self.world_size)
+        padded = shard.new_zeros(share, *shard.shape[1:])
+        padded[: len(shard)] = shard
+        gathered = shard.new_empty(share * self.world_size, *shard.shape[1:])
+        dist.all_gather_into_tensor(gathered, padded)
+        return gathered[:count]
+
+    def broadcast(self, data: bytes) -> bytes:
+        """Rank 0's data."""
+        box = [data]
+        if self.world_size > 1:
+            dist.broadcast_object_list(box, 0)
+        return box[0]
+
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
         """If any rank meets bad input inside, every rank leaves.
 
-        Nobody then waits in a collective for a peer that has gone. The first rank that failed
+        Nobody then waits in a collective for a peer that has exited. The first rank that failed
         raises its UserError or OSError, the others raise SystemExit(2).
         """
         error = None
@@ -460,19 +527,17 @@ class Ranks:
 
     def map(self, job: Callable, items: Sequence) -> Iterator:
         """map(job, items), in order. A CPU works on several items at once."""
-        if self.device.type == "cpu":
-            return map_on_cores(job, items)
-        return map(job, items)
+        return map(job, items) if self.on_gpu else map_on_cores(job, items)
 
 
 @contextlib.contextmanager
 def open_ranks(
     environ: Mapping[str, str], bf16: bool = True, tune_cpu: bool = True
 ) -> Iterator[Ranks]:
-    """Opens the process group, and closes it at the end.
+    """Opens the process group, and closes it at the end. Raises UserError.
 
-    The only place that reads RANK, LOCAL_RANK, WORLD_SIZE and LOCAL_WORLD_SIZE. With `bf16`,
-    training is in bfloat16 where every rank's device multiplies it fast. Raises UserError.
+    The only place that reads RANK, LOCAL_RANK, WORLD_SIZE, LOCAL_WORLD_SIZE and OMP_NUM_THREADS.
+    Training is in bfloat16 if `bf16` is set and every rank's device multiplies it fast.
     """
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     found = [environ.get(name, "1" if name.endswith("SIZE") else "0") for name in names]
@@ -483,11 +548,10 @@ def open_ranks(
         )
     rank, world_size, local_rank, local_world_size = map(int, found)
     device = open_device(local_rank)
-    if device.type == "cpu" and tune_cpu:
-        keep_freed_memory()
-    if device.type == "cpu" and (world_size > 1 or "OMP_NUM_THREADS" not in environ):
-        # torchrun sets one thread for each process; share the cores instead
-        torch.set_num_threads(max(1, available_cores() // local_world_size))
+    if device.type == "cpu":
+        # torchrun sets one thread for each process: share the cores instead
+        given = "OMP_NUM_THREADS" in environ and world_size == 1
+        prepare_cpu(None if given else local_world_size, keep_memory=tune_cpu)
     if world_size > 1:
         # torch.optim imports this sooner or later. If later, its modules keep the group alive
         # in default arguments, and an exiting rank may abort.
@@ -496,16 +560,14 @@ def open_ranks(
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=rank, world_size=world_size)
     try:
-        ranks = Ranks(
-            rank=rank,
-            world_size=world_size,
-            device=device,
-            score_dtype=torch.bfloat16 if device.type == "cuda" else torch.float32,
+        peers = Ranks(rank=rank, world_size=world_size, device=device)
+        vote = torch.tensor(int(bf16 and multiplies_bfloat16_fast(device)))
+        all_fast = bool(peers.all_reduce(vote, dist.ReduceOp.MIN))
+        yield dataclasses.replace(
+            peers,
+            train_dtype=torch.bfloat16 if all_fast else torch.float32,
+            score_dtype=torch.bfloat16 if peers.on_gpu else torch.float32,
         )
-        fast = torch.tensor(int(bf16 and multiplies_bfloat16_fast(device)))
-        if ranks.all_reduce(fast, dist.ReduceOp.MIN).item():  # one precision for all ranks
-            ranks = dataclasses.replace(ranks, train_dtype=torch.bfloat16)
-        yield ranks
     finally:
         if world_size > 1:
             dist.destroy_process_group()
@@ -533,56 +595,6 @@ def multiplies_bfloat16_fast(device: torch.device) -> bool:
         return True
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return bool(capabilities.get("avx512_bf16"))
-
-
-# CPU tuning: only `open_ranks` and `Ranks.map` use what follows.
-
-
-def available_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return 1
-
-
-def keep_freed_memory() -> None:
-    """Under glibc, freed memory stays with the process, and large blocks lie on huge pages.
-
-    A steady training step then meets no page fault.
-    """
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
-    trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of malloc.h
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(mmap_max, 0)  # all from one heap
-        mallopt(arena_max, 1)
-        mallopt(trim_threshold, (1 << 31) - 1)
-
-
-@functools.cache
-def worker_pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that live as long as the process."""
-    return ThreadPoolExecutor(threads)
-
-
-def map_on_cores(job: Callable, items: Sequence) -> Iterator:
-    """map(job, items) with up to 8 items side by side, in threads that share the cores.
-
-    No layer then waits for another core. All items are in memory at once.
-    """
-    threads = torch.get_num_threads()
-    side_by_side = min(threads, len(items), 8)
-    if side_by_side < 2:
-        yield from map(job, items)
-        return
-
-    def on_own_cores(item: Any) -> Any:
-        torch.set_num_threads(threads // side_by_side)
-        return job(item)
-
-    try:
-        yield from worker_pool(side_by_side).map(on_own_cores, items)
-    finally:
-        torch.set_num_threads(threads)  # MKL has one number for the whole process
 
 
 @dataclass(frozen=True)
@@ -651,7 +663,7 @@ def cpu_name() -> str:
 
 def environment_line(ranks: Ranks) -> str:
     """Versions, hardware and commit: what a reader needs to reproduce or distrust the run."""
-    cuda = ranks.device.type == "cuda"
+    cuda = ranks.on_gpu
     driver_query = ("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "--id=0")
     facts = {
         "python": platform.python_version(),
@@ -676,12 +688,70 @@ def environment_line(ranks: Ranks) -> str:
     return "env " + " ".join(f"{name}:{quote(value)}" for name, value in facts.items())
 
 
-def environment_lines(ranks: Ranks) -> list[str]:
-    """The line above and, where there are GPUs, what nvidia-smi says of them."""
+def environment_report(ranks: Ranks) -> list[str]:
+    """The environment line and, where there are GPUs, what nvidia-smi says of them."""
     lines = [environment_line(ranks)]
-    if ranks.device.type == "cuda":
+    if ranks.on_gpu:
         lines += ["===== nvidia-smi =====", output_of("nvidia-smi"), "===== end nvidia-smi ====="]
     return lines
+
+
+# CPU tuning, to the end of this section: `open_ranks` calls prepare_cpu, `Ranks.map` calls
+# map_on_cores, and nothing else knows of it.
+
+
+def prepare_cpu(processes: int | None, keep_memory: bool) -> None:
+    """Gives this process its share of the cores, of which `processes` run on this machine.
+
+    None leaves the number of threads as it is.
+    """
+    if keep_memory:
+        keep_freed_memory()
+    if processes is None:
+        return
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    torch.set_num_threads(max(1, cores // processes))
+
+
+def keep_freed_memory() -> None:
+    """Under glibc, freed memory stays with the process, and large blocks lie on huge pages.
+
+    A steady training step then meets no page fault.
+    """
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # torch reads it at its first allocation
+    trim_threshold, mmap_max, arena_max = -1, -4, -8  # names of malloc.h
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(mmap_max, 0)  # all from one heap
+        mallopt(arena_max, 1)
+        mallopt(trim_threshold, (1 << 31) - 1)
+
+
+@functools.cache
+def worker_pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that live as long as the process."""
+    return ThreadPoolExecutor(threads)
+
+
+def map_on_cores(job: Callable, items: Sequence) -> Iterator:
+    """map(job, items) with up to 8 items side by side, in threads that share the cores.
+
+    No layer then waits for another core. All items are in memory at once.
+    """
+    threads = torch.get_num_threads()
+    side_by_side = min(threads, len(items), 8)
+    if side_by_side < 2:
+        yield from map(job, items)
+        return
+
+    def on_own_cores(item: Any) -> Any:
+        torch.set_num_threads(threads // side_by_side)
+        return job(item)
+
+    try:
+        yield from worker_pool(side_by_side).map(on_own_cores, items)
+    finally:
+        torch.set_num_threads(threads)  # MKL has one number for the whole process
 
 
 # --- 3. Data ---
@@ -768,8 +838,8 @@ class ShardEntry(NamedTuple):
 class Manifest:
     """What `python -m data` wrote about a data set, as far as training needs it.
 
-    `python -m data verify` holds every shard and the tokenizer against it; here its own sha256
-    goes into the log, which binds the run to the data.
+    Its own sha256 goes into the log and names the data that the run claims to have used;
+    `python -m data verify` holds every shard and the tokenizer against it.
     """
 
     sha256: str
@@ -783,6 +853,16 @@ class Manifest:
     val_xz_bpb: float | None  # what xz makes of the same text
 
 
+MANIFEST_DAMAGE = (
+    ArithmeticError,
+    AttributeError,
+    KeyError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 def whole_number(value: Any, name: str) -> int:
     """The value, if it is a count. Raises ValueError: 5.0 and "5" are no counts."""
     if type(value) is not int or value < 0:
@@ -791,7 +871,7 @@ def whole_number(value: Any, name: str) -> int:
 
 
 def parse_manifest(raw: bytes, folder: Path) -> Manifest:
-    """Raises ValueError, KeyError, TypeError or ArithmeticError for anything else."""
+    """Raises one of MANIFEST_DAMAGE where the JSON is not what `python -m data` writes."""
     manifest = json.loads(raw)
     json.dumps(manifest, ensure_ascii=False).encode()  # no log could hold half a surrogate pair
 
@@ -804,10 +884,11 @@ def parse_manifest(raw: bytes, folder: Path) -> Manifest:
         return tuple(entries)
 
     val = manifest["splits"]["val"]
-    source_bytes = whole_number(val["source_bytes"], "source_bytes")
+    # a published export is counted by its tokens: it comes without its source
+    val_bytes = val.get("counted_bytes", val["source_bytes"])
     val_xz_bpb = None
     if val.get("xz_bytes"):
-        val_xz_bpb = 8 * val["xz_bytes"] / source_bytes
+        val_xz_bpb = 8 * val["xz_bytes"] / val["source_bytes"]
     tokenizer = manifest["tokenizer"]
     return Manifest(
         sha256=hashlib.sha256(raw).hexdigest(),
@@ -817,7 +898,7 @@ def parse_manifest(raw: bytes, folder: Path) -> Manifest:
         vocab_size=whole_number(tokenizer["vocab_size"], "vocab_size"),
         train=shards("train"),
         val=shards("val"),
-        val_bytes=whole_number(val.get("counted_bytes", source_bytes), "counted_bytes"),
+        val_bytes=whole_number(val_bytes, "validation bytes"),
         val_xz_bpb=val_xz_bpb,
     )
 
@@ -832,7 +913,7 @@ def read_manifest(folder: Path) -> Manifest:
             f"{path}: expected a data set's manifest, found {error.strerror}; "
             "build one with `python -m data docs`"
         ) from None
-    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError) as error:
+    except MANIFEST_DAMAGE as error:
         raise UserError(
             f"{path}: expected the manifest that `python -m data` writes, "
             f"found {type(error).__name__} {error}; rebuild the data set"
@@ -859,10 +940,6 @@ class Dataset:
     val: np.ndarray  # uint16 [num_tokens]
     log_line: str
 
-    @property
-    def val_bytes(self) -> int:
-        return self.manifest.val_bytes
-
 
 def open_shards(entries: Sequence[ShardEntry]) -> list[np.ndarray]:
     """Raises UserError for a shard that is damaged or longer or shorter than its manifest says."""
@@ -881,8 +958,8 @@ def open_shards(entries: Sequence[ShardEntry]) -> list[np.ndarray]:
 def open_dataset(cfg: Config, ranks: Ranks) -> Dataset:
     """The data set in --data-dir. Raises UserError where it does not fit itself or the config.
 
-    Checks the header and length of every shard and that validation ids have a row in the model
-    (`Loader` checks those of each batch); hashing everything is `python -m data verify`'s work.
+    Checks the header and length of every shard, and that every token has a row in the model.
+    Hashes and the byte count are taken from the manifest: `python -m data verify` checks those.
     """
     folder = Path(cfg.run.data_dir)
     with ranks.together():
@@ -895,7 +972,8 @@ def open_dataset(cfg: Config, ranks: Ranks) -> Dataset:
             )
         train = TokenStream(open_shards(manifest.train))
         val = np.concatenate(open_shards(manifest.val))
-        check_token_ids(val, cfg.model.vocab_size, str(manifest.val[0].path))
+        for entry in (manifest.train + manifest.val)[ranks.rank :: ranks.world_size]:
+            open_shard(entry.path, cfg.model.vocab_size)
         if len(val) < 2:
             raise UserError(
                 f"{manifest.val[0].path}: expected at least 2 validation tokens, "
@@ -923,14 +1001,13 @@ class Loader:
     Neither the number of ranks nor the size of micro-batches changes it. The stream is cut into
     rows of train_seq_len tokens at a random phase per epoch, and an epoch visits every row once.
     The whole state is `row`, the rows consumed by all ranks. The next batch is read during the
-    step.
+    step. Raises UserError where ranks and micro-batches do not share a batch evenly.
     """
 
     def __init__(self, stream: TokenStream, cfg: Config, ranks: Ranks):
         self.stream = stream
         self.ranks = ranks
         self.seed = cfg.run.seed
-        self.vocab_size = cfg.model.vocab_size
         self.seq_len = cfg.training.train_seq_len
         self.rows_per_batch = cfg.training.train_batch_tokens // self.seq_len
         self.rows_per_rank = self.rows_per_batch // ranks.world_size
@@ -955,6 +1032,7 @@ class Loader:
         self.reader.shutdown(wait=True, cancel_futures=True)
 
     def start_epoch(self, epoch: int) -> None:
+        """Draws the epoch's phase and the order of its rows."""
         rng = np.random.default_rng([self.seed, epoch])
         # at least 1: every row also needs its last target
         slack = len(self.stream) - self.seq_len * self.rows_per_epoch
@@ -972,17 +1050,15 @@ class Loader:
     def read(self, row: int) -> Tensor:
         """This rank's share of the global batch that starts at `row`.
 
-        int32 [micro-steps, rows, seq_len + 1]. Raises UserError for an id outside the vocabulary.
+        int32 [micro-steps, rows, seq_len + 1].
         """
         first = row + self.ranks.rank * self.rows_per_rank
         rows = []
         for number in range(first, first + self.rows_per_rank):
             rows.append(self.stream.read(self.row_start(number), self.seq_len + 1))
-        tokens = np.stack(rows)
-        check_token_ids(tokens, self.vocab_size, "training shards")
-        batch = torch.from_numpy(tokens.astype(np.int32))
-        batch = batch.view(-1, self.micro_rows, self.seq_len + 1)
-        return batch.pin_memory() if self.ranks.device.type == "cuda" else batch
+        tokens = torch.from_numpy(np.stack(rows).astype(np.int32))
+        batch = tokens.view(-1, self.micro_rows, self.seq_len + 1)
+        return batch.pin_memory() if self.ranks.on_gpu else batch
 
     def next(self) -> list[tuple[Tensor, Tensor]]:
         """Micro-batches (inputs, targets) of one step, int64 [rows, seq_len] on the device."""
@@ -996,8 +1072,23 @@ class Loader:
 # --- 4. Kernels ---
 # The operations that take the time, each as a plain function of tensors.
 
-# Logits at a time: what a CPU's cache holds in float64, or what fills a GPU.
-HEAD_ELEMENTS = {"cpu": 1 << 18, "cuda": 1 << 24}
+# Logits at a time: what a CPU's cache holds in float64, and what fills a GPU.
+CPU_LOGITS = 1 << 18
+GPU_LOGITS = 1 << 24
+
+
+def logit_rows(device: torch.device, vocab_size: int) -> int:
+    """Positions whose logits are worked on together."""
+    elements = GPU_LOGITS if device.type == "cuda" else CPU_LOGITS
+    return max(1, elements // vocab_size)
+
+
+def log_sum_exp(z: Tensor, p: Tensor) -> Tensor:
+    """ln sum e^z over the last axis, from p = softmax(z), without another pass of exponentials.
+
+    At the largest logit p is e^(z - ln sum e^z).
+    """
+    return z.amax(-1) - p.amax(-1).log()
 
 
 def rms_norm(x: Tensor) -> Tensor:
@@ -1044,22 +1135,29 @@ def attend(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
     """Causal attention of the last T of S positions, [B, T, H, K]; H / G queries share a key."""
     T, H = q_BTHK.shape[1:3]
     S, G = k_BSGK.shape[1:3]
-    q, k, v = (t.transpose(1, 2) for t in (q_BTHK, k_BSGK, v_BSGK))  # [B, heads, positions, K]
+    dtype = q_BTHK.dtype
+    if q_BTHK.is_cpu:
+        dtype = torch.promote_types(dtype, torch.float32)  # its flash kernel is slow in bfloat16
+    # no fused kernel for a CPU or for float32 knows grouped queries
+    grouped = q_BTHK.is_cuda and dtype == torch.bfloat16
+    copies = 1 if grouped else H // G
+
+    def heads_first(x_BTHK: Tensor, copies: int = 1) -> Tensor:
+        x_BHTK = x_BTHK.transpose(1, 2).to(dtype)
+        return x_BHTK.repeat_interleave(copies, dim=1) if copies > 1 else x_BHTK
+
     mask = None
     if T < S:
-        mask = torch.ones(T, S, dtype=torch.bool, device=q.device).tril(S - T)
-    if q.is_cpu:
-        # A CPU's flash kernel is slow in bfloat16.
-        wide = torch.promote_types(q.dtype, torch.float32)
-        q, k, v = (t.to(wide) for t in (q, k, v))
-    shares_keys = q.is_cuda and q.dtype == torch.bfloat16
-    if not shares_keys:
-        # No fused kernel for a CPU or for float32 knows grouped queries.
-        k, v = (t.repeat_interleave(H // G, dim=1) for t in (k, v))
-    y = F.scaled_dot_product_attention(
-        q, k, v, mask, is_causal=mask is None, enable_gqa=shares_keys and G != H
+        mask = torch.ones(T, S, dtype=torch.bool, device=q_BTHK.device).tril(S - T)
+    y_BHTK = F.scaled_dot_product_attention(
+        heads_first(q_BTHK),
+        heads_first(k_BSGK, copies),
+        heads_first(v_BSGK, copies),
+        mask,
+        is_causal=mask is None,
+        enable_gqa=grouped and G != H,
     )
-    return y.to(q_BTHK.dtype).transpose(1, 2)
+    return y_BHTK.to(q_BTHK.dtype).transpose(1, 2)
 
 
 def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
@@ -1071,28 +1169,31 @@ def exclude_own_value(y_BTHK: Tensor, v_BTGK: Tensor) -> Tensor:
     G = v_BTGK.size(2)
     unit = F.normalize(v_BTGK, dim=-1).unsqueeze(3)  # [B, T, G, 1, K]
     y = y_BTHK.reshape(B, T, G, H // G, K)
-    y = y - (y * unit).sum(-1, keepdim=True) * unit
-    return y.reshape(B, T, H, K)
+    own_share = (y * unit).sum(-1, keepdim=True) * unit
+    return (y - own_share).reshape(B, T, H, K)
+
+
+def head_loss_plain(x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
+    """Mean cross-entropy, nats, of a tied and softcapped head.
+
+    x [n, D], E [V, D], int64 targets [n].
+    """
+    logits = cap * torch.tanh(x @ embed.T / cap)
+    return F.cross_entropy(logits, targets)
 
 
 class HeadLoss(torch.autograd.Function):
-    """Mean cross-entropy, nats, of a tied and softcapped head, with its gradients at once.
+    """`head_loss_plain`, with the gradients made together with the loss.
 
-    For x [n, D], E [V, D] and int64 targets [n] it is, in plain torch,
-
-        logits = cap * torch.tanh(x @ E.T / cap)
-        F.cross_entropy(logits, targets)
-
-    Here the gradients are made together with the loss, some rows at a time: logits never leave
-    the cache, and nothing of size n V is kept. tanh u = 2 s(2u) - 1 with the logistic s, which
-    is faster on a CPU.
+    It works on some rows at a time: logits never leave the cache, and nothing of size n V is
+    kept. tanh u = 2 s(2u) - 1 with the logistic s, which is faster on a CPU.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, embed: Tensor, targets: Tensor, cap: float) -> Tensor:
         wide = torch.promote_types(x.dtype, torch.float32)
         weight = embed.to(x.dtype)
-        rows = max(1, HEAD_ELEMENTS[x.device.type] // len(embed))
+        rows = logit_rows(x.device, len(embed))
         total = torch.zeros((), dtype=wide, device=x.device)
         dx = []
         d_embed = torch.zeros_like(embed)
@@ -1100,12 +1201,10 @@ class HeadLoss(torch.autograd.Function):
             s = F.linear(part, weight).to(wide).mul_(2 / cap).sigmoid_()
             z = s * (2 * cap)  # the logit + cap
             p = torch.softmax(z, -1)
-            # p at the largest logit is e^(z - ln sum e^z), which gives the sum without a pass
-            log_total = z.amax(-1) - p.amax(-1).log()
-            total += (log_total - z.gather(1, target).squeeze(1)).sum()
+            total += (log_sum_exp(z, p) - z.gather(1, target).squeeze(1)).sum()
             minus_one = p.new_full((), -1.0).expand_as(target)
             d_logit = p.scatter_add_(1, target, minus_one)  # p minus the one-hot target
-            slope = s.addcmul_(s, s, value=-1)  # s (1 - s), a quarter of 1 - tanh^2
+            slope = s.addcmul_(s, s, value=-1)  # s (1 - s) = (1 - tanh^2) / 4
             dz = d_logit.mul_(slope).to(x.dtype)
             dx.append(dz @ weight)
             d_embed += dz.mT @ part
@@ -1115,7 +1214,7 @@ class HeadLoss(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor, Tensor, None, None]:
         dx, d_embed = ctx.saved_tensors
-        scale = d_loss * (4 / len(dx))  # the 4 that `slope` lacks, and the mean over rows
+        scale = d_loss * (4 / len(dx))  # 4 for `slope`, and the mean over rows
         return dx * scale.to(dx.dtype), d_embed * scale, None, None
 
 
@@ -1163,13 +1262,17 @@ class Linear(nn.Linear):
 
 
 class Visit(NamedTuple):
-    """One passage through a block: the depth of the model is a tuple of these."""
+    """One passage through a block: the depth of the model is a tuple of these.
+
+    There may be several residual streams, the lanes. A new one begins as a copy of lane 0, and
+    the model ends with the sum of all.
+    """
 
     layer: int
-    pop: int | None = None  # first add the newest kept state, by the skip weights of this index
+    pop: int | None = None  # first add the state kept last, weighted by skips[pop]
     push: bool = False  # keep the resulting state for a later visit
     normalise: bool = False  # first bring the residual stream to unit RMS
-    lane: int = 0  # residual stream that is read and written; a new one begins as a copy of 0
+    lane: int = 0  # that the block reads and writes
 
 
 def plan_depth(model: ModelConfig) -> tuple[Visit, ...]:
@@ -1214,8 +1317,8 @@ class Attention(nn.Module):
         B, T, _ = x_BTD.shape
         kv_weight = torch.cat((self.k.cast(x_BTD.dtype), self.v.cast(x_BTD.dtype)))
         kv = F.linear(x_BTD, kv_weight).view(B, T, 2 * self.kv_heads, self.head_size)
-        k_BTGK, v_BTGK = kv.split(self.kv_heads, dim=2)
-        k_BTGK = rotate(rms_norm(k_BTGK), rotary)
+        keys, v_BTGK = kv.split(self.kv_heads, dim=2)
+        k_BTGK = rotate(rms_norm(keys), rotary)
         queries = self.q(x_BTD[:, -tail:]).view(B, tail, self.heads, self.head_size)
         q_BtHK = rotate(rms_norm(queries), rotary) * self.q_gain[:, None].to(x_BTD.dtype)
         y_BtHK = attend(q_BtHK, k_BTGK, v_BTGK)
@@ -1284,7 +1387,7 @@ class GPT(nn.Module):
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
 
     def stem(self, ids_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-        """Normalised embeddings [B, T, D], and pe_delta float32 [B, T].
+        """Normalised embeddings [B, T, D] of `dtype`, and pe_delta float32 [B, T].
 
         pe_delta = |change by the enrichment| / |its input| says how sure the model is. Nothing is
         carried over a document's start, nor over the start of the window.
@@ -1323,7 +1426,9 @@ class GPT(nn.Module):
             if visit.push:
                 kept.append(x)
             lanes[visit.lane] = x
-        return sum(x[:, -tail:] for x in lanes.values()) if len(lanes) > 1 else lanes[0]
+        if len(lanes) == 1:
+            return lanes[0]
+        return torch.stack([x[:, -tail:] for x in lanes.values()]).sum(0)
 
     def hidden(
         self, ids_BT: Tensor, tail: int = 0, dtype: torch.dtype | None = None
@@ -1331,11 +1436,14 @@ class GPT(nn.Module):
         """Final normalised states [B, tail, D] and pe_delta float32 [B, tail].
 
         Both are of the last `tail` positions (0 = all). Position t sees ids <= t. Activations are
-        of `dtype`, by default that of the weights.
+        of `dtype`, by default that of the weights; a float64 model keeps float64. Scores are made
+        with Ranks.score_dtype.
         """
-        tail = tail or ids_BT.size(1)
-        stem_BTD, pe_delta_BT = self.stem(ids_BT, dtype or self.embed.dtype)
-        return rms_norm(self.run_blocks(stem_BTD, tail)), pe_delta_BT[:, -tail:]
+        if dtype is None or self.embed.dtype == torch.float64:
+            dtype = self.embed.dtype
+        stem_BTD, pe_delta_BT = self.stem(ids_BT, dtype)
+        needed = tail or ids_BT.size(1)
+        return rms_norm(self.run_blocks(stem_BTD, needed)), pe_delta_BT[:, -needed:]
 
     def logits(self, x: Tensor) -> Tensor:
         """Softcapped logits [..., V], at most logit_softcap in size; float32, or float64."""
@@ -1346,10 +1454,9 @@ class GPT(nn.Module):
     def forward(
         self, ids_BT: Tensor, targets_BT: Tensor, dtype: torch.dtype | None = None
     ) -> Tensor:
-        """Mean next-token cross-entropy, nats, with activations of `dtype`."""
-        x_BTD = self.hidden(ids_BT, dtype=dtype)[0]
-        x, targets = x_BTD.flatten(0, 1), targets_BT.flatten()
-        return HeadLoss.apply(x, self.embed, targets, self.cfg.logit_softcap)
+        """Mean next-token cross-entropy, nats; `dtype` as in `hidden`."""
+        states = self.hidden(ids_BT, dtype=dtype)[0].flatten(0, 1)
+        return HeadLoss.apply(states, self.embed, targets_BT.flatten(), self.cfg.logit_softcap)
 
 
 # --- 6. Optimizers and schedules ---
@@ -1404,6 +1511,7 @@ class Bank:
 
 
 def make_banks(matrices: Iterable[nn.Parameter]) -> list[Bank]:
+    """One bank for each shape, with momenta of zero."""
     by_shape: dict[torch.Size, list[nn.Parameter]] = {}
     for p in matrices:
         by_shape.setdefault(p.shape, []).append(p)
@@ -1424,13 +1532,13 @@ class Optimizers:
         self.cfg = cfg
         self.ranks = ranks
         groups = partition(model, PARAMETER_ROLES, "optimizer groups")
-        # a model without skip connections has a parameter without elements
+        # a model without skip connections has a parameter without elements or gradient
         self.params = [p for p in model.parameters() if p.numel()]
         self.banks = make_banks(groups["matrix"].values())
         self.adam = torch.optim.AdamW(
             [
-                {"params": self.nonempty(groups["embed"]), "base_lr": cfg.embed_lr},
-                {"params": self.nonempty(groups["scalar"]), "base_lr": cfg.scalar_lr},
+                {"params": list(groups["embed"].values()), "base_lr": cfg.embed_lr},
+                {"params": list(groups["scalar"].values()), "base_lr": cfg.scalar_lr},
             ],
             lr=0.0,
             betas=(cfg.adam_beta1, cfg.adam_beta2),
@@ -1440,16 +1548,13 @@ class Optimizers:
         )
         self.create_adam_state()
 
-    @staticmethod
-    def nonempty(group: Mapping[str, nn.Parameter]) -> list[nn.Parameter]:
-        return [p for p in group.values() if p.numel()]
-
     def create_adam_state(self) -> None:
-        """AdamW makes its state in its first step. This one has no gradient and no learning
-        rate, so it changes nothing else."""
-        for group in self.adam.param_groups:
-            for p in group["params"]:
-                p.grad = torch.zeros_like(p)
+        """AdamW makes its state in its first step.
+
+        This one has no gradient and no learning rate, so it changes nothing else.
+        """
+        for p in self.params:
+            p.grad = torch.zeros_like(p)
         self.adam.step()
         self.zero_grad()
         self.reset()
@@ -1472,6 +1577,7 @@ class Optimizers:
             p.grad = None
 
     def step(self, step: int, lr_scale: float) -> None:
+        """One update of all weights, at lr_scale times their learning rates."""
         self.average_gradients()
         if self.cfg.grad_clip > 0:
             torch.nn.utils.clip_grad_norm_(self.params, self.cfg.grad_clip)
@@ -1509,20 +1615,14 @@ class Optimizers:
 
     def orthogonalise(self, update: Tensor) -> Tensor:
         """Newton-Schulz of [n, R, C]. Ranks share the matrices and gather the results."""
-        count = len(update)
-        share = -(-count // self.ranks.world_size)
+        share = -(-len(update) // self.ranks.world_size)
         first = self.ranks.rank * share
         shard = update[first : first + share]
         if shard.dtype == torch.float32:
             shard = shard.to(self.ranks.train_dtype)  # in bfloat16, half the bytes to gather
         if len(shard):
             shard = newton_schulz(shard, self.cfg.newton_schulz_steps)
-        if self.ranks.world_size == 1:
-            return shard.to(update.dtype)
-        padded = F.pad(shard, (0, 0, 0, 0, 0, share - len(shard)))
-        gathered = padded.new_empty(share * self.ranks.world_size, *padded.shape[1:])
-        dist.all_gather_into_tensor(gathered, padded.contiguous())
-        return gathered[:count].to(update.dtype)
+        return self.ranks.all_gather(shard, len(update)).to(update.dtype)
 
 
 def muon_momentum(step: int, cfg: TrainingConfig) -> float:
@@ -1602,7 +1702,7 @@ class Window(NamedTuple):
 class WindowBatch(NamedTuple):
     """Windows that are scored in one forward pass, padded to one length."""
 
-    padded: int
+    padded_length: int
     windows: list[Window]
 
 
@@ -1658,35 +1758,46 @@ class StreamScores:
 
 
 class ForwardInput(NamedTuple):
-    """A batch of windows as arrays, int64: n positions are scored in all."""
+    """A batch of windows on the device. n positions are scored in all."""
 
-    ids: np.ndarray  # [windows, padded]
+    ids: Tensor  # int64 [windows, padded_length]
     tail: int  # last positions of each row among which the scored ones are
-    scored: np.ndarray  # [n] index into the flattened [windows, tail]
-    where: np.ndarray  # [n] position in all streams laid end to end
-    targets: np.ndarray  # [n] the token that follows; PAD_ID behind a stream's end
+    scored: Tensor  # int64 [n]: index into the flattened [windows, tail]
+    targets: Tensor  # int64 [n]: the token that follows; PAD_ID behind a stream's end
+    where: Tensor  # int64 [n]: position in all streams laid end to end
+    positions: np.ndarray  # the same, on the host
 
 
 def forward_input(
-    batch: WindowBatch, streams: Sequence[np.ndarray], offsets: np.ndarray
+    batch: WindowBatch, streams: Sequence[np.ndarray], offsets: np.ndarray, device: torch.device
 ) -> ForwardInput:
     """Reads the windows of a batch from the streams; offsets [streams + 1] are their starts."""
-    padded, windows = batch
-    tail = padded - min(window.first - window.start for window in windows)
-    ids = np.full((len(windows), padded), PAD_ID, dtype=np.int64)
-    scored, where, targets = [], [], []
+    padded_length, windows = batch
+    tail = padded_length - min(window.first - window.start for window in windows)
+    ids = np.full((len(windows), padded_length), PAD_ID, dtype=np.int64)
+    scored, targets, positions = [], [], []
     for row, (stream, start, first, end) in enumerate(windows):
         tokens = streams[stream]
         ids[row, : end - start] = tokens[start:end]
-        row_start = row * tail - (padded - tail)
+        row_start = row * tail - (padded_length - tail)
         scored.append(row_start + np.arange(first - start, end - start))
-        where.append(offsets[stream] + np.arange(first, end))
         following = np.full(end - first, PAD_ID, dtype=np.int64)
         known = tokens[first + 1 : end + 1]
         following[: len(known)] = known
         targets.append(following)
+        positions.append(offsets[stream] + np.arange(first, end))
+
+    def to_device(array: np.ndarray) -> Tensor:
+        return torch.from_numpy(array).to(device)
+
+    where = np.concatenate(positions)
     return ForwardInput(
-        ids, tail, np.concatenate(scored), np.concatenate(where), np.concatenate(targets)
+        ids=to_device(ids),
+        tail=tail,
+        scored=to_device(np.concatenate(scored)),
+        targets=to_device(np.concatenate(targets)),
+        where=to_device(where),
+        positions=where,
     )
 
 
@@ -1704,35 +1815,38 @@ class ScoreTable:
         probed = []
         for stream, positions in enumerate(probes):
             probed += [self.offsets[stream] + i for i in positions]
-        self.probed = np.unique(probed).astype(np.int64)  # sorted positions, [K]
-        total = int(self.offsets[-1])
-        self.columns = torch.zeros(3, total, dtype=torch.float64, device=device)
-        self.nll, self.entropy, self.confidence = self.columns
-        self.rows = torch.zeros(len(self.probed), vocab_size, dtype=torch.float64, device=device)
+        self.probed = np.unique(probed).astype(np.int64)  # [K], rising
+        shape = (3, int(self.offsets[-1]))
+        self.per_position = torch.zeros(shape, dtype=torch.float64, device=device)
+        self.nll, self.entropy, self.confidence = self.per_position
+        shape = (len(self.probed), vocab_size)
+        self.probe_log_p = torch.zeros(shape, dtype=torch.float64, device=device)
 
-    def write(self, where: np.ndarray, logits: Tensor, targets: Tensor) -> None:
-        """Scores of n positions `where`, from their logits [n, V] and targets int64 [n]."""
+    def write(self, given: ForwardInput, part: slice, logits: Tensor) -> None:
+        """Scores of part of a batch's positions, from their logits [n, V]."""
+        where = given.where[part]
+        targets = given.targets[part]
         p = torch.softmax(logits, -1, dtype=torch.float64)
-        # p at the largest logit is e^(z - ln sum e^z), which gives the sum without a pass
-        log_total = logits.amax(-1) - p.amax(-1).log()
-        at = torch.from_numpy(where).to(logits.device)
-        self.nll[at] = log_total - logits.gather(1, targets[:, None]).squeeze(1)
-        self.entropy[at] = log_total - p.mul_(logits).sum(-1)
-        hits = np.flatnonzero(np.isin(where, self.probed))
+        log_total = log_sum_exp(logits, p)
+        self.nll[where] = log_total - logits.gather(1, targets[:, None]).squeeze(1)
+        self.entropy[where] = log_total - p.mul_(logits).sum(-1)
+        positions = given.positions[part]
+        hits = np.flatnonzero(np.isin(positions, self.probed))
         if len(hits):
-            rows = np.searchsorted(self.probed, where[hits])
-            self.rows[rows] = logits[hits] - log_total[hits, None]
+            probes = np.searchsorted(self.probed, positions[hits])
+            self.probe_log_p[probes] = logits[hits] - log_total[hits, None]
 
-    def gather(self, ranks: Ranks) -> None:
-        """Everybody's positions; slots are zero where a rank had none, so the sum is exact."""
-        ranks.all_reduce(self.columns)
-        ranks.all_reduce(self.rows)
+    def sum_over_ranks(self, ranks: Ranks) -> None:
+        """A slot is zero on all ranks but one, so the sum is exact."""
+        ranks.all_reduce(self.per_position)
+        ranks.all_reduce(self.probe_log_p)
 
     def by_stream(self) -> list[StreamScores]:
+        """One entry a stream, in their order."""
         scores = []
         for start, end in itertools.pairwise(self.offsets):
             first, last = np.searchsorted(self.probed, (start, end))
-            probes = {int(self.probed[k] - start): self.rows[k] for k in range(first, last)}
+            probes = {int(self.probed[k] - start): self.probe_log_p[k] for k in range(first, last)}
             nll = self.nll[start : end - 1]
             entropy = self.entropy[start:end]
             confidence = self.confidence[start:end]
@@ -1754,26 +1868,22 @@ def score_streams(
     """
     vocab_size = model.cfg.vocab_size
     table = ScoreTable(streams, probes, vocab_size, ranks.device)
-    rows = max(1, HEAD_ELEMENTS[ranks.device.type] // vocab_size)
+    rows = logit_rows(ranks.device, vocab_size)
 
     @torch.inference_mode()  # for the thread that runs it
     def score(batch: WindowBatch) -> None:
-        given = forward_input(batch, streams, table.offsets)
-        ids = torch.from_numpy(given.ids).to(ranks.device)
-        targets = torch.from_numpy(given.targets).to(ranks.device)
-        scored = torch.from_numpy(given.scored).to(ranks.device)
-        hidden, pe_delta = model.hidden(ids, given.tail, ranks.score_dtype)
-        states = hidden.flatten(0, 1)[scored]
-        where = torch.from_numpy(given.where).to(ranks.device)
-        table.confidence[where] = pe_delta.flatten()[scored].double()
+        given = forward_input(batch, streams, table.offsets, ranks.device)
+        hidden, pe_delta = model.hidden(given.ids, given.tail, ranks.score_dtype)
+        states = hidden.flatten(0, 1)[given.scored]
+        table.confidence[given.where] = pe_delta.flatten()[given.scored].double()
         for i in range(0, len(states), rows):
             part = slice(i, i + rows)
-            table.write(given.where[part], model.logits(states[part]), targets[part])
+            table.write(given, part, model.logits(states[part]))
 
     batches = plan_batches([len(stream) for stream in streams], cfg)
     for _ in ranks.map(score, batches[ranks.rank :: ranks.world_size]):
         pass
-    table.gather(ranks)
+    table.sum_over_ranks(ranks)
     return table.by_stream()
 
 
@@ -1813,7 +1923,7 @@ NLL_CLAMP = 500.0
 
 
 def run_starts(sorted_keys: Tensor) -> Tensor:
-    """Of a sorted 1-D tensor: bool mask of the elements that start a run of equal ones."""
+    """Bool mask of the elements of a sorted 1-D tensor that begin a run of equal ones."""
     new = torch.ones(len(sorted_keys), dtype=torch.bool, device=sorted_keys.device)
     torch.ne(sorted_keys[1:], sorted_keys[:-1], out=new[1:])
     return new
@@ -1824,19 +1934,20 @@ class Contexts(NamedTuple):
 
     group: Tensor  # equal for equal contexts, rising
     last: Tensor  # position of the context's last token
-    visits: Tensor  # earlier visits of the same context
+    earlier: Tensor  # occurrences of the same context before
 
 
 class Counts(NamedTuple):
-    """Exact counts before n targets, for contexts of one length."""
+    """Exact counts before n targets, for contexts of one length. Whoever gets them may write."""
 
     at: Tensor  # int64 [n]: position of the context's last token; the target is x[at + 1]
-    context: Tensor  # int32 [n], c: earlier visits of the context
+    context: Tensor  # int32 [n], c: earlier occurrences of the context
     pair: Tensor  # int32 [n], c_w: those that the target followed
     distinct: Tensor  # int32 [n], D: distinct tokens that followed the context
 
 
-Visitor = Callable[[int, Counts], None]
+OnCounts = Callable[[int, Counts], None]
+Map = Callable[[Callable, Sequence], Iterable]  # the built-in map, or Ranks.map
 
 
 class ContextCounter:
@@ -1844,16 +1955,17 @@ class ContextCounter:
 
     def __init__(self, tokens_N: Tensor, vocab_size: int):
         N = len(tokens_N)
+        self.tokens_N = tokens_N.to(torch.int32)
         self.index_N = torch.arange(N, dtype=torch.int32, device=tokens_N.device)
         # the last token has no target; what stands there is unique
-        self.next_N = F.pad(tokens_N[1:].to(torch.int32), (0, 1), value=vocab_size)
+        self.next_N = F.pad(self.tokens_N[1:], (0, 1), value=vocab_size)
         self.pair_stride = vocab_size + 1
 
-    def single_tokens(self, tokens_N: Tensor) -> Contexts:
+    def single_tokens(self) -> Contexts:
         """The contexts of one token."""
-        group, last = torch.sort(tokens_N.to(torch.int32), stable=True)
-        start = torch.cummax(self.index_N * run_starts(group), 0).values
-        return Contexts(group, last.to(torch.int32), self.index_N - start)
+        group, last = torch.sort(self.tokens_N, stable=True)
+        run_start = torch.cummax(self.index_N * run_starts(group), 0).values
+        return Contexts(group, last.to(torch.int32), self.index_N - run_start)
 
     def blocks(self, contexts: Contexts) -> list[tuple[int, int]]:
         """Ranges [low, high) of about COUNT_CHUNK contexts; no group crosses an edge."""
@@ -1864,23 +1976,24 @@ class ContextCounter:
 
     def count(self, contexts: Contexts, low: int, high: int) -> tuple[Counts, Contexts]:
         """Counts of a block of contexts, and the longer contexts that they grow into."""
-        group, last, visits = (column[low:high] for column in contexts)
+        group, last, earlier = (column[low:high] for column in contexts)
         at = last.long()
         index = self.index_N[: high - low]
         target = self.next_N.index_select(0, at)
         group_in_block = group - group[0]
+        # narrow keys take fewer radix passes
         fits_int32 = int(group_in_block[-1]) < (1 << 31) // self.pair_stride - 1
-        if not fits_int32:  # narrow keys take fewer radix passes
-            group_in_block = group_in_block.long()
-        pair_key = group_in_block.mul_(self.pair_stride).add_(target)
+        pair_key = group_in_block if fits_int32 else group_in_block.long()
+        pair_key.mul_(self.pair_stride).add_(target)
         pairs, by_pair = torch.sort(pair_key, stable=True)
         new_pair = run_starts(pairs)
         pair_start = torch.cummax(index * new_pair, 0).values
-        rank = index - pair_start
-        pair_count = torch.empty_like(rank).scatter_(0, by_pair, rank)
+        index_in_run = index - pair_start
+        pair_count = torch.empty_like(index_in_run).scatter_(0, by_pair, index_in_run)
         novel = (pair_count == 0).to(torch.int32)
-        distinct = torch.cumsum(novel, 0, dtype=torch.int32).sub_(novel)
-        distinct = distinct.sub_(distinct.index_select(0, index - visits))
+        novel_before = torch.cumsum(novel, 0, dtype=torch.int32).sub_(novel)
+        before_group = novel_before.index_select(0, index - earlier)
+        distinct = novel_before.sub_(before_group)
         # The pair is a context of the next order, unless it is unique or holds a BOS beyond its
         # first token.
         unique = new_pair & F.pad(new_pair[1:], (0, 1), value=True)
@@ -1889,42 +2002,36 @@ class ContextCounter:
         longer = Contexts(
             group=pair_start.index_select(0, kept).add_(low),
             last=(at.index_select(0, by_pair.index_select(0, kept)) + 1).to(torch.int32),
-            visits=rank.index_select(0, kept),
+            earlier=index_in_run.index_select(0, kept),
         )
-        return Counts(at, visits, pair_count, distinct), longer
+        return Counts(at, earlier, pair_count, distinct), longer
 
-    def count_and_visit(
-        self, n: int, contexts: Contexts, visit: Visitor, block: tuple[int, int]
-    ) -> Contexts:
-        """Hands the counts of one block to visit(n, counts); returns the longer contexts."""
-        counts, longer = self.count(contexts, *block)
-        visit(n, counts)
-        return longer
+    def grow(self, n: int, contexts: Contexts, on_counts: OnCounts, run: Map) -> Contexts:
+        """Hands out the counts of order n, block by block; returns the longer contexts."""
 
+        def work_on(block: tuple[int, int]) -> Contexts:
+            counts, longer = self.count(contexts, *block)
+            on_counts(n, counts)
+            return longer
 
-Map = Callable[[Callable, Sequence], Iterable]  # the built-in map, or Ranks.map
+        columns = zip(*run(work_on, self.blocks(contexts)), strict=True)
+        return Contexts(*map(torch.cat, columns))
 
 
 def context_counts(
-    tokens_N: Tensor,
-    n_max: int,
-    vocab_size: int,
-    visit: Visitor,
-    run: Map = map,
+    tokens_N: Tensor, n_max: int, vocab_size: int, on_counts: OnCounts, run: Map = map
 ) -> None:
-    """Calls visit(n, counts) for n = 2, 3 ... n_max (context and target) and block by block.
+    """Calls on_counts(n, counts) for n = 2, 3 ... n_max (context and target), block by block.
 
-    `run` may work on the blocks of one order side by side. A context that was never visited twice
+    `run` may work on the blocks of one order side by side. A context that never occurred twice
     does not appear: its c would be 0.
     """
     counter = ContextCounter(tokens_N, vocab_size)
-    contexts = counter.single_tokens(tokens_N)
+    contexts = counter.single_tokens()
     for n in range(2, n_max + 1):
         if not len(contexts.group):
             return
-        job = functools.partial(counter.count_and_visit, n, contexts, visit)
-        parts = zip(*run(job, counter.blocks(contexts)), strict=True)
-        contexts = Contexts(*map(torch.cat, parts))
+        contexts = counter.grow(n, contexts, on_counts, run)
 
 
 class Chain(NamedTuple):
@@ -1935,7 +2042,7 @@ class Chain(NamedTuple):
     """
 
     p_N: Tensor  # float64 [N], probability of the target
-    order_N: Tensor  # int32 [N], n of the longest context that was visited before; 0 = none
+    order_N: Tensor  # int32 [N], n of the longest context that occurred before; 0 = none
     distinct_N: Tensor  # int32 [N], tokens seen after that context, at most 65535
 
 
@@ -1947,7 +2054,7 @@ def ngram_chain(
     p_N float64 [N] is the model's probability of the target after each position.
     """
     N = len(tokens_N)
-    # first visits write to one slot more, at the end
+    # first occurrences write to one slot more, at the end
     p = F.pad(p_N, (0, 1))
     match = torch.zeros(N + 1, dtype=torch.int32, device=tokens_N.device)
 
@@ -1955,10 +2062,10 @@ def ngram_chain(
         escape = counts.distinct.double().mul_(NGRAM_ESCAPE)
         shorter = p.index_select(0, counts.at)
         longer = shorter.mul_(escape).add_(counts.pair).div_(escape.add_(counts.context))
-        visited = counts.at.masked_fill(counts.context == 0, N)
-        p.scatter_(0, visited, longer)
+        seen_at = counts.at.masked_fill(counts.context == 0, N)
+        p.scatter_(0, seen_at, longer)
         # order and continuations in one number, so that they move in one pass
-        match.scatter_(0, visited, counts.distinct.clamp_(max=65_535).add_(n << 16))
+        match.scatter_(0, seen_at, counts.distinct.clamp_(max=65_535).add_(n << 16))
 
     context_counts(tokens_N, n_max, vocab_size, back_off, run)
     return Chain(p[:-1], match[:-1] >> 16, match[:-1] & 65_535)
@@ -1986,10 +2093,10 @@ def gate_buckets(
         (scores.confidence, CONFIDENCE_EDGES),
         (chain.distinct_N, CONTINUATION_EDGES),
     )
-    bucket_N = chain.order_N
+    bucket_N = chain.order_N.clone()
     num_buckets = n_max + 1
     for feature_N, edges in features:
-        bucket_N = bucket_N * (len(edges) + 1)
+        bucket_N *= len(edges) + 1
         num_buckets *= len(edges) + 1
         for edge in edges:  # faster than a search
             bucket_N += feature_N > edge
@@ -2091,8 +2198,8 @@ def final_scores(
 
 LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # symmetric: the symbols are -levels..levels
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
-FP16_LARGEST = 65_504
-# A few bytes may claim to hold any number of equal weights.
+# A few bytes may claim to hold any number of equal weights. This is over twice as many as the cap
+# has bits.
 MOST_PARAMETERS = 1 << 28
 
 
@@ -2101,21 +2208,23 @@ def export_formats(model: nn.Module, cfg: Config) -> dict[str, str]:
     num_layers = cfg.model.num_layers
     late_layers = range(num_layers - cfg.export.late_k_fp16_layers, num_layers)
     late_keys = {f"blocks.{layer}.attention.k.weight" for layer in late_layers}
-    rules: dict[str, Rule] = {
-        "embed": is_table,
-        "late_k": lambda name, p: name in late_keys,
-        "control": is_control,
-        "matrix": lambda name, p: is_matrix(name, p) and name not in late_keys,
-    }
+
+    def is_late_key(name: str, p: Tensor) -> bool:
+        return name in late_keys
+
+    def is_other_matrix(name: str, p: Tensor) -> bool:
+        return is_matrix(name, p) and name not in late_keys
+
     format_of = {
-        "embed": cfg.export.embed_format,
-        "late_k": "fp16",
-        "control": cfg.export.control_format,
-        "matrix": cfg.export.matrix_format,
+        is_table: cfg.export.embed_format,
+        is_control: cfg.export.control_format,
+        is_late_key: "fp16",
+        is_other_matrix: cfg.export.matrix_format,
     }
+    rules = {rule.__name__: rule for rule in format_of}
     formats = {}
-    for rule, parameters in partition(model, rules, "export rules").items():
-        formats.update(dict.fromkeys(parameters, format_of[rule]))
+    for name, parameters in partition(model, rules, "export rules").items():
+        formats.update(dict.fromkeys(parameters, format_of[rules[name]]))
     return formats
 
 
@@ -2161,22 +2270,26 @@ def quantize_rows(w: Tensor, levels: int, coarsen: float = 1.0) -> tuple[Tensor,
     return symbols(stored_scale.float()).to(torch.int8), stored_scale
 
 
-def store(name: str, w: Tensor, format: str, coarsen: float) -> Stored:
-    """Raises UserError for weights that are not finite or leave the range of their format."""
+def store(name: str, w: Tensor, storage: str, coarsen: float) -> Stored:
+    """A float32 weight in one of the storage formats.
+
+    Raises UserError for weights that are not finite or leave the range of their format.
+    """
     if not torch.isfinite(w).all():
         raise UserError(
             f"export: expected finite weights, found NaN or infinity in {name}; "
             "the run has diverged, lower the learning rates"
         )
-    if format in LEVELS:
-        symbols, scales = quantize_rows(w, LEVELS[format], coarsen)
-        return Stored(format, symbols.cpu(), scales.cpu())
-    largest = float(w.abs().amax()) if w.numel() else 0.0
-    if format == "fp16" and largest > FP16_LARGEST:
+    if storage in LEVELS:
+        symbols, scales = quantize_rows(w, LEVELS[storage], coarsen)
+        return Stored(storage, symbols.cpu(), scales.cpu())
+    values = w.to(FLOAT_TYPES[storage]).cpu()
+    if not torch.isfinite(values).all():
         raise UserError(
-            f"export: expected {name} within fp16's range, found {largest:.4g}; store it as fp32"
+            f"export: expected {name} within the range of {storage}, "
+            f"found {float(w.abs().amax()):.4g}; store it as fp32"
         )
-    return Stored(format, w.to(FLOAT_TYPES[format]).cpu(), None)
+    return Stored(storage, values, None)
 
 
 def byte_planes(t: Tensor) -> list[np.ndarray]:
@@ -2201,6 +2314,7 @@ def entropy_bytes(tensors: Iterable[Tensor]) -> float:
 
 
 def categorical(frequencies: np.ndarray) -> Any:
+    """The coder's model of independent symbols with these relative frequencies."""
     probabilities = frequencies / frequencies.sum(dtype=np.int64)
     return constriction.stream.model.Categorical(probabilities, perfect=False)
 
@@ -2252,14 +2366,24 @@ def decode(data: memoryview, at: int, size: int) -> tuple[np.ndarray, int]:
 
 @dataclass(frozen=True)
 class Packed:
-    """An artifact, and the tensors that it holds with the bytes that each takes in it."""
+    """An artifact file, beside the tensors that it holds and the bytes that each takes in it."""
 
     data: bytes
     tensors: dict[str, Stored]
     coded_bytes: dict[str, int]
 
     def entropy_bytes(self) -> float:
+        """What no coder of independent symbols can beat, for all tensors."""
         return sum(entropy_bytes(stored.parts()) for stored in self.tensors.values())
+
+
+SIZES = struct.Struct("<IIQ")  # version, bytes of the header, bytes of the payload
+DIGEST_BYTES = hashlib.sha256().digest_size
+STORED_GROUPS = {"model": ModelConfig, "scoring": ScoringConfig}  # settings in the header
+
+
+def dump_header(header: Mapping[str, Any]) -> bytes:
+    return json.dumps(header, separators=(",", ":")).encode()
 
 
 def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -> Packed:
@@ -2272,23 +2396,20 @@ def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -
     parameters = dict(model.named_parameters())
     tensors = {}
     coded = {}
-    for name, format in export_formats(model, cfg).items():
-        stored = store(name, parameters[name].detach().float(), format, coarsen)
+    for name, storage in export_formats(model, cfg).items():
+        stored = store(name, parameters[name].detach().float(), storage, coarsen)
         planes = itertools.chain.from_iterable(map(byte_planes, stored.parts()))
         tensors[name] = stored
         coded[name] = b"".join(map(encode, planes))
     payload = b"".join(coded.values())
-    header = {
-        "model": asdict(cfg.model),
-        "scoring": asdict(cfg.scoring),
-        "tokenizer_sha256": tokenizer_sha256,
-        "tensors": {
-            name: {"format": stored.format, "shape": list(stored.values.shape)}
-            for name, stored in tensors.items()
-        },
+    header = {group: asdict(getattr(cfg, group)) for group in STORED_GROUPS}
+    header["tokenizer_sha256"] = tokenizer_sha256
+    header["tensors"] = {
+        name: {"format": stored.format, "shape": list(stored.values.shape)}
+        for name, stored in tensors.items()
     }
-    raw_header = json.dumps(header, separators=(",", ":")).encode()
-    sizes = struct.pack("<IIQ", ARTIFACT_VERSION, len(raw_header), len(payload))
+    raw_header = dump_header(header)
+    sizes = SIZES.pack(ARTIFACT_VERSION, len(raw_header), len(payload))
     body = ARTIFACT_MAGIC + sizes + raw_header + payload
     coded_bytes = {name: len(planes) for name, planes in coded.items()}
     return Packed(body + hashlib.sha256(body).digest(), tensors, coded_bytes)
@@ -2302,10 +2423,8 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, code_bytes: int, log:
     """
     limit = SIZE_CAP_BYTES - code_bytes
     formats = export_formats(model, cfg)
-    quantised = 0
-    for name, p in model.named_parameters():
-        if formats[name] in LEVELS:
-            quantised += p.numel()
+    integers = [p for name, p in model.named_parameters() if formats[name] in LEVELS]
+    quantised = sum(p.numel() for p in integers)
     coarsen = 1.0
     while True:
         packed = pack(model, cfg, tokenizer_sha256, coarsen)
@@ -2333,27 +2452,28 @@ def split_artifact(data: bytes, where: str) -> tuple[bytes, memoryview]:
 
     Raises UserError.
     """
-    start = len(ARTIFACT_MAGIC) + 16
-    if len(data) < start + 32 or data[: len(ARTIFACT_MAGIC)] != ARTIFACT_MAGIC:
+    magic_bytes = len(ARTIFACT_MAGIC)
+    start = magic_bytes + SIZES.size
+    if len(data) < start + DIGEST_BYTES or data[:magic_bytes] != ARTIFACT_MAGIC:
         raise UserError(
             f"{where}: expected an artifact that starts with {ARTIFACT_MAGIC!r}, "
-            f"found {bytes(data[:8])!r} in {len(data)} bytes; export it again"
+            f"found {bytes(data[:magic_bytes])!r} in {len(data)} bytes; export it again"
         )
-    sizes = struct.unpack_from("<IIQ", data, len(ARTIFACT_MAGIC))
-    version, header_bytes, payload_bytes = sizes
+    version, header_bytes, payload_bytes = SIZES.unpack_from(data, magic_bytes)
     if version != ARTIFACT_VERSION:
         raise UserError(
             f"{where}: expected artifact version {ARTIFACT_VERSION}, found {version}; "
             "use the train_gpt.py that wrote it"
         )
-    size = start + header_bytes + payload_bytes + 32
-    if len(data) != size or hashlib.sha256(data[:-32]).digest() != data[-32:]:
+    body, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
+    size = start + header_bytes + payload_bytes + DIGEST_BYTES
+    if len(data) != size or hashlib.sha256(body).digest() != digest:
         raise UserError(
             f"{where}: expected {size:,} bytes that match their own sha256, "
             f"found {len(data):,} that do not; copy the file again"
         )
     header_end = start + header_bytes
-    return data[start:header_end], memoryview(data)[header_end:-32]
+    return body[start:header_end], memoryview(body)[header_end:]
 
 
 class PayloadReader:
@@ -2371,12 +2491,11 @@ class PayloadReader:
         flat = torch.from_numpy(np.stack(planes, -1).reshape(-1))
         return flat.view(dtype).view(*shape)
 
-    def read_stored(self, format: str, shape: Sequence[int]) -> Stored:
-        if format in LEVELS:
-            return Stored(
-                format, self.read(torch.int8, shape), self.read(torch.bfloat16, shape[:1])
-            )
-        return Stored(format, self.read(FLOAT_TYPES[format], shape), None)
+    def read_stored(self, storage: str, shape: Sequence[int]) -> Stored:
+        if storage in LEVELS:
+            symbols = self.read(torch.int8, shape)
+            return Stored(storage, symbols, self.read(torch.bfloat16, shape[:1]))
+        return Stored(storage, self.read(FLOAT_TYPES[storage], shape), None)
 
 
 def read_tensors(
@@ -2396,9 +2515,9 @@ def read_tensors(
 
 
 def config_from_header(header: Mapping[str, Any]) -> Config:
-    """Raises ValueError for other fields or types than this file's, UserError for bad values."""
+    """Raises ValueError for other settings or types than this file's, or for bad values."""
     groups = {}
-    for group, kind in (("model", ModelConfig), ("scoring", ScoringConfig)):
+    for group, kind in STORED_GROUPS.items():
         found = header[group]
         expected = {f.name: type(f.default) for f in fields(kind)}
         if {name: type(value) for name, value in found.items()} != expected:
@@ -2409,21 +2528,21 @@ def config_from_header(header: Mapping[str, Any]) -> Config:
 
 def check_tensors(entries: Mapping[str, Mapping[str, Any]], model: nn.Module) -> None:
     """Raises ValueError unless the header's tensors are those of the model."""
-    found = {name: list(entry["shape"]) for name, entry in entries.items()}
     expected = {name: list(p.shape) for name, p in model.named_parameters()}
-    if found != expected:
+    if {name: entry["shape"] for name, entry in entries.items()} != expected:
         raise ValueError("its tensors are not those of its config")
     for name, entry in entries.items():
-        if entry["format"] in LEVELS and len(entry["shape"]) != 2:
-            raise ValueError(f"{name} is no matrix and cannot be {entry['format']}")
+        storage = entry["format"]
+        if storage not in MATRIX_FORMATS:
+            raise ValueError(f"{name} is stored in an unknown format, {storage!r}")
+        if storage in LEVELS and len(expected[name]) != 2:
+            raise ValueError(f"{name} is no matrix and cannot be {storage}")
     count = sum(map(math.prod, expected.values()))
     if count > MOST_PARAMETERS:
-        raise ValueError(
-            f"{count:,} parameters, more than twice as many as {SIZE_CAP_BYTES:,} bytes have bits"
-        )
+        raise ValueError(f"{count:,} parameters, over the limit of {MOST_PARAMETERS:,}")
 
 
-# What reading a damaged or hostile header and payload may raise.
+# What reading a damaged or hostile header or payload may raise.
 DAMAGE = (
     ArithmeticError,
     AttributeError,
@@ -2432,7 +2551,6 @@ DAMAGE = (
     MemoryError,
     RuntimeError,
     TypeError,
-    UserError,
     ValueError,
     struct.error,
 )
@@ -2453,6 +2571,8 @@ def unpack(data: bytes, where: str) -> Artifact:
     raw_header, payload = split_artifact(data, where)
     try:
         header = json.loads(raw_header)
+        if dump_header(header) != raw_header:  # such as one that names a tensor twice
+            raise ValueError("its header is not written as `pack` writes it")
         cfg = config_from_header(header)
         with torch.device("meta"):
             model = GPT(cfg.model)
@@ -2482,8 +2602,6 @@ def load_artifact(path: Path) -> Artifact:
 
 
 # --- 11. Training ---
-
-LOSS_DIGITS = 4  # of the training loss in the log
 
 
 def training_step(
@@ -2519,12 +2637,15 @@ def quantize_matrices(model: nn.Module, formats: Mapping[str, str]) -> None:
 
 
 def compile_model(model: GPT, cfg: TrainingConfig, ranks: Ranks) -> Callable[..., Tensor]:
-    """The model's forward pass as training calls it. Raises UserError without a compiler."""
+    """The model's forward pass as training calls it: compiled if so set, in the ranks' dtype.
+
+    Raises UserError where torch.compile finds no C++ compiler.
+    """
     compute: Callable[..., Tensor] = model
     if cfg.compile:
         compilers = ("c++", "g++", "clang++")
         found = os.environ.get("CXX") or any(map(shutil.which, compilers))
-        if ranks.device.type == "cpu" and not found:
+        if not ranks.on_gpu and not found:
             raise UserError(
                 "--compile: expected a C++ compiler for torch.compile on a CPU, found none; "
                 "install one or pass --compile 0"
@@ -2577,7 +2698,7 @@ class TrainingClock:
         return time.perf_counter() - self.started
 
     def seconds(self) -> float:
-        """Once the device has done all that was asked of it."""
+        """After the device has finished its queue."""
         return self.ranks.clock() - self.started
 
     @contextlib.contextmanager
@@ -2591,12 +2712,12 @@ class TrainingClock:
 class StepPacer:
     """Keeps the host at most two steps ahead of the GPU, whose queue then never drains."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
+    def __init__(self, ranks: Ranks):
+        self.ranks = ranks
         self.events: list[torch.cuda.Event] = []
 
     def wait(self) -> None:
-        if self.device.type != "cuda":
+        if not self.ranks.on_gpu:
             return
         self.events.append(torch.cuda.current_stream().record_event())
         if len(self.events) > 2:
@@ -2606,7 +2727,7 @@ class StepPacer:
 class StopSignals:
     """Collects SIGTERM and SIGINT instead of dying of them.
 
-    One that nobody acted upon is raised again at the end.
+    One that arrived too late to act on is raised again on exit.
     """
 
     def __init__(self) -> None:
@@ -2661,8 +2782,8 @@ class Progress:
     cfg: Config
     step: int = 0  # optimizer steps taken
     seconds: float = 0.0  # of training, as all ranks agreed before this step
-    stopping: bool = False  # somebody was asked to stop
-    resumed_at: int | None = None  # that step has been logged, validated and saved already
+    stopping: bool = False  # some rank has received a stop signal
+    resumed_at: int | None = None  # the step of the checkpoint, which was logged and saved then
 
     def finished(self) -> bool:
         training = self.cfg.training
@@ -2672,7 +2793,7 @@ class Progress:
     def learning_rate_scale(self) -> float:
         return learning_rate_scale(self.step, self.seconds, self.cfg.training)
 
-    def at_multiple_of(self, interval: int) -> bool:
+    def is_due(self, interval: int) -> bool:
         """At the last step, and every `interval` steps; never where that is 0."""
         return interval > 0 and (self.finished() or self.step % interval == 0)
 
@@ -2680,17 +2801,21 @@ class Progress:
         return self.step != self.resumed_at
 
     def should_save(self) -> bool:
-        due = self.stopping or self.at_multiple_of(self.cfg.run.checkpoint_every)
+        due = self.stopping or self.is_due(self.cfg.run.checkpoint_every)
         return self.is_new() and self.step > 0 and due
 
     def should_validate(self) -> bool:
-        return self.is_new() and self.at_multiple_of(self.cfg.training.val_every)
+        return self.is_new() and self.is_due(self.cfg.training.val_every)
 
     def should_log(self) -> bool:
         if not self.is_new() or self.step == 0:
             return False
         early = self.step <= 10
-        return early or self.should_save() or self.at_multiple_of(self.cfg.training.log_every)
+        return early or self.should_save() or self.is_due(self.cfg.training.log_every)
+
+    def should_pause(self) -> bool:
+        """For what is not training time."""
+        return self.should_validate() or self.should_save()
 
     def should_snapshot(self, lr_scale: float) -> bool:
         """For SWA, after a step taken at lr_scale."""
@@ -2707,13 +2832,42 @@ class Checkpoint(NamedTuple):
     snapshots: int  # averaged so far
     seconds: float  # of training
 
+    @staticmethod
+    def from_array(numbers: np.ndarray) -> Checkpoint:
+        """Raises ValueError for anything but four finite numbers >= 0."""
+        if numbers.shape != (4,) or not (np.isfinite(numbers) & (numbers >= 0)).all():
+            raise ValueError(f"progress {numbers}")
+        step, row, snapshots, seconds = numbers.tolist()
+        return Checkpoint(int(step), int(row), int(snapshots), seconds)
+
+
+class CheckpointName(NamedTuple):
+    """checkpoint_RUN_NUMBER_STEP_SHA256.npz"""
+
+    run: str  # digest of code, settings, seed and the data's manifest, 12 hex digits
+    number: int  # grows with every checkpoint of a run
+    step: int
+    sha256: str  # of the file
+
+    def __str__(self) -> str:
+        return f"checkpoint_{self.run}_{self.number:06d}_{self.step:07d}_{self.sha256}.npz"
+
+    @staticmethod
+    def parse(path: Path) -> CheckpointName | None:
+        found = re.fullmatch(
+            r"checkpoint_([0-9a-f]{12})_(\d{6,})_(\d{7,})_([0-9a-f]{64})\.npz", path.name
+        )
+        if found is None:
+            return None
+        run, number, step, sha256 = found.groups()
+        return CheckpointName(run, int(number), int(step), sha256)
+
 
 class Checkpoints:
-    """The last two states of a run in --out, checkpoint_RUN_NUMBER_STEP_SHA256.npz.
+    """The last two states of a run in --out.
 
-    RUN names code, config, seed and data, NUMBER grows, SHA256 is that of the file. All ranks
-    hold the same state, so any number of them may go on from it. It needs no random generator,
-    because a batch follows from seed and row.
+    All ranks hold the same state, so any number of them may go on from it. It needs no random
+    generator, because a batch follows from seed and row.
     """
 
     def __init__(self, run_id: str, state: Mapping[str, Tensor], cfg: Config, ranks: Ranks):
@@ -2722,41 +2876,46 @@ class Checkpoints:
         self.folder = Path(cfg.run.out)
         self.ranks = ranks
 
-    def find(self) -> list[Path]:
-        """This run's, oldest first."""
-        return sorted(self.folder.glob(f"checkpoint_{self.run}_??????_*_*.npz"))
-
-    def next_name(self, step: int, data: memoryview) -> str:
-        numbers = [int(path.name.split("_")[2]) for path in self.find()]
-        number = 1 + max(numbers, default=0)
-        digest = hashlib.sha256(data).hexdigest()
-        return f"checkpoint_{self.run}_{number:06d}_{step:07d}_{digest}.npz"
+    def find(self) -> list[CheckpointName]:
+        """Those of this run, oldest first."""
+        names = map(CheckpointName.parse, self.folder.glob("checkpoint_*.npz"))
+        return sorted(name for name in names if name is not None and name.run == self.run)
 
     def save(self, checkpoint: Checkpoint, log: Log) -> bool:
-        """Whether it could be written; if not, the run goes on without."""
+        """Returns whether it was written. Where the disk is full, say, the run goes on without."""
         with self.ranks.together():
             if self.ranks.rank == 0:
                 return self.write(checkpoint, log)
         return True
 
     def write(self, checkpoint: Checkpoint, log: Log) -> bool:
-        arrays = {name: t.detach().cpu().numpy() for name, t in self.state.items()}
-        log_so_far = np.frombuffer(log.path.read_bytes(), np.uint8)
-        buffer = io.BytesIO()
-        np.savez(buffer, progress=np.array(checkpoint), log=log_so_far, **arrays)
-        data = buffer.getbuffer()
-        name = self.next_name(checkpoint.step, data)
+        data = self.serialise(checkpoint, log)
+        number = 1 + max((name.number for name in self.find()), default=0)
+        digest = hashlib.sha256(data).hexdigest()
+        name = CheckpointName(self.run, number, checkpoint.step, digest)
         try:
-            write_atomically(self.folder / name, data)
+            write_atomically(self.folder / str(name), data)
         except UserError as error:
             log(f"checkpoint not written: {error}")
             return False
         log(f"checkpoint step:{checkpoint.step} file:{name} bytes:{len(data)}")
+        self.prune()
+        return True
+
+    def serialise(self, checkpoint: Checkpoint, log: Log) -> memoryview:
+        """An npz file of the state, the numbers and the log so far."""
+        arrays = {name: t.detach().cpu().numpy() for name, t in self.state.items()}
+        log_so_far = np.frombuffer(log.path.read_bytes(), np.uint8)
+        buffer = io.BytesIO()
+        np.savez(buffer, progress=np.array(checkpoint), log=log_so_far, **arrays)
+        return buffer.getbuffer()
+
+    def prune(self) -> None:
+        """Removes all but the last two, and what a killed process left half-written."""
         for old in self.find()[:-2]:
-            old.unlink(missing_ok=True)
+            (self.folder / str(old)).unlink(missing_ok=True)
         for unfinished in self.folder.glob(f".checkpoint_{self.run}_*.tmp"):
             unfinished.unlink(missing_ok=True)
-        return True
 
     @torch.no_grad()
     def load(self, log: Log) -> Checkpoint:
@@ -2764,19 +2923,21 @@ class Checkpoints:
 
         Raises UserError where the folder holds only damaged checkpoints or another run's.
         """
-        numbers = torch.zeros(4, dtype=torch.float64)
+        found = Checkpoint(0, 0, 0, 0.0)
         with self.ranks.together():
             if self.ranks.rank == 0 and any(self.folder.glob("checkpoint_*.npz")):
-                self.read(self.newest_whole(), numbers, log)
+                found = self.read(self.newest_whole(), log)
+        numbers = torch.tensor(found, dtype=torch.float64)
         for tensor in (numbers, *self.state.values()):
             # the other ranks add zeros to what rank 0 has read
             self.ranks.all_reduce(tensor if self.ranks.rank == 0 else tensor.zero_())
-        step, row, snapshots, seconds = numbers.tolist()
-        return Checkpoint(int(step), int(row), int(snapshots), seconds)
+        return Checkpoint.from_array(numbers.numpy())
 
     def newest_whole(self) -> Path:
-        for path in reversed(self.find()):
-            if sha256_file(path) == path.stem[-64:]:
+        """Raises UserError where every checkpoint is damaged or of another run."""
+        for name in reversed(self.find()):
+            path = self.folder / str(name)
+            if sha256_file(path) == name.sha256:
                 return path
         newest = max(self.folder.glob("checkpoint_*.npz"))
         raise UserError(
@@ -2784,22 +2945,24 @@ class Checkpoints:
             "undo changes or leave --resume out"
         )
 
-    def read(self, path: Path, numbers: Tensor, log: Log) -> None:
+    def read(self, path: Path, log: Log) -> Checkpoint:
+        """Copies the arrays into the state. Raises UserError for a file of another content."""
         try:
             with np.load(path, allow_pickle=False) as arrays:
-                for name, tensor in {**self.state, "progress": numbers}.items():
-                    tensor.copy_(torch.from_numpy(arrays[name]).view(tensor.shape))
+                checkpoint = Checkpoint.from_array(arrays["progress"])
                 log_then = arrays["log"].tobytes()
-            step = int(numbers[0])
+                for name, tensor in self.state.items():
+                    tensor.copy_(torch.from_numpy(arrays[name]).view(tensor.shape))
         except Exception as error:  # whatever a zip file with our name may hold
             raise UserError(
                 f"{path}: expected a checkpoint, found {type(error).__name__} {error}; remove it"
             ) from None
         write_atomically(log.path, log_then)
         log(
-            f"resume step:{step} train_time:{1000 * numbers[3]:.0f}ms file:{path.name} "
-            f"{environment_line(self.ranks)}"
+            f"resume step:{checkpoint.step} train_time:{1000 * checkpoint.seconds:.0f}ms "
+            f"file:{path.name} {environment_line(self.ranks)}"
         )
+        return checkpoint
 
 
 def train(
@@ -2807,7 +2970,8 @@ def train(
 ) -> Progress:
     """Leaves averaged weights in the model; returns the steps and seconds that it took.
 
-    Raises SystemExit after SIGTERM or SIGINT. Checkpoints are named after `run_id`.
+    Checkpoints are named after `run_id`. Raises UserError where ranks, compiler, checkpoints or
+    numbers allow no training, and SystemExit after SIGTERM or SIGINT.
     """
     formats = export_formats(model, cfg)
     loader = Loader(dataset.train, cfg, ranks)
@@ -2816,7 +2980,7 @@ def train(
     compute = compile_model(model, cfg.training, ranks)
     warm_up(model, compute, optimizers, loader.micro_rows, cfg, log)
     checkpoints = Checkpoints(run_id, average.state() | optimizers.state(), cfg, ranks)
-    pacer = StepPacer(ranks.device)
+    pacer = StepPacer(ranks)
     with StopSignals() as signals, contextlib.closing(loader):
         progress = resume(checkpoints, loader, average, cfg, log)
         health = Health(ranks, progress.step)
@@ -2827,13 +2991,13 @@ def train(
             lr_scale = progress.learning_rate_scale()
             if progress.should_log():
                 log_step(progress, health, checkpoints, log)
-            if progress.should_validate() or progress.should_save():
-                with clock.paused() as seconds:  # neither is training time
+            if progress.should_pause():
+                with clock.paused() as seconds:
                     if progress.should_validate():
                         log_validation(model, dataset, progress, seconds, ranks, log)
                     if progress.should_save():
-                        numbers = (progress.step, loader.row, average.snapshots, seconds)
-                        saved = checkpoints.save(Checkpoint(*numbers), log)
+                        state = Checkpoint(progress.step, loader.row, average.snapshots, seconds)
+                        saved = checkpoints.save(state, log)
             if progress.stopping:
                 stop(progress, saved, log)
             if progress.finished():
@@ -2878,19 +3042,23 @@ def agree(progress: Progress, clock: TrainingClock, signals: StopSignals, ranks:
 
 
 def stop(progress: Progress, saved: bool, log: Log) -> None:
-    """Raises SystemExit, with 0 where the state is on disk."""
-    log(f"stopped step:{progress.step} by a signal; --resume 1 goes on from the newest checkpoint")
+    """Raises SystemExit, with code 0 where the state is on disk and 2 where it is not."""
+    advice = "--resume 1 goes on from the newest checkpoint" if saved else "nothing was saved"
+    log(f"stopped step:{progress.step} by a signal; {advice}")
     raise SystemExit(0 if saved else 2)
 
 
 def log_validation(
     model: GPT, dataset: Dataset, progress: Progress, seconds: float, ranks: Ranks, log: Log
 ) -> None:
-    """Non-overlapping windows: cheaper and a little worse than the final sliding score."""
-    scoring = progress.cfg.scoring
-    scoring = dataclasses.replace(scoring, eval_stride=scoring.eval_seq_len)
-    nll = score_streams(model, [dataset.val], scoring, ranks)[0].nll
-    val_bpb = nll.sum() / math.log(2) / dataset.val_bytes
+    """Logs val_loss and val_bpb of the model alone; `seconds` of training have passed.
+
+    On non-overlapping windows: cheaper and a little worse than the final sliding score.
+    """
+    sliding = progress.cfg.scoring
+    side_by_side = dataclasses.replace(sliding, eval_stride=sliding.eval_seq_len)
+    nll = score_streams(model, [dataset.val], side_by_side, ranks)[0].nll
+    val_bpb = nll.sum() / math.log(2) / dataset.manifest.val_bytes
     log(
         f"step:{progress.step}/{progress.cfg.training.iterations} val_loss:{nll.mean():.4f} "
         f"val_bpb:{val_bpb:.4f} train_time:{1000 * seconds:.0f}ms"
@@ -2908,7 +3076,7 @@ def log_step(progress: Progress, health: Health, checkpoints: Checkpoints, log: 
     if training.train_seconds > 0:
         left = min(left, training.train_seconds - seconds)
     log(
-        f"step:{step}/{training.iterations} train_loss:{mean_loss:.{LOSS_DIGITS}f} "
+        f"step:{step}/{training.iterations} train_loss:{mean_loss:.6f} "
         f"lr_scale:{progress.learning_rate_scale():.4f} train_time:{1000 * seconds:.0f}ms "
         f"step_avg:{1000 * seconds / step:.2f}ms "
         f"tokens_per_s:{step * training.train_batch_tokens / seconds:.0f} "
@@ -2931,7 +3099,7 @@ def check_finite(step: int, finite_steps: list[float], checkpoints: Checkpoints)
         return
     if checkpoints.ranks.rank != 0:
         raise SystemExit(2)
-    names = [path.name for path in checkpoints.find()]
+    names = checkpoints.find()
     raise UserError(
         f"training: expected finite losses, gradients and weights, found {found}; "
         "start again with lower learning rates; "
@@ -2942,7 +3110,7 @@ def check_finite(step: int, finite_steps: list[float], checkpoints: Checkpoints)
 # --- 12. Commands ---
 
 
-def start_log(out: Path, source: bytes, ranks: Ranks) -> Log:
+def start_log(out: Path, source: bytes, code_sha256: str, ranks: Ranks) -> Log:
     """A new log that begins with this file's source; an older run's log is kept beside it."""
     log = Log(out / "train.log", active=ranks.rank == 0)
     with ranks.together():
@@ -2951,105 +3119,107 @@ def start_log(out: Path, source: bytes, ranks: Ranks) -> Log:
             if b"\nstep:" in old:
                 write_atomically(out / "train.log.previous", old)
             write_atomically(log.path, b"log_format:1\n")
-    digest = hashlib.sha256(source).hexdigest()
-    header = f"===== source train_gpt.py bytes:{len(source)} sha256:{digest} ====="
+    header = f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} ====="
     log(f"{header}\n{source.decode()}\n===== end source =====", echo=False)
     return log
 
 
-def export_and_reload(
+def export_artifact(
     model: GPT, cfg: Config, tokenizer_sha256: str, code_bytes: int, ranks: Ranks, log: Log
-) -> tuple[bytes, GPT]:
-    """Writes the artifact and reads it back: what is scored is what was stored."""
+) -> bytes:
+    """Rank 0 writes the artifact and reads it back from the disk; all ranks get its bytes."""
     path = Path(cfg.run.out) / "artifact.bin"
     started = time.perf_counter()
-    written = [b""]
+    stored = b""
     with ranks.together():
         if ranks.rank == 0:
             data = export(model, cfg, tokenizer_sha256, code_bytes, log)
             write_atomically(path, data)
-            written = [path.read_bytes()]
+            stored = path.read_bytes()
             log(
                 f"artifact file:{path.name} bytes:{len(data)} "
                 f"sha256:{hashlib.sha256(data).hexdigest()} "
                 f"export_time:{time.perf_counter() - started:.1f}s"
             )
-    if ranks.world_size > 1:
-        dist.broadcast_object_list(written, 0)  # another machine may not see the file
-    return written[0], unpack(written[0], str(path)).model.to(ranks.device)
+    return ranks.broadcast(stored)  # another machine may not see the file, or an older one
+
+
+@dataclass(frozen=True)
+class ValidationScore:
+    """A score of the validation split, summed over all targets."""
+
+    nats: float
+    targets: int
+    num_bytes: int
+    seconds: float  # of evaluation so far, from the artifact's bytes on
+
+    def summary(self) -> str:
+        val_loss = self.nats / self.targets
+        val_bpb = self.nats / math.log(2) / self.num_bytes
+        return f"val_loss:{val_loss:.8f} val_bpb:{val_bpb:.8f}"
+
+
+def score_artifact(
+    artifact: bytes, dataset: Dataset, cfg: Config, ranks: Ranks, log: Log
+) -> ValidationScore | None:
+    """Loads the artifact and scores the validation split with it, on all ranks.
+
+    Rank 0 logs the score of the model alone and returns that of the mixture; the others return
+    None.
+    """
+    started = ranks.clock()
+
+    def total(nll: Tensor) -> ValidationScore:
+        nats = nll.sum().item()
+        seconds = ranks.clock() - started
+        return ValidationScore(nats, len(nll), dataset.manifest.val_bytes, seconds)
+
+    model = unpack(artifact, "artifact.bin").model.to(ranks.device)
+    scores = score_streams(model, [dataset.val], cfg.scoring, ranks)[0]
+    if ranks.rank != 0:
+        return None
+    neural = total(scores.nll)
+    log(f"neural {neural.summary()} eval_time:{neural.seconds:.1f}s")
+    mixed_nll, _ = final_scores(scores, dataset.val, cfg, ranks.map)
+    return total(mixed_nll)
 
 
 def log_memory(ranks: Ranks, log: Log) -> None:
-    if ranks.device.type == "cuda":
+    if ranks.on_gpu:
         log(
             f"memory peak_allocated_mib:{torch.cuda.max_memory_allocated() >> 20} "
             f"peak_reserved_mib:{torch.cuda.max_memory_reserved() >> 20}"
         )
 
 
-@dataclass(frozen=True)
-class ValidationScore:
-    """The final score, summed over all targets."""
-
-    nats: float
-    targets: int
-    num_bytes: int
-    seconds: float  # of evaluation
-
-    def fields(self) -> str:
-        val_loss = self.nats / self.targets
-        val_bpb = self.nats / math.log(2) / self.num_bytes
-        return f"val_loss:{val_loss:.8f} val_bpb:{val_bpb:.8f}"
-
-
-def score_validation(
-    model: GPT, dataset: Dataset, cfg: Config, ranks: Ranks, log: Log
-) -> ValidationScore | None:
-    """Logs the score of the model alone; returns the mixed one, on rank 0."""
-    started = time.perf_counter()
-
-    def result(nll: Tensor) -> ValidationScore:
-        seconds = time.perf_counter() - started
-        return ValidationScore(nll.sum().item(), len(nll), dataset.val_bytes, seconds)
-
-    scores = score_streams(model, [dataset.val], cfg.scoring, ranks)[0]
-    if ranks.rank != 0:
-        return None
-    neural = result(scores.nll)
-    log(f"neural {neural.fields()} eval_time:{neural.seconds:.1f}s")
-    mixed_nll, _ = final_scores(scores, dataset.val, cfg, ranks.map)
-    return result(mixed_nll)
-
-
 def command_train(argv: Sequence[str]) -> None:
-    """Parse, train, average, export, reload the artifact from disk, score, result line."""
+    """Train, average, export, reload the artifact, score. Writes the log and artifact.bin."""
     cfg, config_lines = parse_config(argv, os.environ)
     source = Path(__file__).read_bytes()
     code_sha256 = hashlib.sha256(source).hexdigest()
     with open_ranks(os.environ, bf16=bool(cfg.training.bf16)) as ranks:
-        log = start_log(Path(cfg.run.out), source, ranks)
-        log("\n".join(environment_lines(ranks) + config_lines))
+        log = start_log(Path(cfg.run.out), source, code_sha256, ranks)
+        log("\n".join(environment_report(ranks) + config_lines))
         dataset = open_dataset(cfg, ranks)
         log(dataset.log_line)
         torch.manual_seed(cfg.run.seed)
         model = GPT(cfg.model).to(ranks.device)
         log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
-        run_id = f"{code_sha256} {config_lines[-1]} seed:{cfg.run.seed} {dataset.log_line}"
+        seed = f"seed:{cfg.run.seed}"
+        run_id = f"{code_sha256} {config_sha256(cfg)} {seed} {dataset.log_line}"
         progress = train(model, dataset, cfg, ranks, log, run_id)
         log_memory(ranks, log)
         tokenizer_sha256 = dataset.manifest.tokenizer_sha256
-        artifact, reloaded = export_and_reload(
-            model, cfg, tokenizer_sha256, len(source), ranks, log
-        )
-        score = score_validation(reloaded, dataset, cfg, ranks, log)
+        artifact = export_artifact(model, cfg, tokenizer_sha256, len(source), ranks, log)
+        score = score_artifact(artifact, dataset, cfg, ranks, log)
         if score is not None:
             log(
-                f"result {score.fields()} nats:{score.nats:.6f} "
+                f"result {score.summary()} nats:{score.nats:.6f} "
                 f"scored_tokens:{score.targets} scored_bytes:{score.num_bytes} "
                 f"steps:{progress.step} train_s:{progress.seconds:.1f} "
                 f"eval_s:{score.seconds:.1f} artifact_bytes:{len(artifact)} "
                 f"code_bytes:{len(source)} bytes_total:{len(artifact) + len(source)} "
-                f"code_sha256:{code_sha256} seed:{cfg.run.seed}"
+                f"code_sha256:{code_sha256} {seed}"
             )
 
 
@@ -3059,7 +3229,7 @@ def read_probes(path: Path | None, streams: Mapping[str, np.ndarray]) -> dict[st
         return {}
     try:
         probes = dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, RecursionError, TypeError, ValueError) as error:
         raise UserError(
             f'{path}: expected JSON like {{"stream": [0, 5]}}, found {error}; correct the file'
         ) from None
@@ -3098,8 +3268,11 @@ def score_parser() -> argparse.ArgumentParser:
 
 
 def command_score(argv: Sequence[str]) -> None:
-    """The scoring contract: DIR/S.nll.npy float64 [N-1], nats, and where probed DIR/S.probe.npy
-    float64 [K, V] of ln p."""
+    """The scoring contract.
+
+    Writes DIR/S.nll.npy, float64 [N-1], nats, and for probed streams DIR/S.probe.npy, float64
+    [K, V], ln p.
+    """
     args = score_parser().parse_args(argv)
     with open_ranks(os.environ) as ranks:
         artifact = load_artifact(args.artifact)

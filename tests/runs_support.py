@@ -50,7 +50,6 @@ LAUNCHER = """\
 import math, os, sys, time
 sys.path.insert(0, {root!r})
 import train_gpt
-train_gpt.LOSS_DIGITS = 10
 RANK = int(os.environ.get("RANK", 0))
 {changes}
 sys.exit(train_gpt.main(sys.argv[1:]))
@@ -60,7 +59,7 @@ sys.exit(train_gpt.main(sys.argv[1:]))
 def changed_script(path: Path, changes: str = "") -> Path:
     """A script that runs train_gpt.py with some of its functions replaced.
 
-    Losses are logged with 10 digits. `changes` is Python that may use `train_gpt` and RANK.
+    `changes` is Python that may use `train_gpt` and RANK.
     """
     path.write_text(LAUNCHER.format(root=str(ROOT), changes=changes))
     return path

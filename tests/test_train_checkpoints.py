@@ -1,5 +1,6 @@
 """Checkpoints: an interrupted run ends as an undisturbed one; damaged ones are refused."""
 
+import math
 import os
 import re
 import shutil
@@ -271,3 +272,25 @@ def test_a_disk_too_full_for_the_artifact_leaves_what_was_there(tiny_disk, datas
     assert "No space left on device" in done.stderr
     assert (out / "artifact.bin").read_bytes() == artifact
     assert log in [path.read_bytes() for path in out.glob("train.log*")]
+
+
+@pytest.mark.parametrize("bad", [[3, math.nan, 0, 1.0], [math.inf, 0, 0, 1.0], [3, -5, 0, 1], [3]])
+def test_numbers_that_no_run_wrote_are_refused(bad, tmp_path):
+    """The right name and sha256, and a log that must stay what it was."""
+    log = tg.Log(tmp_path / "train.log")
+    log("begun")
+    saved = tg.Checkpoints("run", {"weight.0": torch.zeros(3)}, tiny(out=str(tmp_path)), tg.Ranks())
+    arrays = {"weight.0": np.ones(3, np.float32), "log": np.zeros(9, np.uint8)}
+    np.savez(tmp_path / "made.npz", progress=np.array(bad), **arrays)
+    digest = tg.sha256_file(tmp_path / "made.npz")
+    name = tg.CheckpointName(saved.run, 1, 3, digest)
+    (tmp_path / "made.npz").rename(tmp_path / str(name))
+    with pytest.raises(tg.UserError, match="expected a checkpoint, found ValueError progress"):
+        saved.load(log)
+    assert log.path.read_text() == "begun\n"
+
+
+def test_the_names_of_checkpoints_are_read_as_they_are_written():
+    name = tg.CheckpointName("0123456789ab", 7, 123, "f" * 64)
+    assert tg.CheckpointName.parse(Path("folder") / str(name)) == name
+    assert tg.CheckpointName.parse(Path("checkpoint_of_mine.npz")) is None

@@ -54,6 +54,12 @@ def change_val(folder: Path, **entries: object) -> None:
     edit_manifest(folder, lambda manifest: manifest["splits"]["val"].update(entries))
 
 
+def plant_token(path: Path, token: int) -> None:
+    tokens = np.array(tg.open_shard(path))
+    tokens[len(tokens) // 2] = token
+    write_shard(path, tokens)
+
+
 def rewrite(folder: Path, tokens: np.ndarray, **header: int) -> None:
     write_shard(shard(folder), tokens, **header)
 
@@ -83,9 +89,13 @@ DAMAGE = {
         lambda d: rewrite(d, np.arange(4, 90)),
         r"test_train_000000.bin: expected [\d,]+ tokens by the manifest, found 86",
     ),
+    "foreign training token": (
+        lambda d: plant_token(shard(d), 260),
+        r"test_train_000000.bin: expected token ids < 260, found 260",
+    ),
     "foreign validation token": (
-        lambda d: write_shard(shard(d, "val"), np.full(len(tg.open_shard(shard(d, "val"))), 260)),
-        r"test_val_000000.bin: expected token ids < 260, found 260",
+        lambda d: plant_token(shard(d, "val"), 300),
+        r"test_val_000000.bin: expected token ids < 260, found 300",
     ),
     "no manifest": (
         lambda d: (d / "manifest.json").unlink(),
@@ -94,6 +104,10 @@ DAMAGE = {
     "broken manifest": (
         lambda d: (d / "manifest.json").write_text("{"),
         r"manifest.json: expected the manifest that",
+    ),
+    "endless nesting": (
+        lambda d: (d / "manifest.json").write_text("[" * 100_000),
+        r"manifest.json: expected the manifest that.*RecursionError",
     ),
     "half a surrogate pair": (
         lambda d: edit_manifest(d, lambda m: m.update(corpus="\ud800")),
@@ -115,9 +129,13 @@ DAMAGE = {
         lambda d: edit_manifest(d, lambda m: m["tokenizer"].pop("sha256")),
         r"expected the manifest that.*KeyError 'sha256'",
     ),
-    "no source bytes": (
-        lambda d: change_val(d, source_bytes=None, xz_bytes=3),
-        r"expected the manifest that",
+    "no bytes": (
+        lambda d: change_val(d, source_bytes=None),
+        r"expected the manifest that.*ValueError validation bytes None",
+    ),
+    "xz of no source": (
+        lambda d: change_val(d, source_bytes=None, counted_bytes=5, xz_bytes=3),
+        r"expected the manifest that.*TypeError",
     ),
     "no bytes at all": (
         lambda d: change_val(d, source_bytes=0),
@@ -142,7 +160,13 @@ def test_damaged_data_is_refused(copy, name):
 def test_bytes_that_depend_on_context_come_from_the_manifest(copy):
     """Their sidecar was summed when the data set was made; the source bytes are another number."""
     change_val(copy, counted_bytes=77, byte_files=[{"name": "x"}])
-    assert open_copy(copy).val_bytes == 77
+    assert open_copy(copy).manifest.val_bytes == 77
+
+
+def test_an_export_without_its_source_is_opened(copy):
+    """The published shards come with counted bytes alone."""
+    change_val(copy, source_bytes=None, counted_bytes=77, xz_bytes=None)
+    assert open_copy(copy).manifest.val_bytes == 77
 
 
 def test_the_log_binds_a_run_to_its_manifest(copy):
@@ -197,8 +221,14 @@ def test_a_launcher_that_makes_no_sense_is_refused(tmp_path):
         ),
         ({"control_format": "int8"}, r"one of fp16, fp32, found control_format=int8"),
         ({"compile": 2}, r"compile to be one of 0, 1, found compile=2"),
-        ({"muon_lr": "nan"}, r"0 <= muon_lr <= 1e\+300, found muon_lr=nan"),
-        ({"ema_decay": 1.0}, r"0 <= ema_decay <= 0.99"),
+        ({"muon_lr": "nan"}, r"expected muon_lr >= 0, found muon_lr=nan"),
+        (
+            {"ema_decay": 1.0},
+            r"expected 0 <= ema_decay < 1, found ema_decay=1.0; change these flags",
+        ),
+        ({"embed_lr": "inf"}, r"expected embed_lr >= 0, found embed_lr=inf"),
+        ({"q_gain_init": "nan"}, r"expected a finite q_gain_init, found q_gain_init=nan"),
+        ({"num_encoder_layers": 0, "encoder_recurrence": 1}, r"expected encoder layers to repeat"),
         ({"num_heads": 0}, r"1 <= num_heads"),
         ({"vocab_size": 70_000}, r"65536"),
         ({"seed": -1}, r"0 <= seed <= 9223372036854775807, found seed=-1"),
@@ -265,7 +295,8 @@ def test_help_shows_groups_and_the_values_of_the_chosen_preset(capsys):
         assert f"{group} settings:" in docs
     assert "--model-dim int width of the residual stream [512]" in reference
     assert "--model-dim int width of the residual stream [128]" in docs
-    assert "--matrix-format fp16|fp32|int8|int6|int5 of projections [int6]" in docs
+    assert "--matrix-format fp16|fp32|int8|int6|int5 format of projections [int6]" in docs
+    assert "--log-every steps between lines of the log [20]" in docs
 
 
 def test_every_setting_has_a_help_text_and_accepts_its_default():

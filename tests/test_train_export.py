@@ -161,7 +161,7 @@ def refused(data: bytes) -> str:
 
 
 def sealed(header: dict, payload: bytes, version: int = tg.ARTIFACT_VERSION) -> bytes:
-    raw = json.dumps(header).encode()
+    raw = tg.dump_header(header)
     body = tg.ARTIFACT_MAGIC + struct.pack("<IIQ", version, len(raw), len(payload)) + raw + payload
     return body + hashlib.sha256(body).digest()
 
@@ -244,7 +244,7 @@ def test_more_weights_than_an_artifact_has_bits_are_refused(artifact):
     header["model"] |= {"bigram_buckets": large, "bigram_dim": large}
     header["tensors"]["bigram"]["shape"] = [large, large]
     header["tensors"]["bigram_proj.weight"]["shape"][1] = large
-    assert "more than twice" in refused(sealed(header, bytes(payload)))
+    assert "over the limit of 268,435,456" in refused(sealed(header, bytes(payload)))
 
 
 @settings(max_examples=100, deadline=None)
@@ -328,5 +328,17 @@ def test_the_parts_of_an_artifact_are_all_there_is():
 def test_weights_that_no_format_holds_are_refused(stored):
     with pytest.raises(tg.UserError, match="NaN or infinity in w"):
         tg.store("w", torch.tensor([[math.inf]]), stored, 1.0)
-    with pytest.raises(tg.UserError, match="expected w within fp16's range, found 1e"):
+    with pytest.raises(tg.UserError, match="expected w within the range of fp16, found 1e"):
         tg.store("w", torch.tensor([[1e6]]), "fp16", 1.0)
+
+
+def test_a_header_that_pack_does_not_write_is_refused(artifact):
+    """Such as one that names a tensor twice, the second time with other settings."""
+    raw_header, payload = tg.split_artifact(artifact, "x")
+    twice = raw_header.replace(b'"tensors":{', b'"tensors":{"embed":{},', 1)
+    spaced = json.dumps(json.loads(raw_header)).encode()
+    for raw in (twice, spaced):
+        sizes = tg.SIZES.pack(tg.ARTIFACT_VERSION, len(raw), len(payload))
+        body = tg.ARTIFACT_MAGIC + sizes + raw + bytes(payload)
+        data = body + hashlib.sha256(body).digest()
+        assert "not written as `pack` writes it" in refused(data)

@@ -8,7 +8,7 @@ import torch
 from conftest import run_script, write_shard
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from train_support import awake, in_float64, tiny
+from train_support import awake, tiny
 
 import train_gpt as tg
 
@@ -76,7 +76,7 @@ def test_batched_scores_equal_the_reference_and_do_not_depend_on_batch_size(batc
     streams = [rng.integers(1, 260, n).astype(np.uint16) for n in lengths]
     probes = [[n - 1, 0, n // 2] for n in lengths]
     cfg = tiny(eval_batch_tokens=batch_tokens).scoring
-    found = tg.score_streams(model, streams, cfg, in_float64(), probes)
+    found = tg.score_streams(model, streams, cfg, tg.Ranks(), probes)
     for stream, wanted, scores in zip(streams, probes, found, strict=True):
         log_p = one_window_at_a_time(model, stream, cfg)
         nll = -log_p[np.arange(len(stream) - 1), stream[1:].astype(int)]
@@ -92,9 +92,9 @@ def test_batched_scores_equal_the_reference_and_do_not_depend_on_batch_size(batc
 def test_head_chunking_changes_nothing(monkeypatch):
     model = awake(BASE)
     stream = np.random.default_rng(1).integers(1, 260, 100).astype(np.uint16)
-    whole = tg.score_streams(model, [stream], BASE.scoring, in_float64(), [[40]])[0]
-    monkeypatch.setitem(tg.HEAD_ELEMENTS, "cpu", 260 * 3)
-    parts = tg.score_streams(model, [stream], BASE.scoring, in_float64(), [[40]])[0]
+    whole = tg.score_streams(model, [stream], BASE.scoring, tg.Ranks(), [[40]])[0]
+    monkeypatch.setattr(tg, "CPU_LOGITS", 260 * 3)
+    parts = tg.score_streams(model, [stream], BASE.scoring, tg.Ranks(), [[40]])[0]
     assert torch.allclose(whole.nll, parts.nll, atol=1e-10)
     assert torch.allclose(whole.probes[40], parts.probes[40], atol=1e-10)
 

@@ -20,8 +20,3 @@ def awake(cfg: tg.Config, seed: int = 0, dtype: torch.dtype = torch.float64) -> 
             size = 0.5 if p.ndim < 2 or name == "skips" else 0.2
             p.add_(torch.randn_like(p) * size)
     return model.to(dtype)
-
-
-def in_float64() -> tg.Ranks:
-    """One rank that scores a float64 model without rounding it."""
-    return tg.Ranks(score_dtype=torch.float64)
