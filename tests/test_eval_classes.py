@@ -92,8 +92,8 @@ def test_ranks_do_not_change_the_score(shop: Workshop):
     assert lines[0]["nats"] == lines[1]["nats"]
 
 
-def test_the_readme_shows_the_committed_table():
-    assert classes.readme_parts()[1] == classes.markdown(json.loads(classes.RESULTS.read_text()))
+def test_the_page_shows_the_committed_table():
+    assert classes.page_parts()[1] == classes.markdown(json.loads(classes.RESULTS.read_text()))
 
 
 def test_every_class_has_a_case():
