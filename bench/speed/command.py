@@ -104,7 +104,8 @@ def measure_all_sides(rounds: int) -> dict[str, Runs]:
     jobs = []
     for part, sides in SIDES.items():
         runs[part] = {side: [] for side in sides}
-        jobs += [(part, side) for _ in range(rounds) for side in sides]
+        for _ in range(rounds):
+            jobs += [(part, side) for side in sides]
     for part, side in tqdm(jobs, desc="measurements"):
         runs[part][side].append(child(part, side))
     return runs
