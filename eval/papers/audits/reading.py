@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -24,151 +26,32 @@ from eval.papers.submission.schema import (
     Submission,
     allowed_difference,
 )
-from eval.rules import load_rules
+from eval.rules import Rules, load_rules
 
-
-def mismatch(report: AuditReport, folder: Path, submission: Submission) -> str | None:
-    """Why the report is no audit of this folder as it stands: the first fact that differs, None when all agree. A rejection has to be of this
-    code and of these artifacts; an acceptance also has to cover every committed artifact, in the sandbox, on the stated corpus, by every test.
-
-    Says nothing about who wrote the report: only auditing again does."""
-    return next(_mismatches(report, folder, submission), None)
-
-
-def _mismatches(report: AuditReport, folder: Path, s: Submission) -> Iterator[str]:
-    code = _sha256(folder / CODE_FILE)
-    if not code or report.code_sha256 != code:
-        yield _differs(
-            "code_sha256",
-            f"that of {CODE_FILE}, {code[:12]}…" if code else f"a {CODE_FILE} in the folder",
-            report.code_sha256,
-        )
-    verdict = worst(
-        [
-            v
-            for test in report.tests
-            for v in (test.verdict, *(finding.verdict for finding in test.findings))
-        ]
-    )
-    if report.verdict != verdict:
-        yield _differs("verdict", f"{verdict}, the worst of its tests", report.verdict)
-    claims = {score.seed: _claim(score, s) for score in report.scores}
-    for score in report.scores:
-        if (claim := claims[score.seed]) is None:
-            yield _differs(
-                "seed",
-                f"one of {', '.join(s.seed_results) or 'several without a score each'}",
-                score.seed,
-            )
-            continue
-        known = [
-            sha
-            for sha in (_sha256(folder / f"artifact_seed{score.seed}.bin"), claim.artifact_sha256)
-            if sha
-        ]
-        # An audit that found file and statement to differ rejects for it, so there either will do.
-        fits = any if report.verdict == "INVALID" else all
-        if known and not fits(sha == score.artifact_sha256 for sha in known):
-            yield _differs(
-                f"artifact_sha256 of seed {score.seed}",
-                " and ".join(f"{sha[:12]}…" for sha in known),
-                score.artifact_sha256,
-            )
-    if report.verdict != "INVALID":  # one violation is enough to reject
-        yield from _gaps(report, s, claims)
-
-
-def _gaps(
-    report: AuditReport, s: Submission, claims: dict[str, SeedResult | None]
-) -> Iterator[str]:
-    """What an accepting report leaves open."""
-    if s.data is not None and report.corpus_version != s.data.version:
-        yield _differs("corpus_version", f"{s.data.version[:12]}…", report.corpus_version)
-    ran = {test.name for test in report.tests if test.verdict != "NOT RUN"}
-    if missing := [name for name in TEST_NAMES if name not in ran and name not in MAY_LACK_TEXT]:
-        yield _differs("tests", "all that every audit runs", f"NOT RUN {', '.join(missing)}")
-    if report.sandbox in ("", "none", "not needed"):
-        yield _differs("sandbox", "a run inside one", report.sandbox)
-    scored = [score.seed for score in report.scores]
-    # Weights outside git reach an audit one file at a time.
-    if (
-        s.track in TRACKS
-        and TRACKS[s.track].commits_artifacts
-        and sorted(scored) != sorted(map(str, s.seeds))
-    ):
-        yield _differs(
-            "scores", f"one for each of the seeds {', '.join(map(str, s.seeds))}", ", ".join(scored)
-        )
-    audited = set(report.audited)
-    if (
-        not audited
-        or not audited <= set(scored)
-        or (report.level == "full" and audited != set(scored))
-    ):
-        yield _differs(
-            "audited",
-            f"{'all' if report.level == 'full' else 'some'} of the scored seeds",
-            ", ".join(report.audited),
-        )
-    try:
-        rules = load_rules(report.rules_version)
-    except UserError:
-        yield _differs("rules_version", "a rule set of this referee", report.rules_version)
-        return
-    if report.level not in rules.profile:
-        yield _differs("level", " or ".join(rules.profile), report.level)
-    for score in report.scores:
-        claim = claims[score.seed].val_bpb if claims[score.seed] else math.inf
-        limit = allowed_difference(claim, rules.score.relative_elsewhere)
-        if not abs(score.val_bpb - claim) <= limit:
-            yield _differs(
-                f"val_bpb of seed {score.seed}",
-                f"{claim:.8f} ± {limit:.1e}",
-                f"{score.val_bpb:.8f}",
-            )
-
-
-def _differs(what: str, expected: str, found: str) -> str:
-    found = found or "none"
-    width = 12 if len(found) == 64 else 100  # of a sha256 the beginning tells enough
-    return f"{what}: expected {expected}, found {found if len(found) <= width else found[:width] + '…'}"
-
-
-def _claim(score: SeedScore, s: Submission) -> SeedResult | None:
-    """The row that a score is of: by seed, by hash, or the only one, where either side names no seed; the headline where there are no rows."""
-    rows = s.seed_results
-    if not rows:
-        return SeedResult(val_bpb=s.val_bpb) if len(s.seeds) < 2 else None
-    same = next(
-        (row for row in rows.values() if row.artifact_sha256 == score.artifact_sha256), None
-    )
-    only, row = next(iter(rows.items()))
-    nameless = len(rows) == 1 and not (only.isdecimal() and score.seed.isdecimal())
-    return rows.get(score.seed) or same or (row if nameless else None)
-
-
-def _sha256(path: Path) -> str:
-    """Empty where there is no such file."""
-    return sha256_of(path) if path.is_file() else ""
+NO_SANDBOX = ("", "none", "not needed")
+SHA256_DIGITS = 64
+LONGEST_FOUND = 100  # characters of a found value that a message shows
 
 
 def read_audit(folder: Path) -> AuditReport | None:
-    """The folder's audit.json, None when it was never audited. Raises UserError when the file is not one."""
+    """The folder's audit.json, None when it was never audited.
+
+    Raises UserError when the file is not one.
+    """
     path = folder / AUDIT_FILE
+    advice = f"audit the record again (python -m eval audit {folder})"
     try:
         return AuditReport.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except OSError as error:
         raise UserError(
-            f"{path}: expected a readable file, found {error.strerror}; audit the record again (python -m eval audit {folder})"
+            f"{path}: expected a readable file, found {error.strerror}; {advice}"
         ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
-        raise UserError(
-            f"{path}: {where}: {first['msg']}; audit the record again (python -m eval audit {folder})"
-        ) from None
+        raise UserError(f"{path}: {where}: {first['msg']}; {advice}") from None
 
 
 def audit_findings(audit: AuditReport) -> list[str]:
@@ -176,3 +59,164 @@ def audit_findings(audit: AuditReport) -> list[str]:
     failed = [test for test in audit.tests if test.verdict not in ("PASS", "NOT RUN")]
     failed.sort(key=lambda test: SEVERITY.index(test.verdict), reverse=True)
     return [f"{test.verdict} {test.name}: {test.reason}" for test in failed]
+
+
+def mismatch(report: AuditReport, folder: Path, submission: Submission) -> str | None:
+    """Why the report is no audit of this folder as it stands; None when it is one.
+
+    The answer is the first fact that differs. A rejection has to be of this code and of these
+    artifacts. An acceptance also has to cover every committed artifact, in the sandbox, on the
+    stated corpus, by every test.
+
+    Says nothing about who wrote the report: only auditing again does.
+    """
+    return next(ReportInFolder(report, folder, submission).differences(), None)
+
+
+@dataclass(frozen=True)
+class ReportInFolder:
+    """A report beside the folder that it should be of."""
+
+    report: AuditReport
+    folder: Path
+    submission: Submission
+
+    @cached_property
+    def claims(self) -> dict[str, SeedResult | None]:
+        """What the record states of each score, by the score's seed."""
+        return {score.seed: claim_of(score, self.submission) for score in self.report.scores}
+
+    def differences(self) -> Iterator[str]:
+        """Facts of the report that differ from the folder."""
+        yield from self.differing_code()
+        yield from self.differing_verdict()
+        yield from self.differing_artifacts()
+        if self.report.verdict == "INVALID":  # one violation is enough to reject
+            return
+        yield from self.differing_corpus()
+        yield from self.missing_tests()
+        yield from self.missing_sandbox()
+        yield from self.missing_scores()
+        yield from self.missing_behaviour()
+        yield from self.differing_rules()
+
+    def differing_code(self) -> Iterator[str]:
+        code = _sha256(self.folder / CODE_FILE)
+        expected = f"that of {CODE_FILE}, {code[:12]}…" if code else f"a {CODE_FILE} in the folder"
+        if not code or self.report.code_sha256 != code:
+            yield _differs("code_sha256", expected, self.report.code_sha256)
+
+    def differing_verdict(self) -> Iterator[str]:
+        verdicts = []
+        for test in self.report.tests:
+            verdicts.append(test.verdict)
+            verdicts += [finding.verdict for finding in test.findings]
+        expected = worst(verdicts)
+        if self.report.verdict != expected:
+            yield _differs("verdict", f"{expected}, the worst of its tests", self.report.verdict)
+
+    def differing_artifacts(self) -> Iterator[str]:
+        for score in self.report.scores:
+            claim = self.claims[score.seed]
+            if claim is None:
+                seeds = ", ".join(self.submission.seed_results)
+                known_seeds = seeds or "several without a score each"
+                yield _differs("seed", f"one of {known_seeds}", score.seed)
+                continue
+            committed = _sha256(self.folder / f"artifact_seed{score.seed}.bin")
+            known = [sha for sha in (committed, claim.artifact_sha256) if sha]
+            matches = [sha == score.artifact_sha256 for sha in known]
+            # An audit that found file and statement to differ rejects for it: either will do.
+            same = any(matches) if self.report.verdict == "INVALID" else all(matches)
+            if known and not same:
+                expected = " and ".join(f"{sha[:12]}…" for sha in known)
+                name = f"artifact_sha256 of seed {score.seed}"
+                yield _differs(name, expected, score.artifact_sha256)
+
+    def differing_corpus(self) -> Iterator[str]:
+        data = self.submission.data
+        if data is not None and self.report.corpus_version != data.version:
+            yield _differs("corpus_version", f"{data.version[:12]}…", self.report.corpus_version)
+
+    def missing_tests(self) -> Iterator[str]:
+        ran = {test.name for test in self.report.tests if test.verdict != "NOT RUN"}
+        missing = [name for name in TEST_NAMES if name not in ran and name not in MAY_LACK_TEXT]
+        if missing:
+            yield _differs("tests", "all that every audit runs", f"NOT RUN {', '.join(missing)}")
+
+    def missing_sandbox(self) -> Iterator[str]:
+        if self.report.sandbox in NO_SANDBOX:
+            yield _differs("sandbox", "a run inside one", self.report.sandbox)
+
+    def missing_scores(self) -> Iterator[str]:
+        """Weights outside git reach an audit one file at a time; committed ones all together."""
+        track = TRACKS.get(self.submission.track)
+        if track is None or not track.commits_artifacts:
+            return
+        stated = [str(seed) for seed in self.submission.seeds]
+        scored = [score.seed for score in self.report.scores]
+        if sorted(scored) != sorted(stated):
+            expected = f"one for each of the seeds {', '.join(stated)}"
+            yield _differs("scores", expected, ", ".join(scored))
+
+    def missing_behaviour(self) -> Iterator[str]:
+        """The behaviour tests ran on some of the scored artifacts, a full audit's on all."""
+        audited = set(self.report.audited)
+        scored = {score.seed for score in self.report.scores}
+        full = self.report.level == "full"
+        enough = audited == scored if full else audited <= scored
+        if not audited or not enough:
+            expected = f"{'all' if full else 'some'} of the scored seeds"
+            yield _differs("audited", expected, ", ".join(self.report.audited))
+
+    def differing_rules(self) -> Iterator[str]:
+        try:
+            rules = load_rules(self.report.rules_version)
+        except UserError:
+            expected = "a rule set of this referee"
+            yield _differs("rules_version", expected, self.report.rules_version)
+            return
+        if self.report.level not in rules.profile:
+            yield _differs("level", " or ".join(rules.profile), self.report.level)
+        yield from self.differing_scores(rules)
+
+    def differing_scores(self, rules: Rules) -> Iterator[str]:
+        for score in self.report.scores:
+            stated = self.claims[score.seed]
+            claim = stated.val_bpb if stated else math.inf
+            limit = allowed_difference(claim, rules.score.relative_elsewhere)
+            if not abs(score.val_bpb - claim) <= limit:
+                expected = f"{claim:.8f} ± {limit:.1e}"
+                name = f"val_bpb of seed {score.seed}"
+                yield _differs(name, expected, f"{score.val_bpb:.8f}")
+
+
+def claim_of(score: SeedScore, submission: Submission) -> SeedResult | None:
+    """The row of the submission that a score is of; the headline where there are no rows.
+
+    It is found by seed, else by hash. Where either side names no seed, the only row counts.
+    """
+    rows = submission.seed_results
+    if not rows:
+        alone = len(submission.seeds) < 2
+        return SeedResult(val_bpb=submission.val_bpb) if alone else None
+    if score.seed in rows:
+        return rows[score.seed]
+    for row in rows.values():
+        if row.artifact_sha256 == score.artifact_sha256:
+            return row
+    seed, first = next(iter(rows.items()))
+    both_name_seeds = seed.isdecimal() and score.seed.isdecimal()
+    return first if len(rows) == 1 and not both_name_seeds else None
+
+
+def _differs(what: str, expected: str, found: str) -> str:
+    text = found or "none"
+    longest = 12 if len(text) == SHA256_DIGITS else LONGEST_FOUND
+    shown = text if len(text) <= longest else f"{text[:longest]}…"
+    return f"{what}: expected {expected}, found {shown}"
+
+
+def _sha256(path: Path) -> str:
+    """Empty where there is no such file."""
+    return sha256_of(path) if path.is_file() else ""

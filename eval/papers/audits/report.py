@@ -7,6 +7,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from eval.rules import Verdict
 
+AUDIT_FILE = "audit.json"
+AUDIT_TEXT = "AUDIT.md"
 SEVERITY = (Verdict.NOT_RUN, Verdict.PASS, Verdict.WARN, Verdict.POLICY, Verdict.INVALID)
 
 
@@ -31,31 +33,53 @@ TEST_NAMES = (
     "evidence",
 )
 
-MAY_LACK_TEXT = (
-    "fresh",
-    "documents",
-)  # a corpus may have too few documents for these two; the rest always runs
+# A corpus may have too few documents for these two; the rest always runs.
+MAY_LACK_TEXT = ("fresh", "documents")
 
 MEANING = {
-    "future": "a score depends on what stands before it, on nothing after it, and on no other stream",
-    "normalisation": "before each token there is one distribution over the vocabulary; it sums to one and the score is read from it",
-    "canary": "on text with known probabilities g, the score does not beat g by more than luck allows",
-    "coverage": "every target of the full split is scored exactly once, in order, by a finite loss that is not negative",
+    "future": (
+        "a score depends on what stands before it, on nothing after it, and on no other stream"
+    ),
+    "normalisation": (
+        "before each token there is one distribution over the vocabulary; it sums to one and "
+        "the score is read from it"
+    ),
+    "canary": (
+        "on text with known probabilities g, the score does not beat g by more than luck allows"
+    ),
+    "coverage": (
+        "every target of the full split is scored exactly once, in order, by a finite loss that "
+        "is not negative"
+    ),
     "bytes": "bits are divided by the bytes of the text, counted by the referee",
-    "isolation": "the run needs nothing but code, artifact, stream and the Python environment, and leaves nothing behind",
+    "isolation": (
+        "the run needs nothing but code, artifact, stream and the Python environment, and leaves "
+        "nothing behind"
+    ),
     "budget": "code and artifact fit the cap; training and evaluation fit their clocks",
-    "fresh": "the advantage over a plain baseline is the same on validation text as on other text",
-    "documents": "whether state crosses a document boundary; only a rule set with document isolation minds",
-    "evidence": "submission.json, README, logs, code and artifacts say the same, and the referee's own score agrees",
+    "fresh": (
+        "the advantage over a plain baseline is the same on validation text as on other text"
+    ),
+    "documents": (
+        "whether state crosses a document boundary; only a rule set with document isolation minds"
+    ),
+    "evidence": (
+        "submission.json, README, logs, code and artifacts say the same, and the referee's own "
+        "score agrees"
+    ),
 }
 
 
 class Model(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    # Deferred: who only asks for help need not wait for the validators.
+    model_config = ConfigDict(extra="forbid", defer_build=True)
 
 
 class Finding(Model):
-    """One violation or remark. `where` names file or position, `expected` and `found` the two sides, `rule` what says so."""
+    """One violation or remark.
+
+    `where` names file or position, `expected` and `found` the two sides, `rule` what says so.
+    """
 
     verdict: TestVerdict
     where: str
@@ -65,7 +89,10 @@ class Finding(Model):
 
 
 class TestResult(Model):
-    """One row of the report. `figures` are the numbers the verdict rests on; units are in their names."""
+    """One row of the report.
+
+    `figures` are the numbers that the verdict rests on; their names hold the units.
+    """
 
     __test__ = False  # pytest: this is no test class
 
@@ -105,7 +132,10 @@ class ScorerRun(Model):
 
 
 class AuditReport(Model):
-    """audit.json. `verdict` is the worst of all tests; `random_seed` repeats every choice the referee made by chance."""
+    """audit.json.
+
+    `verdict` is the worst of all tests. `random_seed` repeats every random choice of the referee.
+    """
 
     format: Literal[1] = 1
     record: str
@@ -118,7 +148,8 @@ class AuditReport(Model):
     )
     code_sha256: str = Field(
         "",
-        description="of the script that was run; with artifact_sha256 of each score it binds the report to its files",
+        description="of the script that was run; together with the artifact_sha256 of each score "
+        "it binds the report to its files",
     )
     dataset: str = ""
     corpus_version: str = ""
@@ -135,8 +166,5 @@ class AuditReport(Model):
 
 
 def worst(verdicts: list[Verdict]) -> Verdict:
-    """NOT RUN when nothing ran."""
+    """The worst of all verdicts; NOT RUN when nothing ran."""
     return max(verdicts, key=SEVERITY.index, default="NOT RUN")
-
-
-AUDIT_FILE, AUDIT_TEXT = "audit.json", "AUDIT.md"

@@ -4,128 +4,167 @@ import json
 from pathlib import Path
 
 from eval.files import write_atomic
-from eval.papers.audits.report import MEANING, AuditReport, SeedScore, TestResult
+from eval.papers.audits.report import (
+    AUDIT_FILE,
+    AUDIT_TEXT,
+    MEANING,
+    AuditReport,
+    ScorerRun,
+    SeedScore,
+    TestResult,
+)
+from eval.papers.tables import aligned, markdown_table
+
+LABEL_WIDTHS = (9,)  # characters: of the terminal's lines about the whole audit
+TEST_WIDTHS = (9, 14)  # of its lines about one test: verdict and name
+FURTHER_FINDINGS = 3  # that the terminal shows of each test, beside its reason
+
+
+def write_audit(report: AuditReport, folder: Path) -> None:
+    """audit.json and AUDIT.md in `folder`. Raises OSError when they cannot be written."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / AUDIT_FILE, to_json(report))
+    write_atomic(folder / AUDIT_TEXT, to_markdown(report))
 
 
 def to_json(report: AuditReport) -> str:
     return json.dumps(report.model_dump(mode="json"), indent=2, ensure_ascii=False) + "\n"
 
 
+# --- Terminal ---
+
+
 def to_terminal(report: AuditReport) -> str:
-    lines = [f"record    {report.record}"]
-    for score in report.scores:
-        claim = (
-            ""
-            if score.claimed_val_bpb is None
-            else f"  claimed {score.claimed_val_bpb:.8f} ({score.val_bpb - score.claimed_val_bpb:+.1e})"
-        )
-        lines.append(
-            f"score     seed {score.seed}: val_bpb {score.val_bpb:.8f}  nats {score.nats:.3f}  tokens {score.scored_tokens:,}"
-            f"  bytes {score.scored_bytes:,}  {score.seconds:.1f} s{claim}"
-        )
-    lines.append(
-        f"rules     {report.rules_version}, {report.level}, random seed {report.random_seed}, sandbox {report.sandbox}"
+    """The report as plain text: the record, its scores, one line for each test, the verdict."""
+    rules = (
+        f"{report.rules_version}, {report.level}, random seed {report.random_seed}, "
+        f"sandbox {report.sandbox}"
     )
-    for test in report.tests:
-        lines.append(f"{test.verdict:<8}  {test.name:<14} {test.reason}")
-        lines += [
-            f"{'':<10}  {'':<14} {f.where}: expected {f.expected}, found {f.found} [{f.rule}]"
-            for f in test.findings[1:4]
-        ]
-    lines.append(f"verdict   {report.verdict}  ({report.seconds:.0f} s)")
-    return "\n".join(lines)
+    opening = [("record", report.record)]
+    opening += [("score", _score_line(score)) for score in report.scores]
+    opening.append(("rules", rules))
+    tests = [row for test in report.tests for row in _test_rows(test)]
+    closing = [("verdict", f"{report.verdict}  ({report.seconds:.0f} s)")]
+    parts = [
+        aligned(opening, LABEL_WIDTHS),
+        aligned(tests, TEST_WIDTHS),
+        aligned(closing, LABEL_WIDTHS),
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def _score_line(score: SeedScore) -> str:
+    figures = [
+        f"seed {score.seed}: val_bpb {score.val_bpb:.8f}",
+        f"nats {score.nats:.3f}",
+        f"tokens {score.scored_tokens:,}",
+        f"bytes {score.scored_bytes:,}",
+        f"{score.seconds:.1f} s",
+    ]
+    if score.claimed_val_bpb is not None:
+        difference = score.val_bpb - score.claimed_val_bpb
+        figures.append(f"claimed {score.claimed_val_bpb:.8f} ({difference:+.1e})")
+    return "  ".join(figures)
+
+
+def _test_rows(test: TestResult) -> list[tuple[str, str, str]]:
+    """Its reason already tells the first finding."""
+    rows = [(test.verdict, test.name, test.reason)]
+    for finding in test.findings[1 : 1 + FURTHER_FINDINGS]:
+        sides = f"expected {finding.expected}, found {finding.found}"
+        rows.append(("", "", f"{finding.where}: {sides} [{finding.rule}]"))
+    return rows
+
+
+# --- Markdown ---
 
 
 def to_markdown(report: AuditReport) -> str:
     """AUDIT.md: verdict, scores, one row per test, then the findings, the numbers and the runs."""
+    verdicts = [[test.name, f"**{test.verdict}**", _cell(test.reason)] for test in report.tests]
+    environment = "; ".join(f"{key} {value}" for key, value in report.environment.items())
     parts = [
         f"# Audit of {report.record}: {report.verdict}",
-        f"Rules `{report.rules_version}`, level `{report.level}`, random seed `{report.random_seed}`, sandbox `{report.sandbox}`, "
-        f"{report.started:%Y-%m-%d %H:%M} UTC, {report.seconds:.0f} s. Dataset `{report.dataset}`, corpus version `{report.corpus_version[:16]}`. "
-        f"Behaviour tests on the artifact of seed {', '.join(report.audited) or 'none'}. Made by `python -m eval audit`; do not edit.",
+        _circumstances(report),
+        *_scores(report.scores),
+        "## Verdicts",
+        markdown_table(["test", "verdict", "reason"], verdicts),
+        *(_section(test) for test in report.tests if test.verdict != "NOT RUN"),
+        *_runs(report.runs),
+        f"Machine of the referee: {environment}.",
     ]
-    if report.scores:
-        rows = [_score_row(score) for score in report.scores]
-        parts += [
-            "## Score by the referee",
-            _table(
-                [
-                    "seed",
-                    "val_bpb",
-                    "claimed",
-                    "nats",
-                    "tokens",
-                    "bytes",
-                    "artifact bytes",
-                    "seconds",
-                ],
-                rows,
-            ),
-        ]
-    rows = [[test.name, f"**{test.verdict}**", _cell(test.reason)] for test in report.tests]
-    parts += ["## Verdicts", _table(["test", "verdict", "reason"], rows)]
-    for test in report.tests:
-        if test.verdict != "NOT RUN":
-            parts.append(_section(test))
-    if report.runs:
-        rows = [
-            [
-                _cell(r.label),
-                str(r.streams),
-                f"{r.tokens:,}",
-                f"{r.probes:,}",
-                f"{r.seconds:.1f}",
-                f"{r.peak_memory / 2**20:.0f}",
-            ]
-            for r in report.runs
-        ]
-        parts += [
-            "## Runs",
-            _table(["run", "streams", "tokens", "probes", "seconds", "peak MiB"], rows),
-        ]
-    environment = "; ".join(f"{key} {value}" for key, value in report.environment.items())
-    parts.append(f"Machine of the referee: {environment}.")
     return "\n\n".join(parts) + "\n"
 
 
-def _score_row(s: SeedScore) -> list[str]:
-    claimed = "-" if s.claimed_val_bpb is None else f"{s.claimed_val_bpb:.8f}"
-    counts = [f"{n:,}" for n in (s.scored_tokens, s.scored_bytes, s.artifact_bytes)]
-    return [s.seed, f"{s.val_bpb:.8f}", claimed, f"{s.nats:.3f}", *counts, f"{s.seconds:.1f}"]
+def _circumstances(report: AuditReport) -> str:
+    seeds = ", ".join(report.audited) or "none"
+    return (
+        f"Rules `{report.rules_version}`, level `{report.level}`, "
+        f"random seed `{report.random_seed}`, sandbox `{report.sandbox}`, "
+        f"{report.started:%Y-%m-%d %H:%M} UTC, {report.seconds:.0f} s. "
+        f"Dataset `{report.dataset}`, corpus version `{report.corpus_version[:16]}`. "
+        f"Behaviour tests on the artifact of seed {seeds}. "
+        "Made by `python -m eval audit`; do not edit."
+    )
+
+
+def _scores(scores: list[SeedScore]) -> list[str]:
+    if not scores:
+        return []
+    head = ["seed", "val_bpb", "claimed", "nats", "tokens", "bytes", "artifact bytes", "seconds"]
+    rows = []
+    for score in scores:
+        claim = score.claimed_val_bpb
+        row = [
+            score.seed,
+            f"{score.val_bpb:.8f}",
+            "-" if claim is None else f"{claim:.8f}",
+            f"{score.nats:.3f}",
+            f"{score.scored_tokens:,}",
+            f"{score.scored_bytes:,}",
+            f"{score.artifact_bytes:,}",
+            f"{score.seconds:.1f}",
+        ]
+        rows.append(row)
+    return ["## Score by the referee", markdown_table(head, rows)]
 
 
 def _section(test: TestResult) -> str:
-    lines = [f"### {test.name}: {test.verdict}", f"The rule: {MEANING[test.name]}."]
+    parts = [f"### {test.name}: {test.verdict}", f"The rule: {MEANING[test.name]}."]
     if test.tolerance:
-        lines.append(f"Tolerance: {test.tolerance}. How it was obtained: {test.tolerance_source}.")
+        parts.append(f"Tolerance: {test.tolerance}. How it was obtained: {test.tolerance_source}.")
     if test.figures:
-        lines.append(
-            _table(
-                ["figure", "value"],
-                [[name.replace("_", " "), f"{value:.6g}"] for name, value in test.figures.items()],
-            )
-        )
+        figures = [[name.replace("_", " "), f"{v:.6g}"] for name, v in test.figures.items()]
+        parts.append(markdown_table(["figure", "value"], figures))
     if test.findings:
-        rows = [
-            [f.verdict, _cell(f.where), _cell(f.expected), _cell(f.found), _cell(f.rule)]
-            for f in test.findings
-        ]
-        lines.append(_table(["verdict", "where", "expected", "found", "rule"], rows))
+        findings = []
+        for finding in test.findings:
+            texts = (finding.where, finding.expected, finding.found, finding.rule)
+            findings.append([finding.verdict, *map(_cell, texts)])
+        head = ["verdict", "where", "expected", "found", "rule"]
+        parts.append(markdown_table(head, findings))
     if test.more_findings:
-        lines.append(f"{test.more_findings} more findings of the same kinds are left out.")
-    return "\n\n".join(lines)
+        parts.append(f"{test.more_findings} more findings of the same kinds are left out.")
+    return "\n\n".join(parts)
+
+
+def _runs(runs: list[ScorerRun]) -> list[str]:
+    if not runs:
+        return []
+    head = ["run", "streams", "tokens", "probes", "seconds", "peak MiB"]
+    rows = []
+    for run in runs:
+        row = [
+            _cell(run.label),
+            str(run.streams),
+            f"{run.tokens:,}",
+            f"{run.probes:,}",
+            f"{run.seconds:.1f}",
+            f"{run.peak_memory / 2**20:.0f}",
+        ]
+        rows.append(row)
+    return ["## Runs", markdown_table(head, rows)]
 
 
 def _cell(text: str) -> str:
     return text.replace("|", "\\|").replace("\n", " ")
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    return "\n".join(["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]])
-
-
-def write_audit(report: AuditReport, folder: Path) -> None:
-    """audit.json and AUDIT.md in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / "audit.json", to_json(report))
-    write_atomic(folder / "AUDIT.md", to_markdown(report))

@@ -1,12 +1,17 @@
 """Checks of the files in the folder and of the fields in `submission.json`."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from eval.papers.checks.report import Check, Evidence, cannot_tell, fails, passes, say
 from eval.papers.folder import PACKED_NAMES, SIZE_FILE, Record
 from eval.papers.submission.reading import track_of
-from eval.papers.submission.schema import CODE_FILE, FOLDER_PATTERN, SUBMISSION_FILE
+from eval.papers.submission.schema import (
+    CODE_FILE,
+    FOLDER_PATTERN,
+    SUBMISSION_FILE,
+    Submission,
+)
 
 CONTEST_FIELDS = (
     "author",
@@ -19,101 +24,104 @@ CONTEST_FIELDS = (
     "bytes_total",
     "bytes_code",
 )
-
 FOREIGN_CODE = re.compile(
     r".*\.(py|pyc|so|c|cc|cpp|cu|rs|js|sh|pyx|pth?|bin|npz|npy|model|zst|xz|br|gz|7z|zip)"
 )
+FOLDER_DATE = re.compile(r"(\d{4}-\d{2}-\d{2})")
+MAX_LOG_IN_GIT = 1_000_000  # bytes
 
-MAX_LOG_IN_GIT = 1_000_000
+
+def check_files(record: Record) -> Iterator[Check]:
+    """What a record needs is there, and nothing that a run could load without counting it."""
+    yield _check_completeness(record)
+    uncounted = _uncounted(record)
+    if uncounted:
+        packed = record.submission is not None and record.submission.origin == "packed"
+        verdict = fails if packed else cannot_tell
+        names = ", ".join(uncounted)
+        yield verdict(
+            "uncounted", f"further files that a run could load, in no byte count here: {names}"
+        )
+    large = [name for name in record.logs if (record.folder / name).stat().st_size > MAX_LOG_IN_GIT]
+    if large:
+        names = ", ".join(large)
+        yield fails("log_size", f"logs over {MAX_LOG_IN_GIT:,} bytes do not belong in git: {names}")
 
 
-def check_files(record: Record) -> Iterable[Check]:
-    missing = [
-        name
-        for name in ("README.md", CODE_FILE, SUBMISSION_FILE)
-        if not (record.folder / name).is_file()
-    ]
+def _check_completeness(record: Record) -> Check:
+    required = ("README.md", CODE_FILE, SUBMISSION_FILE)
+    missing = [name for name in required if not (record.folder / name).is_file()]
     if not record.logs:
         missing.append("a training log (*.log)")
     data_only = record.code is None and record.shipped_size is not None
     absent_by_design = {"README.md", CODE_FILE} if data_only else set()
     broken = [name for name in missing if name not in absent_by_design]
     if broken:
-        yield fails("files", f"missing: {', '.join(broken)}")
-    elif missing:
-        yield cannot_tell(
-            "files",
-            f"kept as data only: {', '.join(missing)} not here",
-            Evidence(file=SIZE_FILE, text=f"{record.shipped_size} bytes"),
-        )
-    else:
-        yield passes(
-            "files", f"README.md, {CODE_FILE}, {SUBMISSION_FILE}, {len(record.logs)} log(s)"
-        )
-    helpers = [
-        p.name
-        for p in sorted(record.folder.rglob("*"))
-        if p.is_file() and FOREIGN_CODE.fullmatch(p.name) and "__pycache__" not in p.parts
-    ]
-    uncounted = [name for name in helpers if not PACKED_NAMES.fullmatch(name)]
-    if uncounted:
-        packed = record.submission is not None and record.submission.origin == "packed"
-        yield (fails if packed else cannot_tell)(
-            "uncounted",
-            f"further files that a run could load, in no byte count here: {', '.join(uncounted)}",
-        )
-    large = [name for name in record.logs if (record.folder / name).stat().st_size > MAX_LOG_IN_GIT]
-    if large:
-        yield fails(
-            "log_size",
-            f"logs over {MAX_LOG_IN_GIT:,} bytes do not belong in git: {', '.join(large)}",
-        )
+        return fails("files", f"missing: {', '.join(broken)}")
+    if missing:
+        size = Evidence(file=SIZE_FILE, text=f"{record.shipped_size} bytes")
+        return cannot_tell("files", f"kept as data only: {', '.join(missing)} not here", size)
+    return passes("files", f"{', '.join(required)}, {len(record.logs)} log(s)")
 
 
-def check_json(record: Record) -> Iterable[Check]:
+def _uncounted(record: Record) -> list[str]:
+    """Names of code and weights that `pack` does not write."""
+    names = []
+    for path in sorted(record.folder.rglob("*")):
+        foreign = FOREIGN_CODE.fullmatch(path.name) and not PACKED_NAMES.fullmatch(path.name)
+        if foreign and path.is_file() and "__pycache__" not in path.parts:
+            names.append(path.name)
+    return names
+
+
+def check_json(record: Record) -> Iterator[Check]:
+    """submission.json can be read, has the contest's fields, and fits the folder's name."""
     if record.submission is None:
         yield fails("json", record.problem)
         return
-    missing = [
-        name
-        for name in CONTEST_FIELDS
-        if record.stated.get(name) in (None, "")
-        and (name != "blurb" or "blurb" not in record.stated)
-    ]
-    unnamed = ", ".join(record.submission.unknown)
-    if missing:
-        yield fails(
-            "json",
-            f"the contest asks for {', '.join(missing)}; not stated",
-            Evidence(file=SUBMISSION_FILE),
-        )
-    else:
-        yield passes(
-            "json",
-            "valid, all nine contest fields"
-            + (f"; keys without a name in our schema: {unnamed}" if unnamed else ""),
-        )
-    match = re.match(r"(\d{4}-\d{2}-\d{2})", record.folder.name)
-    date = record.submission.date
-    if match and date and str(date) != match[1]:
-        # A public folder is named by whoever merged it, which need not be the day of the run.
-        verdict = cannot_tell if record.submission.origin == "imported" else fails
-        yield verdict(
-            "date", f"the folder says {match[1]}, submission.json {date}", say(record, "date")
-        )
-    elif match and date:
-        yield passes("date", f"{date} in folder name and submission.json", say(record, "date"))
-    else:
-        yield cannot_tell("date", "folder name or submission.json states no date")
+    yield _check_fields(record, record.submission)
+    yield _check_date(record, record.submission)
     if record.submission.origin == "packed":
-        parent = track_of(record.folder)
-        if not FOLDER_PATTERN.fullmatch(record.folder.name):
-            yield fails("folder", f"expected DATE_slug-kebab-case, found {record.folder.name}")
-        elif parent is not None and parent != record.submission.track:
-            yield fails(
-                "folder",
-                f"lies in {parent}, states {record.submission.track}",
-                say(record, "track"),
-            )
-        else:
-            yield passes("folder", f"{record.submission.track}, name as required")
+        yield _check_place(record, record.submission)
+
+
+def _check_fields(record: Record, submission: Submission) -> Check:
+    missing = [name for name in CONTEST_FIELDS if not _is_stated(record, name)]
+    if missing:
+        names = ", ".join(missing)
+        place = Evidence(file=SUBMISSION_FILE)
+        return fails("json", f"the contest asks for {names}; not stated", place)
+    detail = "valid, all nine contest fields"
+    if submission.unknown:
+        detail += f"; keys without a name in our schema: {', '.join(submission.unknown)}"
+    return passes("json", detail)
+
+
+def _is_stated(record: Record, name: str) -> bool:
+    """A blurb may be empty; the other fields say something."""
+    if name == "blurb" and name in record.stated:
+        return True
+    return record.stated.get(name) not in (None, "")
+
+
+def _check_date(record: Record, submission: Submission) -> Check:
+    match = FOLDER_DATE.match(record.folder.name)
+    date = submission.date
+    if not match or not date:
+        return cannot_tell("date", "folder name or submission.json states no date")
+    if str(date) == match[1]:
+        return passes("date", f"{date} in folder name and submission.json", say(record, "date"))
+    # A public folder is named by whoever merged it, which need not be the day of the run.
+    verdict = cannot_tell if submission.origin == "imported" else fails
+    detail = f"the folder says {match[1]}, submission.json {date}"
+    return verdict("date", detail, say(record, "date"))
+
+
+def _check_place(record: Record, submission: Submission) -> Check:
+    parent = track_of(record.folder)
+    if not FOLDER_PATTERN.fullmatch(record.folder.name):
+        return fails("folder", f"expected DATE_slug-kebab-case, found {record.folder.name}")
+    if parent is not None and parent != submission.track:
+        detail = f"lies in {parent}, states {submission.track}"
+        return fails("folder", detail, say(record, "track"))
+    return passes("folder", f"{submission.track}, name as required")

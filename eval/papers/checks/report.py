@@ -6,11 +6,15 @@ from pathlib import Path
 from pydantic import Field
 
 from eval.papers.folder import Record
-from eval.papers.logs.log import Fact, Log, LoggedScore
+from eval.papers.logs.log import Fact, Log, LoggedScore, Step
 from eval.papers.submission.schema import SUBMISSION_FILE, Strict
+from eval.papers.tables import aligned
 from eval.rules import Verdict
 
 CHECK_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.CANNOT_TELL)
+COLUMN_WIDTHS = (11, 13)  # characters: of verdict and name, so that two reports look alike
+INDENT = 2
+LONGEST_EVIDENCE = 150  # characters of a line that a report cites
 
 
 class Evidence(Strict):
@@ -42,15 +46,25 @@ class Report(Strict):
 
 
 def format_report(report: Report) -> str:
-    counts = {
-        verdict: sum(c.verdict is verdict for c in report.checks) for verdict in CHECK_VERDICTS
-    }
-    lines = [report.folder, f"  {report.name or 'unreadable record'}"]
+    """A report as text: one line for each check, its evidence below, the verdict at the end."""
+    rows = []
     for check in report.checks:
-        lines.append(f"  {check.verdict:<12}{check.name:<14}{check.detail}")
-        lines += [f"{'':<28}| {evidence}" for evidence in check.evidence]
-    tally = ", ".join(f"{count} {verdict}" for verdict, count in counts.items())
-    return "\n".join([*lines, f"  {tally}: {report.verdict}"])
+        rows.append((check.verdict, check.name, check.detail))
+        rows += [("", "", f"| {evidence}") for evidence in check.evidence]
+    indent = " " * INDENT
+    parts = [
+        report.folder,
+        f"{indent}{report.name or 'unreadable record'}",
+        aligned(rows, COLUMN_WIDTHS, indent=INDENT),
+        f"{indent}{tally(report)}: {report.verdict}",
+    ]
+    return "\n".join(part for part in parts if part)
+
+
+def tally(report: Report) -> str:
+    """How many checks ended on each verdict."""
+    verdicts = [check.verdict for check in report.checks]
+    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in CHECK_VERDICTS)
 
 
 def passes(name: str, detail: str, *evidence: Evidence) -> Check:
@@ -65,44 +79,57 @@ def cannot_tell(name: str, detail: str, *evidence: Evidence) -> Check:
     return Check(name=name, verdict=Verdict.CANNOT_TELL, detail=detail, evidence=list(evidence))
 
 
-def shorten(text: str, width: int = 150) -> str:
-    text = text.strip().rstrip(",")
-    return text if len(text) <= width else text[: width - 1] + "…"
+def shorten(text: str, width: int = LONGEST_EVIDENCE) -> str:
+    """At most `width` characters of a line, without the comma at its end."""
+    line = text.strip().rstrip(",")
+    return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def cite(log: Log, source: Fact | LoggedScore) -> Evidence:
+def cite(log: Log, source: Fact | LoggedScore | Step) -> Evidence:
+    """The line of a log that states something."""
     return Evidence(file=log.path.name, line=source.line, text=shorten(source.text))
 
 
 def decimals(value: float) -> int:
-    """Digits after the point that a JSON number shows; trailing zeros are lost in JSON, so at least 4 are taken as meant."""
+    """Digits after the point that a JSON number is meant to have.
+
+    JSON loses trailing zeros, so at least 4 count as meant.
+    """
     return max(4, shown_decimals(value))
 
 
 def shown_decimals(value: float) -> int:
+    """Digits after the point that a JSON number shows."""
     return len(f"{value:.15g}".partition(".")[2])
 
 
-def agrees(stated: float, computed: float, least: int | None = None) -> bool:
-    """Equal to the last digit stated, correctly rounded (`least` overrides how many digits count)."""
-    digits = decimals(stated) if least is None else least
+def agrees(stated: float, computed: float, digits: int | None = None) -> bool:
+    """Whether a stated value is a computed one, correctly rounded to the last digit stated.
+
+    `digits` says how many decimals count instead.
+    """
+    if digits is None:
+        digits = decimals(stated)
     return abs(stated - computed) <= 0.5 * 10.0**-digits + 1e-12
 
 
 def cite_json(path: Path, key: str) -> Evidence:
-    for i, text in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
-        if f'"{key}"' in text:
-            return Evidence(file=path.name, line=i, text=shorten(text))
-    return Evidence(file=path.name)
+    """The first line of a JSON file that states a key."""
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    return _cite_key(path.name, lines, key)
 
 
 def say(record: Record, key: str, seed: str | None = None) -> Evidence:
     """The line of submission.json that states a key, inside one seed's block where given."""
     begin = 0 if seed is None else _line_of_seed(record.json_lines, seed)
-    for i, text in enumerate(record.json_lines[begin:], begin):
-        if f'"{key}"' in text:
-            return Evidence(file=SUBMISSION_FILE, line=i + 1, text=shorten(text))
-    return Evidence(file=SUBMISSION_FILE)
+    return _cite_key(SUBMISSION_FILE, record.json_lines, key, begin)
+
+
+def _cite_key(file: str, lines: list[str], key: str, begin: int = 0) -> Evidence:
+    for i in range(begin, len(lines)):
+        if f'"{key}"' in lines[i]:
+            return Evidence(file=file, line=i + 1, text=shorten(lines[i]))
+    return Evidence(file=file)
 
 
 def _line_of_seed(json_lines: list[str], seed: str) -> int:

@@ -5,7 +5,7 @@ from pathlib import Path
 from eval.papers.checks.clocks import check_eval_time, check_training_time
 from eval.papers.checks.files import check_files, check_json
 from eval.papers.checks.papers import check_audit, check_derived, check_readme
-from eval.papers.checks.report import Report
+from eval.papers.checks.report import Check, Report
 from eval.papers.checks.scores import check_arithmetic, check_headline, check_headline_loss
 from eval.papers.checks.seed_results import check_aggregates, check_seed_results
 from eval.papers.checks.seeds import check_comparable, check_logs, check_parameters, check_seeds
@@ -36,12 +36,15 @@ CHECKS = (
     check_implied_bytes,
 )
 
+WORST_FIRST = (Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.PASS)
+
 
 def check_folder(folder: Path, with_audit: bool = False, against: Path | None = None) -> Report:
     """All checks of one folder, and the significance of its improvement over `against`.
 
     Raises UserError when it is no folder or a log cannot be read; everything else that is wrong
-    inside it becomes a verdict."""
+    inside it becomes a verdict.
+    """
     record = open_record(folder)
     record.with_audit = with_audit
     return check_record(record, None if against is None else open_record(against))
@@ -51,15 +54,17 @@ def check_record(record: Record, against: Record | None = None) -> Report:
     """All checks of one record, in the order of CHECKS.
 
     Where `record.with_audit` is False an earlier audit.json decides nothing, so that an audit may
-    rest on these checks. Raises UserError when a log cannot be read."""
+    rest on these checks. Raises UserError when a log cannot be read.
+    """
     for opened in (record, against):
         if opened is not None:
             opened.read_logs()
     wanted = (*CHECKS, check_audit) if record.with_audit else CHECKS
-    checks = [outcome for check in wanted for outcome in check(record)]
+    checks: list[Check] = []
+    for check in wanted:
+        checks += check(record)
     if against is not None:
         checks.append(check_significance(record, against))
-    order = [Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.PASS]
-    worst = min((check.verdict for check in checks), key=order.index)
+    worst = min((check.verdict for check in checks), key=WORST_FIRST.index)
     name = record.submission.name if record.submission else None
     return Report(folder=str(record.folder), name=name, verdict=worst, checks=checks)

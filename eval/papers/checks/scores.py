@@ -2,194 +2,219 @@
 
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Iterator
 
-from eval.papers.checks.report import Check, agrees, cannot_tell, cite, fails, passes, say
+from eval.papers.checks.report import (
+    Check,
+    Evidence,
+    agrees,
+    cannot_tell,
+    cite,
+    fails,
+    passes,
+    say,
+)
 from eval.papers.folder import Record
 from eval.papers.logs.log import Log, LoggedScore
 
+SAME_BPB = 5.1e-9  # bits per byte: equal to 8 decimals
+# Quotients of a result line are printed with 8 decimals, its nats with 6. Divided by the count of
+# a real split, the latter is far below the 8th decimal.
+QUOTIENT_ERROR = 1.1e-8
+NATS_ERROR = 1e-6
+LN2 = math.log(2)
 
-def check_headline(record: Record) -> Iterable[Check]:
-    """The headline is the mean over the stated seeds, else over all logs: to the last digit stated, or at least to 4 decimals."""
+
+def check_headline(record: Record) -> Iterator[Check]:
+    """The headline is the mean over the stated seeds, else over all logs.
+
+    To the last digit stated, or at least to 4 decimals.
+    """
     scores = record.final_scores()
     if record.submission is None or not scores:
         yield cannot_tell("headline", "no submission.json or no log with a final score")
         return
+    seeds = record.submission.seeds
+    of_stated_seeds = {n: score for n, score in scores.items() if record.logs[n].seed in seeds}
+    chosen = of_stated_seeds or scores
+    unclear = _several_results(record, list(chosen))
+    yield unclear or _check_mean(record, scores, chosen)
+
+
+def _several_results(record: Record, names: list[str]) -> Check | None:
+    """CANNOT-TELL where logs print several scores and the headline may be the mean of some."""
     stated = record.submission.val_bpb
-    chosen = {
-        name: s for name, s in scores.items() if record.logs[name].seed in record.submission.seeds
-    } or scores
+    candidates = {name: record.logs[name].candidates for name in names}
+    several = {name: found for name, found in candidates.items() if len(found) > 1}
+    if not several or not _within(stated, list(candidates.values())):
+        return None
+    choices = []
+    for name, found in several.items():
+        figures = ", ".join(f"{score.val_bpb:.8f}" for score in found)
+        choices.append(f"{name} {figures}")
+    lines = [say(record, "val_bpb")]
+    for name, found in candidates.items():
+        lines += [cite(record.logs[name], score) for score in found]
+    detail = (
+        f"val_bpb {stated}: a log prints several scores that could be its result: "
+        f"{'; '.join(choices)}"
+    )
+    return cannot_tell("headline", detail, *lines)
+
+
+def _within(stated: float, candidates: list[list[LoggedScore]]) -> bool:
+    """Whether some choice among the logs' candidates could have this mean."""
+    figures = [[score.val_bpb for score in found] for found in candidates]
+    low = statistics.fmean(map(min, figures))
+    high = statistics.fmean(map(max, figures))
+    return low <= stated <= high or agrees(stated, low) or agrees(stated, high)
+
+
+def _check_mean(
+    record: Record, scores: dict[str, LoggedScore], chosen: dict[str, LoggedScore]
+) -> Check:
+    """The headline against the mean of the chosen logs, and against each log alone."""
+    stated = record.submission.val_bpb
     mean = statistics.fmean(score.val_bpb for score in chosen.values())
-    lines = [
-        say(record, "val_bpb"),
-        *(cite(record.logs[name], score) for name, score in scores.items()),
-    ]
-    candidates = {name: record.logs[name].candidates for name in chosen}
-    if any(len(found) > 1 for found in candidates.values()) and _within(
-        stated, candidates.values()
-    ):
-        several = "; ".join(
-            f"{name} {', '.join(f'{s.val_bpb:.8f}' for s in found)}"
-            for name, found in candidates.items()
-            if len(found) > 1
-        )
-        every = [
-            cite(record.logs[name], score) for name, found in candidates.items() for score in found
-        ]
-        yield cannot_tell(
-            "headline",
-            f"val_bpb {stated}: a log prints several scores that could be its result: {several}",
-            lines[0],
-            *every,
-        )
-        return
+    lines = [say(record, "val_bpb"), *_cite_all(record, scores)]
     if agrees(stated, mean):
-        what = (
-            f"mean of {len(chosen)} logs, {mean:.8f}"
-            if len(chosen) > 1
-            else "the log's final score"
-        )
-        yield passes("headline", f"val_bpb {stated} is {what}", *lines)
-        return
+        several = len(chosen) > 1
+        what = f"mean of {len(chosen)} logs, {mean:.8f}" if several else "the log's final score"
+        return passes("headline", f"val_bpb {stated} is {what}", *lines)
     matching = [name for name, score in scores.items() if agrees(stated, score.val_bpb)]
     if matching:
         best = min(scores, key=lambda name: scores[name].val_bpb)
         choice = "the best of " if best in matching else "one of "
-        detail = f"val_bpb {stated} is {matching[0]} alone, {choice}{len(scores)} logs; their mean is {mean:.8f}"
-        yield fails("headline", detail, *lines)
-    elif round(stated, 4) == round(mean, 4) and record.submission.origin == "imported":
-        yield passes(
-            "headline",
-            f"val_bpb {stated} is the mean {mean:.8f} to 4 decimals; the further ones come from rounded parts",
-            *lines,
+        detail = (
+            f"val_bpb {stated} is {matching[0]} alone, {choice}{len(scores)} logs; "
+            f"their mean is {mean:.8f}"
         )
-    else:
-        yield fails(
-            "headline",
-            f"val_bpb {stated} is neither the mean {mean:.8f} nor any log's final score",
-            *lines,
+        return fails("headline", detail, *lines)
+    if round(stated, 4) == round(mean, 4) and record.submission.origin == "imported":
+        detail = (
+            f"val_bpb {stated} is the mean {mean:.8f} to 4 decimals; "
+            "the further ones come from rounded parts"
         )
+        return passes("headline", detail, *lines)
+    detail = f"val_bpb {stated} is neither the mean {mean:.8f} nor any log's final score"
+    return fails("headline", detail, *lines)
 
 
-def _within(stated: float, candidates: Iterable[list[LoggedScore]]) -> bool:
-    """Whether some choice among the logs' candidates could have this mean."""
-    low, high = (
-        statistics.fmean(end(score.val_bpb for score in found) for found in candidates)
-        for end in (min, max)
-    )
-    return low <= stated <= high or agrees(stated, low) or agrees(stated, high)
+def _cite_all(record: Record, scores: dict[str, LoggedScore]) -> list[Evidence]:
+    return [cite(record.logs[name], score) for name, score in scores.items()]
 
 
-def check_headline_loss(record: Record) -> Iterable[Check]:
+def check_headline_loss(record: Record) -> Iterator[Check]:
     """The stated loss belongs to the same score as the stated bpb."""
-    stated = record.submission.val_loss if record.submission else None
     scores = record.final_scores()
-    if stated is None or not scores:
-        yield cannot_tell(
-            "val_loss",
-            "submission.json states no val_loss" if record.submission else "no submission.json",
-        )
+    if record.submission is None:
+        yield cannot_tell("val_loss", "no submission.json")
         return
-    if unclear := ambiguous_log(record):
-        yield cannot_tell(
-            "val_loss",
-            f"{unclear} prints several scores that could be its result",
-            say(record, "val_loss"),
-        )
+    if record.submission.val_loss is None or not scores:
+        yield cannot_tell("val_loss", "submission.json states no val_loss")
+        return
+    unclear = ambiguous_log(record)
+    if unclear:
+        detail = f"{unclear} prints several scores that could be its result"
+        yield cannot_tell("val_loss", detail, say(record, "val_loss"))
         return
     paired = {name: partner_loss(record.logs[name], score) for name, score in scores.items()}
-    evidence = [say(record, "val_loss")]
-    if None not in paired.values():
-        evidence += [cite(record.logs[name], score) for name, score in paired.items()]
-        losses = [score.val_loss for score in paired.values()]
-        mean = statistics.fmean(losses)
-        if agrees(stated, mean):
-            yield passes(
-                "val_loss",
-                f"{stated} is the mean of the final losses, {mean:.8f}"
-                if len(losses) > 1
-                else f"{stated} as logged",
-                *evidence,
-            )
-        elif any(agrees(stated, loss) for loss in losses):
-            yield fails(
-                "val_loss",
-                f"{stated} is one seed's loss; the mean of the final losses is {mean:.8f}",
-                *evidence,
-            )
-        else:
-            yield fails(
-                "val_loss", f"{stated}, but the logs' final losses average {mean:.8f}", *evidence
-            )
-        return
-    printed = [
-        s
-        for log in record.logs.values()
-        for s in log.scores
-        if s.val_loss is not None and s.val_bpb > 0
-    ]
-    evidence += [cite(record.logs[name], score) for name, score in scores.items()]
-    ratio = statistics.median(s.val_loss / s.val_bpb for s in printed) if printed else None
-    implied = (
-        f"; at these logs' {ratio:.5f} nats per bpb it means {stated / ratio:.5f} bpb"
-        if ratio
-        else ""
+    if None in paired.values():
+        yield _loss_without_score(record, scores)
+    else:
+        yield _check_mean_loss(record, paired)
+
+
+def _check_mean_loss(record: Record, paired: dict[str, LoggedScore]) -> Check:
+    stated = record.submission.val_loss
+    lines = [say(record, "val_loss"), *_cite_all(record, paired)]
+    losses = [score.val_loss for score in paired.values()]
+    mean = statistics.fmean(losses)
+    if agrees(stated, mean):
+        several = len(losses) > 1
+        what = f"is the mean of the final losses, {mean:.8f}" if several else "as logged"
+        return passes("val_loss", f"{stated} {what}", *lines)
+    if any(agrees(stated, loss) for loss in losses):
+        detail = f"{stated} is one seed's loss; the mean of the final losses is {mean:.8f}"
+    else:
+        detail = f"{stated}, but the logs' final losses average {mean:.8f}"
+    return fails("val_loss", detail, *lines)
+
+
+def _loss_without_score(record: Record, scores: dict[str, LoggedScore]) -> Check:
+    """What the stated loss means in bits per byte, by all scores that are printed with both."""
+    stated = record.submission.val_loss
+    ratios = []
+    for log in record.logs.values():
+        printed = [s for s in log.scores if s.val_loss is not None and s.val_bpb > 0]
+        ratios += [score.val_loss / score.val_bpb for score in printed]
+    ratio = statistics.median(ratios) if ratios else None
+    implied = ""
+    if ratio:
+        implied = f"; at these logs' {ratio:.5f} nats per bpb it means {stated / ratio:.5f} bpb"
+    detail = (
+        f"{stated} is printed beside no final score{implied}, "
+        f"the headline says {record.submission.val_bpb}"
     )
-    yield fails(
-        "val_loss",
-        f"{stated} is printed beside no final score{implied}, the headline says {record.submission.val_bpb}",
-        *evidence,
-    )
+    return fails("val_loss", detail, say(record, "val_loss"), *_cite_all(record, scores))
 
 
 def ambiguous_log(record: Record) -> str | None:
     """The first log that does not say which of its scores is the result."""
-    return next((name for name, log in record.logs.items() if log.ambiguous), None)
+    for name, log in record.logs.items():
+        if log.ambiguous:
+            return name
+    return None
 
 
 def partner_loss(log: Log, final: LoggedScore) -> LoggedScore | None:
-    """The score line with a loss that belongs to the final bpb: itself, or its twin with the same bpb to 8 decimals."""
+    """The score line with a loss that belongs to the final bpb.
+
+    It is the final one itself, or its twin with the same bpb to 8 decimals.
+    """
     if final.val_loss is not None:
         return final
-    return next(
-        (
-            s
-            for s in log.scores
-            if s.val_loss is not None and abs(s.val_bpb - final.val_bpb) < 5.1e-9
-        ),
-        None,
-    )
+    for score in log.scores:
+        if score.val_loss is not None and abs(score.val_bpb - final.val_bpb) < SAME_BPB:
+            return score
+    return None
 
 
-def check_arithmetic(record: Record) -> Iterable[Check]:
-    """Native result lines: the quotients follow from their parts, and as many targets and bytes were scored as the data has."""
-    good = []
+def check_arithmetic(record: Record) -> Iterator[Check]:
+    """The quotients of native result lines follow from their parts.
+
+    And as many targets were scored as the data has.
+    """
+    native = {}
     for name, log in record.logs.items():
-        if not log.native or "result.nats" not in log.facts:
-            continue
-        nats, tokens, size = (
-            log.number("result.nats"),
-            log.integer("result.scored_tokens"),
-            log.integer("result.scored_bytes"),
-        )
-        line = cite(log, log.facts["result.nats"])
-        # 6 decimals of nats: the quotients are good to 5e-7 / tokens, far below the 8th decimal for any real split.
-        if abs(nats / tokens - log.number("result.val_loss")) > 1.1e-8 + 1e-6 / tokens:
-            yield fails("arithmetic", f"{name}: nats / scored_tokens is {nats / tokens:.8f}", line)
-        elif abs(nats / math.log(2) / size - log.number("result.val_bpb")) > 1.1e-8 + 1e-6 / size:
-            yield fails(
-                "arithmetic",
-                f"{name}: nats / ln 2 / scored_bytes is {nats / math.log(2) / size:.8f}",
-                line,
-            )
-        elif (promised := log.integer("data.val_tokens")) is not None and tokens != promised - 1:
-            detail = f"{name}: {tokens:,} targets scored, the validation stream of {promised:,} tokens has {promised - 1:,}"
-            yield fails("coverage", detail, line, cite(log, log.facts["data.val_tokens"]))
-        else:
-            good.append(line)
-    if good and len(good) == len(record.logs):
+        if log.native and "result.nats" in log.facts:
+            native[name] = log
+    complaints = [_arithmetic_complaint(name, log) for name, log in native.items()]
+    yield from (complaint for complaint in complaints if complaint is not None)
+    if native and len(native) == len(record.logs) and not any(complaints):
         yield passes(
             "arithmetic",
             "loss and bpb follow from nats, tokens and bytes; every target of the split is scored",
-            *good,
+            *(cite(log, log.facts["result.nats"]) for log in native.values()),
         )
+
+
+def _arithmetic_complaint(name: str, log: Log) -> Check | None:
+    line = cite(log, log.facts["result.nats"])
+    nats = log.number("result.nats")
+    tokens = log.integer("result.scored_tokens")
+    size = log.integer("result.scored_bytes")
+    loss = nats / tokens
+    bpb = nats / LN2 / size
+    if abs(loss - log.number("result.val_loss")) > QUOTIENT_ERROR + NATS_ERROR / tokens:
+        return fails("arithmetic", f"{name}: nats / scored_tokens is {loss:.8f}", line)
+    if abs(bpb - log.number("result.val_bpb")) > QUOTIENT_ERROR + NATS_ERROR / size:
+        return fails("arithmetic", f"{name}: nats / ln 2 / scored_bytes is {bpb:.8f}", line)
+    promised = log.integer("data.val_tokens")
+    if promised is not None and tokens != promised - 1:
+        detail = (
+            f"{name}: {tokens:,} targets scored, the validation stream of {promised:,} tokens "
+            f"has {promised - 1:,}"
+        )
+        return fails("coverage", detail, line, cite(log, log.facts["data.val_tokens"]))
+    return None

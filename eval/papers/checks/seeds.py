@@ -1,128 +1,132 @@
 """Checks of the logs: complete, one for each seed, and of one experiment."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from eval.papers.checks.report import Check, Evidence, cannot_tell, cite, fails, passes, say
 from eval.papers.folder import Record, seed_in_name
 from eval.papers.submission.schema import TRACKS
 
+# Facts that all seeds of one record share, by what a report calls them.
+SHARED_FACTS = {
+    "parameters": "model.parameters",
+    "world_size": "env.world_size",
+    "code_bytes": "result.code_bytes",
+    "torch": "env.torch",
+    "training precision": "env.train_dtype",
+    "dataset": "data.dataset",
+    "data version": "data.version",
+    "tokenizer": "data.tokenizer_sha256",
+    "val_tokens": "data.val_tokens",
+    "train shards": "data.train_files",
+    "config": "config.sha256",
+    "source": "source.sha256",
+}
+LONGEST_VALUE = 40  # characters of a shared fact in a check's detail
 
-def check_logs(record: Record) -> Iterable[Check]:
+
+def check_logs(record: Record) -> Iterator[Check]:
+    """Every log is complete and does not contradict itself."""
+    clean = []
     for name, log in record.logs.items():
         if log.problems:
             yield fails("log", f"{name}: {log.problems[0]}", Evidence(file=name))
-    clean = [name for name, log in record.logs.items() if not log.problems]
+        else:
+            clean.append(name)
     if clean:
-        copies = "".join(
-            f"; {name} is a byte-identical copy of {other}"
-            for name, other in record.duplicates.items()
-        )
-        yield passes("log", f"{len(clean)} complete log(s): {', '.join(clean)}{copies}")
+        detail = f"{len(clean)} complete log(s): {', '.join(clean)}"
+        for name, other in record.duplicates.items():
+            detail += f"; {name} is a byte-identical copy of {other}"
+        yield passes("log", detail)
 
 
-def check_seeds(record: Record) -> Iterable[Check]:
+def check_seeds(record: Record) -> Iterator[Check]:
+    """Each stated seed has one log, and no log is of another seed."""
     if not record.logs:
         return
-    wrong = [
-        (n, log)
-        for n, log in record.logs.items()
-        if log.seed is not None and seed_in_name(n) not in (None, log.seed)
-    ]
-    for name, log in wrong:
-        yield fails(
-            "seeds", f"{name} is a log of seed {log.seed}", cite(log, log.facts["result.seed"])
-        )
+    misnamed = _misnamed(record)
     silent = [name for name, log in record.logs.items() if log.seed is None]
+    yield from misnamed
     if silent:
         yield cannot_tell("seeds", f"no seed in {', '.join(silent)}")
     if len(record.by_seed) < len(record.logs) - len(silent):
-        yield fails(
-            "seeds",
-            f"{len(record.logs)} different logs, but only the seeds {sorted(record.by_seed)}: one seed was run more than once",
+        detail = (
+            f"{len(record.logs)} different logs, but only the seeds {sorted(record.by_seed)}: "
+            "one seed was run more than once"
         )
+        yield fails("seeds", detail)
     stated = record.submission.seeds if record.submission else []
-    logged = sorted(record.by_seed)
-    if stated and (lost := sorted(set(stated) - set(logged))):
-        yield fails("seeds", f"no log for seed {', '.join(map(str, lost))}", say(record, "seeds"))
-    elif stated and (extra := sorted(set(logged) - set(stated))):
-        yield fails(
-            "seeds",
-            f"log of seed {', '.join(map(str, extra))}, which submission.json leaves out",
-            say(record, "seeds"),
-        )
-    elif not wrong and not silent:
+    difference = _seed_difference(record, stated) if stated else None
+    if difference is not None:
+        yield difference
+    elif not misnamed and not silent:
         said = "as stated" if stated else "submission.json names none"
         lines = [cite(log, log.facts["result.seed"]) for log in record.logs.values()]
-        yield passes("seeds", f"{', '.join(map(str, logged))} ({said})", *lines)
+        yield passes("seeds", f"{_listed(sorted(record.by_seed))} ({said})", *lines)
 
 
-def check_comparable(record: Record) -> Iterable[Check]:
+def _misnamed(record: Record) -> list[Check]:
+    """A complaint about each log whose name states another seed."""
+    complaints = []
+    for name, log in record.logs.items():
+        if log.seed is not None and seed_in_name(name) not in (None, log.seed):
+            line = cite(log, log.facts["result.seed"])
+            complaints.append(fails("seeds", f"{name} is a log of seed {log.seed}", line))
+    return complaints
+
+
+def _seed_difference(record: Record, stated: list[int]) -> Check | None:
+    """The first difference between the stated seeds and those of the logs."""
+    lost = sorted(set(stated) - set(record.by_seed))
+    if lost:
+        return fails("seeds", f"no log for seed {_listed(lost)}", say(record, "seeds"))
+    extra = sorted(set(record.by_seed) - set(stated))
+    if extra:
+        detail = f"log of seed {_listed(extra)}, which submission.json leaves out"
+        return fails("seeds", detail, say(record, "seeds"))
+    return None
+
+
+def _listed(seeds: list[int]) -> str:
+    return ", ".join(map(str, seeds))
+
+
+def check_comparable(record: Record) -> Iterator[Check]:
     """Seeds of one record share code, settings, data and machine shape; the seed alone differs."""
-    names = {
-        "parameters": "model.parameters",
-        "world_size": "env.world_size",
-        "code_bytes": "result.code_bytes",
-        "torch": "env.torch",
-        "training precision": "env.train_dtype",
-        "dataset": "data.dataset",
-        "data version": "data.version",
-        "tokenizer": "data.tokenizer_sha256",
-        "val_tokens": "data.val_tokens",
-        "train shards": "data.train_files",
-        "config": "config.sha256",
-        "source": "source.sha256",
-    }
     if not record.logs:
         return
     same = []
-    for label, key in names.items():
+    for label, key in SHARED_FACTS.items():
         facts = {name: log.facts[key] for name, log in record.logs.items() if key in log.facts}
-        values = {fact.value for fact in facts.values()}
+        values = sorted({fact.value for fact in facts.values()})
         if len(values) > 1:
             lines = [cite(record.logs[name], fact) for name, fact in facts.items()]
-            yield fails(
-                "comparable", f"the logs differ in {label}: {', '.join(sorted(values))}", *lines
-            )
+            detail = f"the logs differ in {label}: {', '.join(values)}"
+            yield fails("comparable", detail, *lines)
         elif values:
-            same.append(f"{label} {next(iter(values))[:40]}")
+            same.append(f"{label} {values[0][:LONGEST_VALUE]}")
     if len(record.logs) > 1:
         yield passes("comparable", f"all {len(record.logs)} logs: {', '.join(same)}")
     track = TRACKS.get(record.track_name)
     if track and track.gpus:
-        ranks = {
-            name: log
-            for name, log in record.logs.items()
-            if log.integer("env.world_size") is not None
-        }
-        wrong = [log for log in ranks.values() if log.integer("env.world_size") != track.gpus]
-        if wrong:
-            yield fails(
-                "world_size",
-                f"{record.track_name} is {track.gpus} GPUs",
-                *(cite(log, log.facts["env.world_size"]) for log in wrong),
-            )
-        elif ranks:
-            yield passes(
-                "world_size",
-                f"{track.gpus} ranks",
-                *(cite(log, log.facts["env.world_size"]) for log in ranks.values()),
-            )
-        else:
-            yield cannot_tell("world_size", "no log states the number of ranks")
+        yield _check_ranks(record, track.gpus)
 
 
-def check_parameters(record: Record) -> Iterable[Check]:
-    counts = {
-        name: log
-        for name, log in record.logs.items()
-        if log.integer("model.parameters") is not None
-    }
-    if not counts:
-        yield cannot_tell("parameters", "no log states the number of parameters")
-        return
-    log = next(iter(counts.values()))
-    yield passes(
-        "parameters",
-        f"{log.integer('model.parameters'):,}",
-        cite(log, log.facts["model.parameters"]),
-    )
+def _check_ranks(record: Record, gpus: int) -> Check:
+    logs = [log for log in record.logs.values() if log.integer("env.world_size") is not None]
+    wrong = [log for log in logs if log.integer("env.world_size") != gpus]
+    if not logs:
+        return cannot_tell("world_size", "no log states the number of ranks")
+    lines = [cite(log, log.facts["env.world_size"]) for log in wrong or logs]
+    if wrong:
+        return fails("world_size", f"{record.track_name} is {gpus} GPUs", *lines)
+    return passes("world_size", f"{gpus} ranks", *lines)
+
+
+def check_parameters(record: Record) -> Iterator[Check]:
+    """The number of parameters, by the first log that states it."""
+    for log in record.logs.values():
+        count = log.integer("model.parameters")
+        if count is not None:
+            yield passes("parameters", f"{count:,}", cite(log, log.facts["model.parameters"]))
+            return
+    yield cannot_tell("parameters", "no log states the number of parameters")

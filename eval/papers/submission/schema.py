@@ -1,8 +1,10 @@
-"""What a record says about itself: the typed `submission.json`, the tracks, and the lenient import of the public contest's files.
+"""What a record says about itself: the typed `submission.json` and the tracks.
 
-One class, two origins. `packed` records are written by `python -m eval pack` and must be complete; `imported` ones come from somebody
-else's `submission.json` (55 public files carry 39 different key sets), keep every stated value under a typed name and leave out what was
-never stated. The contest's own keys (author, github_id, name, blurb, date, val_loss, val_bpb, bytes_total, bytes_code) keep their meaning.
+One class, two origins. `packed` records are written by `python -m eval pack` and must be complete.
+`imported` ones come from somebody else's `submission.json` (55 public files carry 39 different key
+sets). They keep every stated value under a typed name and leave out what was never stated. The
+contest's own keys (author, github_id, name, blurb, date, val_loss, val_bpb, bytes_total,
+bytes_code) keep their meaning.
 """
 
 import json
@@ -25,7 +27,11 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 @dataclass(frozen=True)
 class Track:
-    """Budgets of one track. Seconds are None where the track has no clock; `commits_artifacts` says whether weights live in git."""
+    """Budgets of one track. Seconds are None where the track has no clock.
+
+    `commits_artifacts` says whether weights live in git, `artifact_cap` how many bytes each such
+    file may have: git is no artifact store.
+    """
 
     title: str
     bytes_cap: int = 16_000_000
@@ -33,7 +39,7 @@ class Track:
     eval_seconds: float | None = None
     gpus: int | None = None
     commits_artifacts: bool = False
-    artifact_cap: int | None = None  # per committed file: git is no artifact store
+    artifact_cap: int | None = None
 
 
 TRACKS = {
@@ -48,14 +54,15 @@ TRACKS = {
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    # Deferred: who only asks for help need not wait for the validators.
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, defer_build=True)
 
     @model_validator(mode="after")
     def within_64_bits(self) -> Self:
-        """An integer of hundreds of digits, which a string may hold too, is none that float64 arithmetic could take."""
-        if beyond := [
-            name for name, value in self if isinstance(value, int) and abs(value) >= 1 << 63
-        ]:
+        """Refuse integers that float64 arithmetic could not take; a string may hold one, too."""
+        integers = {name: value for name, value in self if isinstance(value, int)}
+        beyond = [name for name, value in integers.items() if abs(value) >= 1 << 63]
+        if beyond:
             raise ValueError(f"{', '.join(beyond)}: expected integers of 64 bits")
         return self
 
@@ -80,7 +87,10 @@ class Environment(Strict):
 
 
 class Data(Strict):
-    """What was trained on and scored, bound by hashes. Scores with different `version` are never put on one board."""
+    """What was trained on and scored, bound by hashes.
+
+    Scores with different `version` are never put on one board.
+    """
 
     corpus: str
     version: Sha256 = Field(description="sha256 over the ordered documents of both splits")
@@ -110,7 +120,10 @@ class RunConfig(Strict):
 
 
 class SeedResult(Strict):
-    """One training run. Losses in nats per token, bpb in bits per source byte, sizes in bytes, times in seconds."""
+    """One training run.
+
+    Losses in nats per token, bpb in bits per source byte, sizes in bytes, times in seconds.
+    """
 
     val_loss: float | None = Field(None, ge=0)
     val_bpb: float = Field(ge=0)
@@ -177,7 +190,10 @@ PACKED_SEED_FIELDS = (
 
 
 class Submission(Strict):
-    """One record. `val_*` are means over all seeds, `bytes_total` and `bytes_artifact` the largest seed's."""
+    """One record.
+
+    `val_*` are means over all seeds, `bytes_total` and `bytes_artifact` the largest seed's.
+    """
 
     schema_version: Literal[1] = SCHEMA_VERSION
     origin: Literal["packed", "imported"]
@@ -227,13 +243,7 @@ class Submission(Strict):
             raise ValueError(
                 f"seeds {self.seeds} and the keys of seed_results {list(self.seed_results)} differ"
             )
-        missing = [name for name in PACKED_FIELDS if getattr(self, name) is None]
-        missing += [
-            f"seed_results.{seed}.{name}"
-            for seed, r in self.seed_results.items()
-            for name in PACKED_SEED_FIELDS
-            if getattr(r, name) is None
-        ]
+        missing = self._missing()
         if missing or not self.seeds:
             raise ValueError(f"a packed record states {', '.join(missing) or 'at least one seed'}")
         if self.stated or self.notes or self.unknown:
@@ -242,15 +252,28 @@ class Submission(Strict):
             raise ValueError(f"track is one of {', '.join(TRACKS)}, found {self.track!r}")
         return self
 
+    def _missing(self) -> list[str]:
+        """Fields that a packed record has to state and this one does not."""
+        missing = [name for name in PACKED_FIELDS if getattr(self, name) is None]
+        for seed, result in self.seed_results.items():
+            for name in PACKED_SEED_FIELDS:
+                if getattr(result, name) is None:
+                    missing.append(f"seed_results.{seed}.{name}")
+        return missing
+
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of `submission.json`, draft 2020-12; completeness of packed records is written as if/then, as the validator has it."""
+    """JSON Schema of `submission.json`, draft 2020-12.
+
+    Packed records are complete: an if/then of the schema says what the validator enforces.
+    """
     schema = Submission.model_json_schema()
     packed = {"properties": {"origin": {"const": "packed"}}}
-    stated = {name: {"not": {"type": "null"}} for name in PACKED_FIELDS}
+    not_null = {"not": {"type": "null"}}
+    stated = dict.fromkeys(PACKED_FIELDS, not_null)
     seed = {
         "required": list(PACKED_SEED_FIELDS),
-        "properties": {name: {"not": {"type": "null"}} for name in PACKED_SEED_FIELDS},
+        "properties": dict.fromkeys(PACKED_SEED_FIELDS, not_null),
     }
     then = {
         "required": [*PACKED_FIELDS, "seeds", "seed_results"],
@@ -271,14 +294,8 @@ def json_schema() -> dict[str, Any]:
 
 def dump_submission(submission: Submission) -> str:
     """JSON text with a fixed key order; None and empty tables are left out."""
-    return (
-        json.dumps(
-            _without_empty(submission.model_dump(mode="json", exclude_none=True)),
-            indent=2,
-            ensure_ascii=False,
-        )
-        + "\n"
-    )
+    fields = _without_empty(submission.model_dump(mode="json", exclude_none=True))
+    return json.dumps(fields, indent=2, ensure_ascii=False) + "\n"
 
 
 def _without_empty(value: Any) -> Any:
@@ -288,12 +305,18 @@ def _without_empty(value: Any) -> Any:
 
 
 def allowed_difference(claim: float, relative: float) -> float:
-    """How far a score may lie from a claimed val_bpb: a share of it, and half of the last of its 8 decimals."""
+    """How far a score may lie from a claimed val_bpb, in bits per byte.
+
+    `relative` is a share of the claim. Half a unit of the last of its 8 decimals comes on top.
+    """
     return relative * claim + 5e-9
 
 
 def mean(values: list[float]) -> float:
-    """Mean to 8 decimals, the precision of the logs' result lines, so that a printed mean and its recomputation agree to the last digit."""
+    """Mean to 8 decimals, the precision of the logs' result lines.
+
+    So a printed mean and its recomputation agree to the last digit.
+    """
     return round(statistics.fmean(values), 8)
 
 

@@ -1,0 +1,43 @@
+"""Prints tables: aligned columns for a terminal, and Markdown."""
+
+import io
+import textwrap
+from collections.abc import Iterable, Sequence
+
+# In characters: no cell is ever folded or cut, however narrow the terminal is.
+UNLIMITED = 1_000_000
+
+
+def aligned(
+    rows: Iterable[Sequence[str]], widths: Sequence[int] = (), gap: int = 1, indent: int = 0
+) -> str:
+    """Plain text with one line for each row: no colours, no borders, nothing cut.
+
+    `widths` are the smallest widths of the first columns, `gap` lies between two columns and
+    `indent` before the first, all in characters. A terminal, a pipe and a file get the same text.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [[Text(cell) for cell in row] for row in rows]
+    count = max(map(len, cells), default=0)
+    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, gap, 0, 0))
+    for i in range(count):
+        smallest = widths[i] if i < len(widths) else None
+        table.add_column(min_width=smallest, no_wrap=True, overflow="ignore")
+    for row in cells:
+        table.add_row(*row)
+    console = Console(file=io.StringIO(), width=UNLIMITED, color_system=None)
+    with console.capture() as capture:
+        console.print(table, crop=False)
+    lines = [line.rstrip() for line in capture.get().splitlines()]
+    return textwrap.indent("\n".join(lines), " " * indent)
+
+
+def markdown_table(
+    head: Sequence[str], rows: Iterable[Sequence[str]], alignment: Sequence[str] = ()
+) -> str:
+    """A Markdown table. `alignment` holds `---` or `---:` for each column, `---` by default."""
+    lines = [head, alignment or ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
