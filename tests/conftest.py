@@ -1,10 +1,12 @@
-"""Shared fixtures: the root script as a module, and a tiny byte-level data set written without the project's own writer."""
+"""Shared fixtures: a tiny byte-level data set written without the project's own writer, the script
+as a process, and a disk that fills up."""
 
 import hashlib
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +16,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 # What every test process may see of the outside: nothing that would configure a run.
-CLEAN_ENV = {
-    k: v
-    for k, v in os.environ.items()
-    if k in ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
-}
+VISIBLE = ("PATH", "HOME", "LANG", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES")
+CLEAN_ENV = {name: os.environ[name] for name in VISIBLE if name in os.environ}
 
 TINY = {
     "vocab_size": 260,
@@ -52,9 +51,15 @@ TINY = {
 
 
 def flags(**overrides: object) -> list[str]:
-    return [
-        text for k, v in (TINY | overrides).items() for text in (f"--{k.replace('_', '-')}", str(v))
-    ]
+    """Flags of train_gpt.py for the tiny config, with some settings changed."""
+    argv = []
+    for name, value in (TINY | overrides).items():
+        argv += [f"--{name.replace('_', '-')}", str(value)]
+    return argv
+
+
+def sha256_hex(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def write_shard(
@@ -64,22 +69,23 @@ def write_shard(
     version: int = 1,
     promised: int | None = None,
 ) -> None:
+    """A shard of ids [N], by default a sound one; `promised` is the number in its header."""
     header = np.zeros(256, dtype="<i4")
-    header[:3] = magic, version, len(tokens) if promised is None else promised
+    header[:3] = [magic, version, len(tokens) if promised is None else promised]
     path.write_bytes(header.tobytes() + np.asarray(tokens, dtype="<u2").tobytes())
 
 
 def write_dataset(folder: Path, splits: dict[str, list[bytes]]) -> Path:
-    """Byte-level data set (ids = byte + 4, BOS before each document) in two train shards and one validation shard, with its manifest."""
+    """Byte-level data set with its manifest: ids = byte + 4, BOS before each document.
+
+    Two training shards and one validation shard."""
     folder.mkdir(parents=True)
-    version = hashlib.sha256(
-        b"".join(d for documents in splits.values() for d in documents)
-    ).hexdigest()
+    everything = b"".join(b"".join(documents) for documents in splits.values())
     manifest = {
         "format": 1,
         "name": folder.name,
         "corpus": "test",
-        "version": version,
+        "version": sha256_hex(everything),
         "tokenizer": {
             "file": "bytes",
             "kind": "bytes",
@@ -91,60 +97,54 @@ def write_dataset(folder: Path, splits: dict[str, list[bytes]]) -> Path:
         "provenance": {},
     }
     for split, documents in splits.items():
-        tokens = np.concatenate(
-            [
-                np.concatenate([[1], np.frombuffer(d, np.uint8).astype(np.int64) + 4])
-                for d in documents
-            ]
-        )
-        files = []
-        for i, part in enumerate(np.array_split(tokens, 2 if split == "train" else 1)):
-            path = folder / f"test_{split}_{i:06d}.bin"
-            write_shard(path, part)
-            files.append(
-                {
-                    "name": path.name,
-                    "tokens": len(part),
-                    "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
-                }
-            )
-        size = sum(map(len, documents))
+        tokens = np.concatenate([byte_ids(document) for document in documents])
+        shards = np.array_split(tokens, 2 if split == "train" else 1)
         manifest["splits"][split] = {
             "documents": len(documents),
-            "source_bytes": size,
+            "source_bytes": sum(map(len, documents)),
             "tokens": len(tokens),
-            "files": files,
+            "files": [write_part(folder, split, i, part) for i, part in enumerate(shards)],
             "xz_bytes": None,
         }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
 
 
+def byte_ids(document: bytes) -> np.ndarray:
+    """BOS and the byte-level ids of a document, int64."""
+    return np.concatenate([[1], np.frombuffer(document, np.uint8).astype(np.int64) + 4])
+
+
+def write_part(folder: Path, split: str, index: int, tokens: np.ndarray) -> dict:
+    """Write one shard of a split; returns its entry in the manifest."""
+    path = folder / f"test_{split}_{index:06d}.bin"
+    write_shard(path, tokens)
+    return {"name": path.name, "tokens": len(tokens), "sha256": sha256_hex(path.read_bytes())}
+
+
 def english_documents() -> list[bytes]:
-    """Real text that every Python has: the docstrings of some standard modules, paragraph by paragraph."""
+    """Real text that every Python has: docstrings of some standard modules, paragraph by paragraph.
+
+    In an order that looks random and never changes."""
     import argparse
     import decimal
     import doctest
     import turtle
 
-    text = "\n\n".join(
-        getattr(obj, "__doc__", None) or ""
-        for m in (argparse, decimal, doctest, turtle)
-        for obj in [m, *vars(m).values()]
-    )
-    return sorted(
-        {p.strip().encode() for p in text.split("\n\n") if len(p.strip()) > 40},
-        key=lambda d: hashlib.sha256(d).digest(),
-    )
+    documented = []
+    for module in (argparse, decimal, doctest, turtle):
+        documented += [module, *vars(module).values()]
+    text = "\n\n".join(getattr(thing, "__doc__", None) or "" for thing in documented)
+    paragraphs = [paragraph.strip() for paragraph in text.split("\n\n")]
+    distinct = {paragraph.encode() for paragraph in paragraphs if len(paragraph) > 40}
+    return sorted(distinct, key=sha256_hex)
 
 
 @pytest.fixture(scope="session")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     documents = english_documents()
-    return write_dataset(
-        tmp_path_factory.mktemp("data") / "datasets" / "test_byte",
-        {"train": documents[20:], "val": documents[:20]},
-    )
+    folder = tmp_path_factory.mktemp("data") / "datasets" / "test_byte"
+    return write_dataset(folder, {"train": documents[20:], "val": documents[:20]})
 
 
 def run_script(
@@ -157,9 +157,8 @@ def run_script(
     launcher = [sys.executable]
     if nproc > 1:
         launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
-    command = [*launcher, str(script), *map(str, argv)]
     return subprocess.run(
-        command,
+        [*launcher, str(script), *map(str, argv)],
         capture_output=True,
         text=True,
         timeout=300,
@@ -167,25 +166,29 @@ def run_script(
     )
 
 
+# --- A disk that fills up ---
+
+
 @pytest.fixture
-def tiny_disk(tmp_path):
-    """A file system of 700 kB."""
+def disk_size() -> int:
+    """Bytes that `tiny_disk` holds. A test file whose own files are larger overrides it."""
+    return 700_000
+
+
+@pytest.fixture
+def tiny_disk(tmp_path: Path, disk_size: int) -> Iterator[Path]:
+    """A file system of `disk_size` bytes."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    if (
-        os.geteuid() != 0
-        or subprocess.run(
-            ["mount", "-t", "tmpfs", "-o", "size=700k", "tmpfs", str(folder)],
-            capture_output=True,
-            check=False,
-        ).returncode
-    ):
+    command = ["mount", "-t", "tmpfs", "-o", f"size={disk_size}", "tmpfs", str(folder)]
+    is_root = os.geteuid() == 0
+    if not is_root or subprocess.run(command, capture_output=True, check=False).returncode:
         pytest.skip("needs root and the right to mount a tmpfs")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def fill(folder: Path) -> None:
-    """Leaves 4 kB on the file system of a folder."""
+    """Leave 4 kB free on the file system of a folder."""
     room = os.statvfs(folder)
     (folder / "filler").write_bytes(bytes(room.f_bavail * room.f_bsize - 4096))

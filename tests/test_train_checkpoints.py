@@ -248,8 +248,16 @@ def test_without_a_checkpoint_a_run_begins(dataset, undisturbed, tmp_path):
     assert result_of(tmp_path / "o") == result_of(undisturbed / "whole")
 
 
-def test_a_full_disk_costs_checkpoints_but_no_run(tiny_disk, dataset, undisturbed):
+@pytest.fixture
+def disk_size(undisturbed) -> int:
     """Log and artifact fit, one checkpoint does, a second does not."""
+    whole = undisturbed / "whole"
+    checkpoint = max(path.stat().st_size for path in checkpoints(whole).values())
+    others = [(whole / name).stat().st_size for name in ("train.log", "artifact.bin")]
+    return sum(others) + checkpoint + checkpoint // 4
+
+
+def test_a_full_disk_costs_checkpoints_but_no_run(tiny_disk, dataset, undisturbed):
     out = tiny_disk / "o"
     done = run_script(*flags(data_dir=dataset, out=out, **RUN))
     assert done.returncode == 0, done.stderr
