@@ -46,7 +46,7 @@ class Record:
 
     `submission` is None where there is none that can be read: `problem` says why.
     `stated` is its JSON object as the author wrote it, `json_lines` the lines of the file.
-    `artifacts` by seed, in the record's order; `missing` are the stated seeds without one.
+    `artifacts` by seed, in the record's order; `missing` holds the stated seeds without one.
     `with_audit` says whether the checks look at the audit too.
     """
 
@@ -72,7 +72,7 @@ class Record:
 
     @cached_property
     def shipped_size(self) -> int | None:
-        """Bytes of the script, by the file that stands for it where the folder is data only."""
+        """Bytes of the script; by the file that stands for it where the folder is data only."""
         if self.code is not None:
             return len(self.code)
         path = self.folder / SIZE_FILE
@@ -86,7 +86,8 @@ class Record:
         logs: dict[str, Log] = {}
         copies: dict[str, str] = {}
         first_with: dict[str, str] = {}
-        for path in sorted(filter(Path.is_file, self.folder.glob("*.log")), key=_log_order):
+        paths = [path for path in self.folder.glob("*.log") if path.is_file()]
+        for path in sorted(paths, key=_log_order):
             log = parse_log(path)
             first = first_with.setdefault(log.sha256, path.name)
             if first == path.name:
@@ -99,6 +100,14 @@ class Record:
     def logs(self) -> dict[str, Log]:
         """Each distinct log once, by file name. Raises UserError for one that cannot be read."""
         return self._logs_and_copies[0]
+
+    def log(self, name: str) -> Log:
+        """The log of that file name, or the log that it is a copy of.
+
+        Raises UserError for one that cannot be read.
+        """
+        known = self.logs.get(self.duplicates.get(name, name))
+        return parse_log(self.folder / name) if known is None else known
 
     def read_logs(self) -> None:
         """Read the logs now. Raises UserError for one that cannot be read."""
@@ -185,7 +194,8 @@ def open_record(folder: Path) -> Record:
 def open_for_trial(folder: Path, artifact: Path | None = None, seed: int | None = None) -> Record:
     """Open a record folder to run it: all its artifacts, or `artifact`, or that of one seed.
 
-    Raises UserError when there is no script or no artifact to run."""
+    Raises UserError when there is no script or no artifact to run.
+    """
     record = open_record(folder)
     if not record.script.is_file() or record.script.is_symlink():
         found = "a symbolic link" if record.script.is_symlink() else "none"
@@ -194,23 +204,30 @@ def open_for_trial(folder: Path, artifact: Path | None = None, seed: int | None 
         if not artifact.is_file():
             raise UserError(f"{artifact}: expected an artifact file, found none")
         record.artifacts = {GIVEN if seed is None else str(seed): artifact}
-        return record
-    committed = committed_artifacts(folder)
-    stated = [str(s) for s in record.submission.seeds] if record.submission else []
+    else:
+        _take_committed(record, seed)
+    return record
+
+
+def _take_committed(record: Record, seed: int | None) -> None:
+    """Take the folder's own artifacts: stated seeds first, or one seed alone."""
+    committed = committed_artifacts(record.folder)
+    stated = [str(number) for number in record.submission.seeds] if record.submission else []
     unstated = sorted(set(committed) - set(stated), key=int)
-    record.artifacts = {s: committed[s] for s in [*stated, *unstated] if s in committed}
-    record.missing = [s for s in stated if s not in committed]
-    if seed is not None:
-        if str(seed) not in committed:
-            seeds = ", ".join(committed) or "none"
-            raise UserError(f"{folder}: no artifact_seed{seed}.bin; it has seeds {seeds}")
-        record.artifacts = {str(seed): committed[str(seed)]}
+    record.missing = [name for name in stated if name not in committed]
+    if seed is None:
+        wanted = [name for name in [*stated, *unstated] if name in committed]
+    elif str(seed) in committed:
+        wanted = [str(seed)]
+    else:
+        seeds = ", ".join(committed) or "none"
+        raise UserError(f"{record.folder}: no artifact_seed{seed}.bin; it has seeds {seeds}")
+    record.artifacts = {name: committed[name] for name in wanted}
     if not record.artifacts:
         raise UserError(
-            f"{folder}: no artifact_seed*.bin; "
+            f"{record.folder}: no artifact_seed*.bin; "
             "tracks with large weights keep them outside git, pass --artifact FILE"
         )
-    return record
 
 
 def committed_artifacts(folder: Path) -> dict[str, Path]:

@@ -38,6 +38,11 @@ def aligned(
 def markdown_table(
     head: Sequence[str], rows: Iterable[Sequence[str]], alignment: Sequence[str] = ()
 ) -> str:
-    """A Markdown table. `alignment` holds `---` or `---:` for each column, `---` by default."""
-    lines = [head, alignment or ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    """A Markdown table. `alignment` holds `---` or `---:` for each column."""
+    rule = f"|{'|'.join(alignment)}|" if alignment else markdown_row(["---"] * len(head))
+    return "\n".join([markdown_row(head), rule, *map(markdown_row, rows)])
+
+
+def markdown_row(cells: Sequence[str]) -> str:
+    """One row; an empty cell is a single space."""
+    return "|" + "".join(f" {cell} |" if cell else " |" for cell in cells)

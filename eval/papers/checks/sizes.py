@@ -130,13 +130,9 @@ def _check_stated_total(record: Record, logs: dict[str, Log]) -> Check:
     if stated is None:
         return fails("bytes_total", "submission.json states none", *lines)
     lines.insert(0, say(record, "bytes_total"))
-    readings = {
-        max(totals.values()): "the largest log",
-        round(statistics.fmean(totals.values())): "the mean of the logs",
-    }
-    for name, total in totals.items():
-        if total not in readings:
-            readings[total] = name
+    readings: dict[int, str] = {total: name for name, total in totals.items()}
+    readings[max(totals.values())] = "the largest log"
+    readings[round(statistics.fmean(totals.values()))] = "the mean of the logs"
     if stated not in readings:
         logged = ", ".join(f"{total:,}" for total in totals.values())
         return fails("bytes_total", f"{stated:,} stated, the logs say {logged}", *lines)

@@ -11,14 +11,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-SEED_COLOURS = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#CC79A7",
-    "#56B4E9",
-    "#E69F00",
-)  # Okabe–Ito: told apart without red-green vision
+# Okabe–Ito: told apart without red-green vision.
+SEED_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+SERIES = (  # of the score picture: field of a seed, label, marker, colour
+    ("pre_quant_val_bpb", "before quantisation", "|", "#666666"),
+    ("neural_val_bpb", "model alone", "o", SEED_COLOURS[4]),
+    ("val_bpb", "record", "D", SEED_COLOURS[0]),
+)
 
 
 def loss_picture(submission: Submission, logs: dict[str, Log]) -> bytes:
@@ -28,20 +27,18 @@ def loss_picture(submission: Submission, logs: dict[str, Log]) -> bytes:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for (seed, log), colour in zip(logs.items(), _colours(len(logs)), strict=True):
-        train = [(p.step, p.train_loss) for p in log.steps if p.train_loss is not None]
-        validation = [(p.step, p.val_loss) for p in log.steps if p.val_loss is not None]
+        train = [step for step in log.steps if step.train_loss is not None]
+        validation = [step for step in log.steps if step.val_loss is not None]
         if train:
-            axes.plot(
-                *zip(*train, strict=True), color=colour, linewidth=1, label=f"seed {seed}, training"
-            )
+            steps = [step.step for step in train]
+            losses = [step.train_loss for step in train]
+            label = f"seed {seed}, training"
+            axes.plot(steps, losses, color=colour, linewidth=1, label=label)
         if validation:
-            axes.plot(
-                *zip(*validation, strict=True),
-                "o",
-                color=colour,
-                markersize=4,
-                label=f"seed {seed}, validation",
-            )
+            steps = [step.step for step in validation]
+            losses = [step.val_loss for step in validation]
+            label = f"seed {seed}, validation"
+            axes.plot(steps, losses, "o", color=colour, markersize=4, label=label)
     axes.set(xlabel="step", ylabel="nats per token", title=submission.name)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
@@ -49,34 +46,23 @@ def loss_picture(submission: Submission, logs: dict[str, Log]) -> bytes:
 
 
 def score_picture(submission: Submission) -> bytes:
-    """PNG: bits per byte of every seed, before and after what the scorer adds, with xz for scale."""
+    """PNG: bits per byte of every seed, before and after what the scorer adds; xz for scale."""
     from matplotlib.figure import Figure
 
     rows = submission.seed_results
     figure = Figure(figsize=(8, 1.2 + 0.45 * len(rows)), layout="constrained")
     axes = figure.subplots()
-    series = (
-        ("pre_quant_val_bpb", "before quantisation", "|", "#666666"),
-        ("neural_val_bpb", "model alone", "o", SEED_COLOURS[4]),
-        ("val_bpb", "record", "D", SEED_COLOURS[0]),
-    )
-    for name, label, marker, colour in series:
-        points = [
-            (getattr(row, name), i)
-            for i, row in enumerate(rows.values())
-            if getattr(row, name) is not None
-        ]
-        if points:
-            axes.plot(*zip(*points, strict=True), marker, color=colour, markersize=8, label=label)
+    for name, label, marker, colour in SERIES:
+        values = [getattr(row, name) for row in rows.values()]
+        places = [i for i, value in enumerate(values) if value is not None]
+        stated = [values[i] for i in places]
+        if stated:
+            axes.plot(stated, places, marker, color=colour, markersize=8, label=label)
     axes.axvline(submission.val_bpb, color=SEED_COLOURS[0], linewidth=1, alpha=0.5)
     if submission.data.xz_bytes:
-        axes.axvline(
-            bits_per_byte(submission.data),
-            color=SEED_COLOURS[1],
-            linewidth=1,
-            linestyle="--",
-            label="xz -9e",
-        )
+        scale = bits_per_byte(submission.data)
+        style = {"linewidth": 1, "linestyle": "--"}
+        axes.axvline(scale, color=SEED_COLOURS[1], label="xz -9e", **style)
     axes.set_yticks(range(len(rows)), [f"seed {seed}" for seed in rows])
     axes.set(xlabel="bits per byte, lower is better", ylim=(-0.6, len(rows) - 0.4))
     axes.invert_yaxis()
