@@ -1,4 +1,5 @@
-"""Bytes: the referee's own reader of tokenizers and shards against SentencePiece itself, hand-worked numbers, and the contest's constants."""
+"""Bytes: the referee's own reader of tokenizers and shards against SentencePiece itself, numbers
+worked by hand, and the contest's constants."""
 
 import hashlib
 import io
@@ -54,9 +55,18 @@ KINDS = {
 def train(folder: Path, **options) -> tuple[Path, sentencepiece.SentencePieceProcessor]:
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter([text for text in TEXTS * 20 if text]), model_writer=model, vocab_size=330, model_type="bpe", pad_id=0, bos_id=1, eos_id=2,
-        unk_id=3, hard_vocab_limit=False, minloglevel=2, **options,
-    )  # fmt: skip
+        sentence_iterator=iter([text for text in TEXTS * 20 if text]),
+        model_writer=model,
+        vocab_size=330,
+        model_type="bpe",
+        pad_id=0,
+        bos_id=1,
+        eos_id=2,
+        unk_id=3,
+        hard_vocab_limit=False,
+        minloglevel=2,
+        **options,
+    )
     path = folder / "t.model"
     path.write_bytes(model.getvalue())
     return path, sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
@@ -69,9 +79,12 @@ def random_text(rng: random.Random) -> str:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_decodes_as_sentencepiece_does(tmp_path, kind):
-    """Own reader of the model file against the library, document by document; unknown pieces, which the library writes as a mark, are nothing here."""
+    """Own reader of the model file against the library, document by document.
+
+    Unknown pieces, which the library writes as a mark, are nothing here."""
     path, library = train(tmp_path, **KINDS[kind])
-    table, rng = load_byte_table(path), random.Random(1)
+    table = load_byte_table(path)
+    rng = random.Random(1)
     assert table.vocab_size == library.vocab_size()
     for text in TEXTS + [random_text(rng) for _ in range(300)]:
         ids = np.array(library.encode(text), np.int64)
@@ -94,9 +107,10 @@ def test_lossless_text_comes_back_and_all_three_counts_agree(tmp_path):
 
 
 def test_lossy_counts_are_told_apart(tmp_path):
-    """NFKC turns the ligature ﬁ (3 bytes) into fi (2), runs of spaces collapse: source, decoded and table bytes are three numbers."""
+    """NFKC turns the ligature ﬁ (3 bytes) into fi (2), and runs of spaces collapse."""
     path, library = train(tmp_path, **KINDS["contest, byte fallback"])
-    table, text = load_byte_table(path), "  a ﬁne   b  "
+    table = load_byte_table(path)
+    text = "  a ﬁne   b  "
     stream = np.array([BOS, *library.encode(text)])
     assert table.decode(stream) == b"a fine b"
     assert table.decoded_bytes(stream) == 8
@@ -105,14 +119,12 @@ def test_lossy_counts_are_told_apart(tmp_path):
 
 
 def test_contest_table_by_hand(tmp_path):
-    """Piece bytes, +1 for a leading mark unless a boundary token precedes; byte pieces 1; control tokens 0."""
+    """Piece bytes, +1 for a leading mark unless a boundary token precedes; byte pieces 1; control
+    tokens 0."""
     path, library = train(tmp_path, **KINDS["contest, byte fallback"])
     table = load_byte_table(path)
-    word = next(
-        i
-        for i in range(4, library.vocab_size())
-        if library.id_to_piece(i) == "\u2581a" or library.id_to_piece(i) == "\u2581"
-    )
+    ids = range(4, library.vocab_size())
+    word = next(i for i in ids if library.id_to_piece(i) in ("\u2581a", "\u2581"))
     byte = library.piece_to_id("<0x41>")
     size = len(library.id_to_piece(word).replace("\u2581", " "))
     stream = np.array([BOS, word, word, byte, BOS, word, 2, word, 0])
@@ -131,6 +143,8 @@ def test_pure_byte_vocabulary(tmp_path):
 @pytest.mark.parametrize(
     ("name", "raw", "complaint"),
     [
+        ("x.model", b"\x0a\x02\x18\x01", "expected a SentencePiece model"),  # a piece without text
+        ("x.model", b"\x0a\x02\x08\x01", "expected a SentencePiece model"),  # a number as its text
         ("x.model", b"not a model at all", "expected a SentencePiece model"),
         ("x.model", b"", "expected a SentencePiece model"),
         ("x.model", b"\x0a\xff\xff\xff\xff\x7f", "expected a SentencePiece model"),
@@ -169,7 +183,7 @@ def test_implied_bytes_by_hand():
 
 @pytest.mark.parametrize("export", KNOWN_EXPORTS, ids=lambda e: e.label)
 def test_constants_agree_with_each_other(export):
-    """tokens × ratio / ln 2 is the stated number of bytes, to the digits that the constants carry."""
+    """tokens × ratio / ln 2 is the stated number of bytes, as far as the constants have digits."""
     assert implied_bytes(export.val_tokens[0], export.ratio, 1.0) == pytest.approx(
         export.bytes, rel=1e-4
     )
@@ -207,51 +221,59 @@ def test_public_logs_imply_the_published_bytes():
 # --- Dataset folders ---
 
 
+def sha256_hex(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def byte_stream(texts: list[str]) -> np.ndarray:
+    """Byte-level ids of the texts, each behind a BOS."""
+    stream = []
+    for text in texts:
+        stream += [BOS, *(4 + byte for byte in text.encode())]
+    return np.array(stream)
+
+
+def write_split(folder: Path, name: str, texts: list[str]) -> dict:
+    """Two shards of a split; returns its entry in the manifest."""
+    stream = byte_stream(texts)
+    files = []
+    for k, part in enumerate(np.array_split(stream, 2)):
+        raw = shard_bytes(part)
+        path = folder / f"tiny_{name}_{k:06d}.bin"
+        path.write_bytes(raw)
+        files.append({"name": path.name, "tokens": len(part), "sha256": sha256_hex(raw)})
+    return {
+        "documents": len(texts),
+        "source_bytes": sum(map(len, texts)),
+        "tokens": len(stream),
+        "files": files,
+    }
+
+
 @pytest.fixture
 def folder(tmp_path) -> Path:
     """A byte-level dataset of three validation and two training documents."""
     texts = {"train": ["first text", "second text"], "val": ["one", "two", "three"]}
-    path, version, splits = tmp_path / "datasets" / "tiny", hashlib.sha256(), {}
+    path = tmp_path / "datasets" / "tiny"
     path.mkdir(parents=True)
-    for name, documents_of in texts.items():
-        stream = np.array(
-            [t for text in documents_of for t in (BOS, *(4 + b for b in text.encode()))]
-        )
-        files = []
-        for k, part in enumerate(np.array_split(stream, 2)):
-            file = path / f"tiny_{name}_{k:06d}.bin"
-            file.write_bytes(shard_bytes(part))
-            files.append(
-                {
-                    "name": file.name,
-                    "tokens": len(part),
-                    "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-                }
-            )
-        for text in documents_of:
-            version.update(hashlib.sha256(text.encode()).digest())
-        splits[name] = {
-            "documents": len(documents_of),
-            "source_bytes": sum(map(len, documents_of)),
-            "tokens": len(stream),
-            "files": files,
-        }
+    version = hashlib.sha256()
+    for text in texts["train"] + texts["val"]:
+        version.update(hashlib.sha256(text.encode()).digest())
     tokenizer = json.dumps({"vocab_size": 260}).encode()
     (path / "bytes.json").write_bytes(tokenizer)
-    described = {
-        "file": "bytes.json",
-        "kind": "bytes",
-        "sha256": hashlib.sha256(tokenizer).hexdigest(),
-        "vocab_size": 260,
-        "lossless": True,
-    }
     manifest = {
         "format": 1,
         "name": "tiny",
         "corpus": "tiny",
         "version": version.hexdigest(),
-        "tokenizer": described,
-        "splits": splits,
+        "tokenizer": {
+            "file": "bytes.json",
+            "kind": "bytes",
+            "sha256": sha256_hex(tokenizer),
+            "vocab_size": 260,
+            "lossless": True,
+        },
+        "splits": {name: write_split(path, name, split) for name, split in texts.items()},
     }
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
@@ -260,11 +282,8 @@ def folder(tmp_path) -> Path:
 def test_dataset_reads_shards_in_name_order_and_checks_them(folder):
     dataset = Dataset(folder)
     split = dataset.split("val")
-    assert [dataset.table.decode(split.tokens[a:b]) for a, b in split.spans] == [
-        b"one",
-        b"two",
-        b"three",
-    ]
+    texts = [dataset.table.decode(split.tokens[begin:end]) for begin, end in split.spans]
+    assert texts == [b"one", b"two", b"three"]
     assert split.complaints == dataset.tokenizer_complaints == []
     assert dataset.decoded_version() == dataset.manifest.version
 
@@ -310,19 +329,16 @@ def test_unusable_folders_are_user_errors(folder):
         Dataset(folder)
 
 
-def test_a_sidecar_is_held_against_the_stated_bytes():
+@pytest.mark.parametrize(
+    ("source_bytes", "sidecar", "complaint"),
+    [
+        (6, [0, 1, 2, 3], None),
+        (6, [0, 2, 2, 3], "the byte sidecar sums to 7, the manifest states source_bytes 6"),
+        (None, [0, 1, 2, 3], "the byte sidecar sums to 6, the manifest states no source_bytes"),
+    ],
+)
+def test_a_sidecar_is_held_against_the_stated_bytes(source_bytes, sidecar, complaint):
     """Its hash is the manifest's, so only the sum shows that it counts what is not there."""
-    stated = ManifestSplit(documents=1, source_bytes=6, tokens=4, files=[])
-    split = Split(stated, np.array([1, 5, 6, 7]), [], np.array([0, 1, 2, 3]))
-    assert split.sidecar_complaint is None
-    split = Split(stated, np.array([1, 5, 6, 7]), [], np.array([0, 2, 2, 3]))
-    assert (
-        split.sidecar_complaint == "the byte sidecar sums to 7, the manifest states source_bytes 6"
-    )
-    split = Split(
-        ManifestSplit(documents=1, tokens=4, files=[]),
-        np.array([1, 5, 6, 7]),
-        [],
-        np.array([0, 1, 2, 3]),
-    )
-    assert split.sidecar_complaint.endswith("the manifest states no source_bytes")
+    stated = ManifestSplit(documents=1, source_bytes=source_bytes, tokens=4, files=[])
+    split = Split(stated, np.array([1, 5, 6, 7]), [], np.array(sidecar))
+    assert split.sidecar_complaint == complaint
