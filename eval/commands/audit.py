@@ -1,8 +1,10 @@
-"""`python -m eval audit`: a black-box audit of a record. No verdict rests on reading the submission's source.
+"""`python -m eval audit`: a black-box audit of a record.
 
-Every test of the report can be chosen by name (--only); --quick takes a few minutes on two cores for a docs-track record, --full tests every
-seed with many more positions. The report goes to the terminal and, as audit.json and AUDIT.md, into the record folder or --out. Exit code
-0 for PASS and WARN, 1 for POLICY and INVALID and where a chosen test could not run, 2 for bad input.
+No verdict rests on reading the submission's source. Every test of the report can be chosen by name
+(--only). --quick takes a few minutes on two cores for a docs-track record; --full tests every seed
+with many more positions. The report goes to the terminal and, as audit.json and AUDIT.md, into the
+record folder or --out. Exit code 0 for PASS and WARN, 1 for POLICY and INVALID and where a chosen
+test could not run, 2 for bad input.
 """
 
 import argparse
@@ -10,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.commands.score import add_run_options
-from eval.papers.audits.report import TEST_NAMES, AuditReport
+from eval.papers.audits.report import AUDIT_TEXT, TEST_NAMES, AuditReport
 from eval.papers.audits.writing import to_terminal, write_audit
 from eval.trial.audit.audit import Options, audit_record
 
@@ -43,7 +45,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         help="dataset folder of documents outside both splits, same tokenizer",
     )
     parser.add_argument(
-        "--random-seed", type=int, metavar="N", help="repeat the choices of an earlier audit"
+        "--random-seed", type=int, metavar="N", help="repeat the random choices of another audit"
     )
     parser.add_argument(
         "--out",
@@ -69,17 +71,21 @@ def run(args: argparse.Namespace) -> int:
         rules=args.rules,
         progress=True,
     )
-    result = audit_record(args.record, options)
-    print(to_terminal(result))
-    write_audit(result, args.out or args.record)
-    print(f"written   {(args.out or args.record) / 'AUDIT.md'}")
-    return int(result.verdict in ("POLICY", "INVALID") or bool(not_run(result, options.only)))
+    report = audit_record(args.record, options)
+    folder = args.out or args.record
+    print(to_terminal(report))
+    write_audit(report, folder)
+    print(f"written   {folder / AUDIT_TEXT}")
+    rejected = report.verdict in ("POLICY", "INVALID")
+    return int(rejected or bool(not_run(report, options.only)))
 
 
-def not_run(result: AuditReport, only: Sequence[str]) -> list[str]:
-    """Chosen tests that say nothing. `documents` may: a split of few documents has no borders to test, and the rule set asks for none."""
-    return [
-        t.name
-        for t in result.tests
-        if t.verdict == "NOT RUN" and (t.name in only if only else t.name != "documents")
-    ]
+def not_run(report: AuditReport, only: Sequence[str]) -> list[str]:
+    """Chosen tests that say nothing.
+
+    Without a choice, `documents` may say nothing: a split of few documents has no borders to test,
+    and the rule set asks for none.
+    """
+    wanted = only or [name for name in TEST_NAMES if name != "documents"]
+    silent = [test.name for test in report.tests if test.verdict == "NOT RUN"]
+    return [name for name in silent if name in wanted]

@@ -10,8 +10,9 @@ import argparse
 import json
 from pathlib import Path
 
-from eval.papers.checks.report import format_report
-from eval.papers.checks.run import check_folder
+from eval.papers.checks.report import Report, format_report
+from eval.papers.checks.run import check_record
+from eval.papers.folder import open_record
 from eval.rules import Verdict
 
 
@@ -29,15 +30,16 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    reports = [
-        check_folder(folder, with_audit=True, against=args.against) for folder in args.folders
-    ]
-    if args.json:
-        print(
-            json.dumps(
-                [report.model_dump(mode="json") for report in reports], indent=2, ensure_ascii=False
-            )
-        )
-    else:
-        print("\n\n".join(format_report(report) for report in reports))
+    base = None if args.against is None else open_record(args.against)
+    reports = []
+    for folder in args.folders:
+        record = open_record(folder)
+        record.with_audit = True
+        reports.append(check_record(record, base))
+    print(as_json(reports) if args.json else "\n\n".join(map(format_report, reports)))
     return int(any(report.verdict is Verdict.FAIL for report in reports))
+
+
+def as_json(reports: list[Report]) -> str:
+    objects = [report.model_dump(mode="json") for report in reports]
+    return json.dumps(objects, indent=2, ensure_ascii=False)

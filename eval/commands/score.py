@@ -1,7 +1,9 @@
 """`python -m eval score`: the score of a record by code that its author did not write.
 
-The record's script gives one loss for each token; that every target has one, how many bytes they stand for, the sum and the division are
-the referee's. Exit code 1 when the claim disagrees with this score or with the artifact, or the scorer breaks the contract, 2 for bad input.
+The record's script gives one loss for each token. The referee does the rest: it makes sure that
+every target has a loss, counts the bytes that they stand for, adds up and divides. Exit code 1 when
+the claim disagrees with this score or with the artifact, or the scorer breaks the contract, 2 for
+bad input.
 """
 
 import argparse
@@ -10,11 +12,18 @@ from pathlib import Path
 import numpy as np
 
 from eval.papers.folder import Record, open_for_trial
-from eval.papers.submission.schema import DOCS_TRACK, allowed_difference
+from eval.papers.submission.schema import DOCS_TRACK, SeedResult, allowed_difference
 from eval.rules import CURRENT, Rules, load_rules
 from eval.trial.runner.claims import name_given_artifact, other_artifact, tolerance
-from eval.trial.runner.scorer import RunFailed, Stream
-from eval.trial.runner.scores import Score, make_scorer, open_dataset, out_of_time, stream_to_score
+from eval.trial.runner.scorer import RunFailed, Scorer, Stream
+from eval.trial.runner.scores import (
+    RunSettings,
+    Score,
+    make_scorer,
+    open_dataset,
+    out_of_time,
+    stream_to_score,
+)
 from eval.trial.sandbox.job import WALL_CLOCK
 from eval.trial.sandbox.running import choose
 
@@ -77,86 +86,121 @@ def run(args: argparse.Namespace) -> int:
     mechanism = choose("none" if args.no_sandbox else "auto")
     if mechanism == "none":
         print("warning: no sandbox, the submission can read and write whatever you can")
-    disagreements = name_given_artifact(record) if args.tokens is None else []
+    rng = np.random.default_rng()
+    settings = RunSettings(rules, mechanism, rng, args.nproc, args.wall_seconds)
+    whole_split = args.tokens is None
+    disagreements = name_given_artifact(record) if whole_split else []
     stream, scored_bytes = stream_to_score(args.tokens, dataset, record)
-    scores = {}
+    scores: dict[str, Score] = {}
     for seed, artifact in record.artifacts.items():
-        scorer = make_scorer(
-            record,
-            artifact,
-            dataset,
-            rules,
-            mechanism,
-            args.nproc,
-            np.random.default_rng(),
-            args.wall_seconds,
-        )
-        try:
-            (scored,) = scorer.score([Stream(stream)], f"seed {seed}")
-        except RunFailed as error:
-            if error.outcome.killed == WALL_CLOCK:
-                raise out_of_time(error) from None
-            disagreements.append(str(error))
-            print(f"seed:{seed} failed: {error.outcome.why()}")
+        scorer = make_scorer(record, artifact, dataset, settings)
+        score, problems = score_stream(scorer, seed, stream, scored_bytes)
+        disagreements += problems
+        if score is None:
             continue
-        if scored.nll is None or scored.problems:
-            disagreements += scored.problems
-            print(f"seed:{seed} contract broken: {'; '.join(scored.problems)}")
-            continue
-        scores[seed] = Score(
-            float(scored.nll.sum()), len(scored.nll), scored_bytes, scorer.outcomes[-1].seconds
-        )
-        disagreements += _print(seed, scores[seed], record, rules, compare=args.tokens is None)
-        if args.tokens is None:
-            disagreements += [
-                f"seed {seed}: {name} {found}, submission.json says {stated}"
-                for name, found, stated in other_artifact(record, seed)
-            ]
-    if args.tokens is None and args.seed is None and args.artifact is None:
-        disagreements += _headline(record, scores, rules)
-    elif args.tokens is None and record.submission is None:
+        scores[seed] = score
+        claim = record.claim(seed) if whole_split else None
+        print(score_line(record, seed, score, claim, rules), flush=True)
+        if claim is not None:
+            disagreements += wrong_claims(record, seed, score, claim, rules)
+        if whole_split:
+            disagreements += wrong_artifact(record, seed)
+    if whole_split and args.seed is None and args.artifact is None:
+        disagreements += wrong_headline(record, scores, rules)
+    elif whole_split and record.submission is None:
         disagreements.append(str(record.problem))
     for text in disagreements:
         print(f"DISAGREES {text}")
     return int(bool(disagreements))
 
 
-def _print(seed: str, score: Score, record: Record, rules: Rules, compare: bool) -> list[str]:
-    line = f"seed:{seed} val_bpb:{score.val_bpb:.8f} nats:{score.nats:.6f} tokens:{score.tokens} bytes:{score.bytes} seconds:{score.seconds:.2f}"
-    claim = record.claim(seed)
-    wrong = []
-    if compare and claim is not None:
+def score_stream(
+    scorer: Scorer, seed: str, stream: np.ndarray, scored_bytes: int
+) -> tuple[Score | None, list[str]]:
+    """The score of one artifact, or None and what kept it from having one.
+
+    Raises UserError when the run took too long.
+    """
+    try:
+        (scored,) = scorer.score([Stream(stream)], f"seed {seed}")
+    except RunFailed as error:
+        if error.outcome.killed == WALL_CLOCK:
+            raise out_of_time(error) from None
+        print(f"seed:{seed} failed: {error.outcome.why()}")
+        return None, [str(error)]
+    if scored.nll is None or scored.problems:
+        print(f"seed:{seed} contract broken: {'; '.join(scored.problems)}")
+        return None, scored.problems
+    nats = float(scored.nll.sum())
+    return Score(nats, len(scored.nll), scored_bytes, scorer.outcomes[-1].seconds), []
+
+
+def score_line(
+    record: Record, seed: str, score: Score, claim: SeedResult | None, rules: Rules
+) -> str:
+    """What the referee found and, beside it, what submission.json claims."""
+    tokens = [
+        f"seed:{seed}",
+        f"val_bpb:{score.val_bpb:.8f}",
+        f"nats:{score.nats:.6f}",
+        f"tokens:{score.tokens}",
+        f"bytes:{score.bytes}",
+        f"seconds:{score.seconds:.2f}",
+    ]
+    if claim is not None:
         limit, why = tolerance(record, seed, rules)
-        difference = score.val_bpb - claim.val_bpb
-        line += f" claimed:{claim.val_bpb:.8f} difference:{difference:+.2e} tolerance:{limit * claim.val_bpb:.1e} ({why})"
-        if abs(difference) > allowed_difference(claim.val_bpb, limit):
-            wrong.append(
-                f"seed {seed}: val_bpb {score.val_bpb:.8f}, submission.json says {claim.val_bpb:.8f}"
-            )
-        for name, counted in (("scored_tokens", score.tokens), ("scored_bytes", score.bytes)):
-            stated = getattr(claim, name)
-            if stated is not None and stated != counted:
-                wrong.append(f"seed {seed}: {name} {counted:,}, submission.json says {stated:,}")
-    print(line, flush=True)
+        tokens += [
+            f"claimed:{claim.val_bpb:.8f}",
+            f"difference:{score.val_bpb - claim.val_bpb:+.2e}",
+            f"tolerance:{limit * claim.val_bpb:.1e}",
+            f"({why})",
+        ]
+    return " ".join(tokens)
+
+
+def wrong_claims(
+    record: Record, seed: str, score: Score, claim: SeedResult, rules: Rules
+) -> list[str]:
+    """Where a seed's score, tokens or bytes are not what submission.json says."""
+    wrong = []
+    limit, _ = tolerance(record, seed, rules)
+    if abs(score.val_bpb - claim.val_bpb) > allowed_difference(claim.val_bpb, limit):
+        stated = f"submission.json says {claim.val_bpb:.8f}"
+        wrong.append(f"seed {seed}: val_bpb {score.val_bpb:.8f}, {stated}")
+    counts = (
+        ("scored_tokens", score.tokens, claim.scored_tokens),
+        ("scored_bytes", score.bytes, claim.scored_bytes),
+    )
+    for name, counted, claimed in counts:
+        if claimed is not None and claimed != counted:
+            wrong.append(f"seed {seed}: {name} {counted:,}, submission.json says {claimed:,}")
     return wrong
 
 
-def _headline(record: Record, scores: dict[str, Score], rules: Rules) -> list[str]:
-    """The mean over seeds against the record's val_bpb; every claimed seed must be there."""
-    if record.submission is None or not scores:
-        return [] if record.problem is None else [record.problem]
-    wrong = [
-        f"seed {seed}: claimed, but there is no artifact of it"
-        for seed in record.missing
-        if record.submission.track == DOCS_TRACK
+def wrong_artifact(record: Record, seed: str) -> list[str]:
+    """Where a seed's artifact is not the one that submission.json describes."""
+    differences = other_artifact(record, seed)
+    return [
+        f"seed {seed}: {name} {found}, submission.json says {stated}"
+        for name, found, stated in differences
     ]
-    mean = float(np.mean([s.val_bpb for s in scores.values()]))
+
+
+def wrong_headline(record: Record, scores: dict[str, Score], rules: Rules) -> list[str]:
+    """The mean over seeds against the record's val_bpb; every claimed seed must be there."""
+    submission = record.submission
+    if submission is None or not scores:
+        return [] if record.problem is None else [record.problem]
+    wrong = []
+    if submission.track == DOCS_TRACK:
+        wrong += [
+            f"seed {seed}: claimed, but there is no artifact of it" for seed in record.missing
+        ]
+    mean = float(np.mean([score.val_bpb for score in scores.values()]))
+    headline = submission.val_bpb
     limit = max(tolerance(record, seed, rules)[0] for seed in scores)
-    if not record.missing and abs(mean - record.submission.val_bpb) > allowed_difference(
-        record.submission.val_bpb, limit
-    ):
-        wrong.append(
-            f"mean over {len(scores)} seeds {mean:.8f}, submission.json says {record.submission.val_bpb:.8f}"
-        )
-    print(f"mean val_bpb:{mean:.8f} seeds:{len(scores)} claimed:{record.submission.val_bpb:.8f}")
+    if not record.missing and abs(mean - headline) > allowed_difference(headline, limit):
+        found = f"mean over {len(scores)} seeds {mean:.8f}"
+        wrong.append(f"{found}, submission.json says {headline:.8f}")
+    print(f"mean val_bpb:{mean:.8f} seeds:{len(scores)} claimed:{headline:.8f}")
     return wrong
