@@ -1,4 +1,4 @@
-"""The house that `eval/` is: which room may import which, how many there are, how heavy they start.
+"""How `eval/` is built: which room may import which, how many there are, how quickly it starts.
 
 A room is a module or package directly in `eval/` or in one of its wings; `commands` is one room.
 """
@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "trial": {"foundation", "text", "papers", "trial"},
     "commands": {"foundation", "text", "papers", "trial", "commands"},
 }
-# What the trial takes from the papers: the record, its claims and the report that it hands in.
+# What the trial takes from the papers: the record, its claims and the report that it writes.
 # The test `evidence` rests on the checks as well.
 TRIAL_READS = {"papers.folder", "papers.submission", "papers.audits"}
 TRIAL_CHECKS = "eval.trial.audit.evidence"
@@ -93,7 +93,7 @@ def rooms() -> set[str]:
 
 
 def circle(arrows: dict[str, set[str]]) -> list[str]:
-    """The nodes that remain when those without a way on are taken away, again and again."""
+    """The nodes that remain after repeatedly removing those from which no arrow leads on."""
     left = {node: set(targets) for node, targets in arrows.items()}
     while True:
         ends = [node for node, targets in left.items() if not targets & left.keys()]
@@ -151,7 +151,7 @@ def test_no_long_file(module):
     assert lines <= MOST_LINES, f"{module} has {lines} lines"
 
 
-def test_every_command_is_in_the_house():
+def test_every_command_has_a_module():
     from eval.__main__ import COMMANDS
 
     found = {path.stem for path in (EVAL / "commands").glob("*.py")} - {"__init__"}

@@ -168,7 +168,7 @@ def test_a_rule_sees_what_breaks_it(rule, source, lines):
 )
 def test_lint_and_format(command):
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", *command, "."],
+        [sys.executable, "-m", "ruff", *command, *sources()],
         cwd=ROOT,
         capture_output=True,
         text=True,
