@@ -104,13 +104,16 @@ def long_functions(source: str) -> Iterator[Finding]:
                 yield node.lineno, f"{node.name} has {lines} lines"
 
 
-def lambdas_outside_calls(source: str) -> Iterator[Finding]:
-    """A lambda is an argument; a function with a name is a def."""
+def lambdas_with_a_name(source: str) -> Iterator[Finding]:
+    """A function with a name is a def."""
     for node in parents_of(source):
         if not isinstance(node, ast.Lambda):
             continue
-        if not any(isinstance(outer, ast.Call) for outer in ancestors(node, source)):
-            yield node.lineno, "a lambda that is no argument of a call"
+        around = parents_of(source)[node]
+        while isinstance(around, ast.IfExp):
+            around = parents_of(source)[around]
+        if isinstance(around, ast.Assign | ast.AnnAssign | ast.NamedExpr):
+            yield node.lineno, "a lambda that is assigned to a name"
 
 
 def long_files(source: str) -> Iterator[Finding]:
@@ -134,7 +137,7 @@ def offenders(rule: Callable[[str], Iterator[Finding]], spared: tuple[str, ...] 
         (nested_comprehensions, ()),
         (walruses_inside_expressions, ()),
         (long_functions, ()),
-        (lambdas_outside_calls, ()),
+        (lambdas_with_a_name, ()),
         (long_files, (SCRIPT.name,)),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
@@ -154,7 +157,8 @@ def test_every_file_keeps_the_rule(rule, spared):
         (walruses_inside_expressions, "if (x := f()) > 1:\n    pass\ng(x := 1)", [1, 3]),
         (long_functions, "def f():\n" + "    x = 1\n" * 59, []),
         (long_functions, "def f():\n" + "    x = 1\n" * 60, [1]),
-        (lambdas_outside_calls, "f = lambda: 1\ng = f(key=lambda: 1)\nh = [lambda: 1]", [1, 3]),
+        (lambdas_with_a_name, "f = lambda: 1\ng = f(key=lambda: 1)\nh = [lambda: 1]", [1]),
+        (lambdas_with_a_name, "f = (lambda: 1) if x else None", [1]),
         (long_files, "\n" * 500, []),
         (long_files, "\n" * 501, [501]),
     ],
