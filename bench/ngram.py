@@ -24,7 +24,7 @@ import train_gpt as tg
 from bench.machine import RESULTS, ROOT, software, write_json
 from bench.mixing.picture import draw
 from bench.mixing.scores import Scored, measure_scores
-from bench.mixing.speed import measure_speed, run_child, time_exact, time_hashed
+from bench.mixing.speed import Plan, measure_speed, run_child, time_exact, time_hashed
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -44,6 +44,8 @@ def build_parser() -> argparse.ArgumentParser:
         "--limit", type=int, default=0, help="first tokens of the validation stream only; 0 = all"
     )
     parser.add_argument("--lengths", type=int, nargs="+", default=[100_000, 1_000_000, 8_000_000])
+    parser.add_argument("--length-rounds", type=int, default=3, help="timings of each length")
+    parser.add_argument("--rounds", type=int, default=5, help="timings side by side")
     parser.add_argument("--time-exact", type=int, default=0, help=argparse.SUPPRESS)
     parser.add_argument("--time-hashed", type=int, default=0, help=argparse.SUPPRESS)
     return parser
@@ -74,8 +76,13 @@ def measure(args: argparse.Namespace) -> None:
     def child(side: str, length: int) -> dict:
         return run_child([__file__, "--dataset", str(args.dataset), f"--time-{side}", str(length)])
 
-    available = len(tokens_of(args.dataset, "train"))
-    result["speed"] = measure_speed(child, args.lengths, available)
+    plan = Plan(
+        lengths=args.lengths,
+        length_rounds=args.length_rounds,
+        side_by_side_rounds=args.rounds,
+        available=len(tokens_of(args.dataset, "train")),
+    )
+    result["speed"] = measure_speed(child, plan)
     result["environment"] = software()
     result["dataset"] = {"name": manifest["name"], "version": manifest["version"]}
     write_json(args.out / "ngram.json", result)
@@ -87,6 +94,8 @@ def measure(args: argparse.Namespace) -> None:
 def main() -> int:
     parser = build_parser()
     args = parser.parse_args()
+    if min(args.rounds, args.length_rounds) < 1:
+        parser.error("expected at least 1 round")
     try:
         if args.time_exact:
             tokens = tokens_of(args.dataset, "train")[: args.time_exact]

@@ -34,20 +34,23 @@ class PlainAttention(tg.Attention):
     def forward(self, x_BTD: Tensor, rotary: tg.Rotary, tail: int) -> Tensor:
         """[B, T, D]: all positions, whatever `tail` asks for."""
         B, T, _ = x_BTD.shape
-        q = self.q(x_BTD).view(B, T, self.heads, self.head_size)
-        k = self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)
-        v = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
-        q = rotate(tg.rms_norm(q), rotary) * self.q_gain[:, None].to(x_BTD.dtype)
-        k = rotate(tg.rms_norm(k), rotary)
+        queries = self.q(x_BTD).view(B, T, self.heads, self.head_size)
+        keys = self.k(x_BTD).view(B, T, self.kv_heads, self.head_size)
+        values = self.v(x_BTD).view(B, T, self.kv_heads, self.head_size)
+        gain = self.q_gain[:, None].to(x_BTD.dtype)
+        q = rotate(tg.rms_norm(queries), rotary) * gain
+        k = rotate(tg.rms_norm(keys), rotary)
         groups = self.heads // self.kv_heads
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.repeat_interleave(groups, dim=2).transpose(1, 2),
-            v.repeat_interleave(groups, dim=2).transpose(1, 2),
+            values.repeat_interleave(groups, dim=2).transpose(1, 2),
             is_causal=True,
-        ).transpose(1, 2)
+        )
+        y = y.transpose(1, 2)
         if self.xsa:
-            unit = F.normalize(v, dim=-1).repeat_interleave(groups, dim=2)
+            unit = F.normalize(values, dim=-1)
+            unit = unit.repeat_interleave(groups, dim=2)
             y = y - (y * unit).sum(-1, keepdim=True) * unit
         return self.out(y.reshape(B, T, -1))
 
@@ -125,10 +128,10 @@ class PlainOptimizers:
         """Nesterov momentum, then Newton-Schulz, on one matrix [R, C]."""
         rows, columns = p.shape
         buffer.mul_(momentum).add_(p.grad)
-        update = p.grad.add(buffer, alpha=momentum)
-        if update.is_cuda:
-            update = update.bfloat16()
-        update = tg.newton_schulz(update[None], self.cfg.newton_schulz_steps)[0]
+        nesterov = p.grad.add(buffer, alpha=momentum)
+        if nesterov.is_cuda:
+            nesterov = nesterov.bfloat16()
+        update = tg.newton_schulz(nesterov[None], self.cfg.newton_schulz_steps)[0]
         p.mul_(1 - lr * self.cfg.weight_decay)
         p.add_(update, alpha=-lr * max(1.0, rows / columns) ** 0.5)
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,8 +20,6 @@ from bench.hashed_ngram import HashedConfig, hashed_mix
 from bench.machine import peak_memory
 
 ORDER = 11
-LENGTH_ROUNDS = 3
-SIDE_BY_SIDE_ROUNDS = 5
 SIDE_BY_SIDE_TOKENS = 1_000_000
 WARM_UP_TOKENS = 5000  # first calls load kernels
 
@@ -82,22 +81,22 @@ def run_child(command: list[str]) -> dict:
     return json.loads(done.stdout)
 
 
-def time_lengths(child: Child, lengths: list[int]) -> list[dict]:
+def time_lengths(child: Child, lengths: list[int], rounds: int) -> list[dict]:
     """Of each length the run with the median time."""
-    rounds = []
-    for _ in tqdm(range(LENGTH_ROUNDS), desc="lengths"):
-        rounds.append([child("exact", length) for length in lengths])
+    by_round = []
+    for _ in tqdm(range(rounds), desc="lengths"):
+        by_round.append([child("exact", length) for length in lengths])
     medians = []
-    for runs in zip(*rounds, strict=True):
+    for runs in zip(*by_round, strict=True):
         by_time = sorted(runs, key=lambda run: run["seconds"])
-        medians.append(by_time[LENGTH_ROUNDS // 2])
+        medians.append(by_time[rounds // 2])
     return medians
 
 
-def time_side_by_side(child: Child, tokens: int) -> dict:
+def time_side_by_side(child: Child, tokens: int, rounds: int) -> dict:
     """The two sides in turns."""
     seconds: dict[str, list[float]] = {"exact": [], "hashed": []}
-    for _ in tqdm(range(SIDE_BY_SIDE_ROUNDS), desc="side by side"):
+    for _ in tqdm(range(rounds), desc="side by side"):
         for side, runs in seconds.items():
             runs.append(child(side, tokens)["seconds"])
     exact = statistics.median(seconds["exact"])
@@ -111,12 +110,23 @@ def time_side_by_side(child: Child, tokens: int) -> dict:
     }
 
 
-def measure_speed(child: Child, lengths: list[int], available: int) -> dict:
-    """With prefixes of the `available` training tokens."""
-    exact = time_lengths(child, lengths)
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What is timed, and how often."""
+
+    lengths: list[int]  # tokens
+    length_rounds: int
+    side_by_side_rounds: int
+    available: int  # training tokens
+
+
+def measure_speed(child: Child, plan: Plan) -> dict:
+    """With prefixes of the training tokens."""
+    exact = time_lengths(child, plan.lengths, plan.length_rounds)
+    tokens = min(SIDE_BY_SIDE_TOKENS, plan.available)
     return {
         "orders": f"2-{ORDER}",
         "exact": exact,
-        "side_by_side": time_side_by_side(child, min(SIDE_BY_SIDE_TOKENS, available)),
+        "side_by_side": time_side_by_side(child, tokens, plan.side_by_side_rounds),
         "growth": exact[-1]["us_per_token"] / exact[0]["us_per_token"],
     }

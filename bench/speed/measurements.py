@@ -47,12 +47,11 @@ def timed(ranks: tg.Ranks, action: Callable, *arguments: Any) -> tuple[float, An
 
 def peak_flops(ranks: tg.Ranks, dtype: torch.dtype) -> float:
     """The data sheet's for bfloat16 on a known GPU, else what a large product reaches here."""
-    on_gpu = ranks.device.type == "cuda"
-    if on_gpu and dtype == torch.bfloat16:
+    if ranks.on_gpu and dtype == torch.bfloat16:
         name = torch.cuda.get_device_name(ranks.device)
         if name in PEAK_BF16_FLOPS:
             return PEAK_BF16_FLOPS[name]
-    n = 8192 if on_gpu else 1536
+    n = 8192 if ranks.on_gpu else 1536
     a = torch.randn(n, n, device=ranks.device, dtype=dtype)
     best = min(timed(ranks, torch.matmul, a, a)[0] for _ in range(5))
     return 2 * n**3 / best
@@ -84,7 +83,7 @@ class PieceTimes:
 
 def whole_step_seconds(first: int, count: int, trainer: Trainer, ranks: tg.Ranks) -> float:
     """Median of `count` steps by the host's clock, which a GPU's queue paces."""
-    pacer = tg.StepPacer(ranks.device)
+    pacer = tg.StepPacer(ranks)
     ends = [ranks.clock()]
     for step in range(first, first + count):
         trainer.forward_and_backward(trainer.loader.next())
@@ -104,8 +103,7 @@ def measure_training(
     length = 4 * training.train_batch_tokens + training.train_seq_len
     stream = tg.TokenStream([synthetic_stream(cfg.model.vocab_size, length)])
     trainer = make_trainer(side, stream, cfg, ranks)
-    on_gpu = ranks.device.type == "cuda"
-    if on_gpu:
+    if ranks.on_gpu:
         torch.cuda.reset_peak_memory_stats()
     times = PieceTimes()
     with contextlib.closing(trainer.loader):
@@ -117,7 +115,7 @@ def measure_training(
         "step_s": whole,
         "first_two_steps_s": times.first_steps,
         "losses": times.losses,
-        "peak_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory(),
+        "peak_bytes": torch.cuda.max_memory_allocated() if ranks.on_gpu else peak_memory(),
     }
 
 
