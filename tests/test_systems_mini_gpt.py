@@ -26,8 +26,8 @@ def small_model(spread: float = 0.3) -> "module.MiniGPT":
     )
     model = module.MiniGPT(cfg, seed=1)
     rng = np.random.default_rng(2)
-    for w in model.weights.values():
-        w += rng.normal(0, spread, w.shape)
+    for name, w in model.weights.items():
+        model.weights[name] = w + rng.normal(0, spread, w.shape)
     return model
 
 

@@ -147,7 +147,11 @@ def test_the_optimizer_uses_both_schedules():
     model = tg.GPT(cfg.model)
     optimizers = tg.Optimizers(model, cfg.training, tg.Ranks())
     seen = []
-    optimizers.muon = lambda lr, momentum: seen.append((round(lr, 9), round(momentum, 6)))
+
+    def note(lr: float, momentum: float) -> None:
+        seen.append((round(lr, 9), round(momentum, 6)))
+
+    optimizers.muon = note
     ids = torch.zeros(1, 4, dtype=torch.long)
     for step in (0, 5, 10, 99):
         model(ids, ids).backward()
