@@ -1,8 +1,12 @@
-"""Score and audit from end to end: what a reviewer types, what the report says, and what a scorer that breaks the contract gets."""
+"""Score and audit from end to end.
+
+What a reviewer types, what the report says, and what a scorer that breaks the contract gets.
+"""
 
 import hashlib
 import json
 import os
+import re
 import shutil
 import sys
 import tempfile
@@ -24,8 +28,7 @@ from eval.text.corpus.dataset import Dataset, shard_bytes
 from eval.trial.audit.audit import Options, audit_record
 from eval.trial.audit.budget import judge_clock, over_the_clock
 from eval.trial.audit.collector import Collector
-from eval.trial.audit.experiments.behaviour import Behaviour
-from eval.trial.audit.experiments.long_runs import LAMBDAS
+from eval.trial.audit.experiments.canary import LAMBDAS, Canary
 from eval.trial.audit.experiments.noise import Noise
 from eval.trial.runner import claims
 from eval.trial.runner.claims import name_given_artifact
@@ -36,18 +39,14 @@ sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from build import Workshop
 
 BOS = 1
-NO_SANDBOX = (
-    sandbox.unavailable("bubblewrap") is not None and sandbox.unavailable("unshare") is not None
-    if sys.platform == "linux"
-    else True
-)
+NO_SANDBOX = sys.platform != "linux" or all(map(sandbox.unavailable, sandbox.ISOLATING))
 pytestmark = pytest.mark.skipif(
     NO_SANDBOX,
     reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
 )
 
 
-# --- A tiny record by hand: byte vocabulary, uniform distribution, one behaviour changed at a time ---
+# --- A tiny record by hand: bytes, a uniform distribution, one behaviour changed at a time ---
 
 UNIFORM = """
 import argparse, json, math, os, sys
@@ -55,7 +54,11 @@ from pathlib import Path
 import numpy as np
 V = 260
 p = argparse.ArgumentParser()
-p.add_argument("command"); p.add_argument("--artifact"); p.add_argument("--tokens", nargs="+"); p.add_argument("--out"); p.add_argument("--probes")
+p.add_argument("command")
+p.add_argument("--artifact")
+p.add_argument("--tokens", nargs="+")
+p.add_argument("--out")
+p.add_argument("--probes")
 a = p.parse_args()
 probes = json.loads(Path(a.probes).read_text()) if a.probes else {}
 for path in map(Path, a.tokens):
@@ -70,34 +73,18 @@ for path in map(Path, a.tokens):
 
 
 def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:
-    folder, tokenizer, splits = (
-        root / "datasets" / "tiny",
-        json.dumps({"vocab_size": 260}).encode(),
-        {},
-    )
+    """A dataset folder with a byte vocabulary: id = 4 + byte, BOS before each document."""
+    folder = root / "datasets" / "tiny"
     folder.mkdir(parents=True)
+    tokenizer = json.dumps({"vocab_size": 260}).encode()
     (folder / "bytes.json").write_bytes(tokenizer)
     version = hashlib.sha256()
-    for name, texts in (("train", train), ("val", val)):
-        stream = np.array([t for text in texts for t in (BOS, *(4 + b for b in text.encode()))])
-        raw = shard_bytes(stream)
-        (folder / f"tiny_{name}_000000.bin").write_bytes(raw)
-        files = [
-            {
-                "name": f"tiny_{name}_000000.bin",
-                "tokens": len(stream),
-                "sha256": hashlib.sha256(raw).hexdigest(),
-            }
-        ]
-        size = sum(len(text.encode()) for text in texts)
-        splits[name] = {
-            "documents": len(texts),
-            "source_bytes": size,
-            "tokens": len(stream),
-            "files": files,
-        }
-        for text in texts:
-            version.update(hashlib.sha256(text.encode()).digest())
+    for text in (*train, *val):
+        version.update(hashlib.sha256(text.encode()).digest())
+    splits = {
+        "train": write_split(folder, "train", train),
+        "val": write_split(folder, "val", val),
+    }
     described = {
         "file": "bytes.json",
         "kind": "bytes",
@@ -115,6 +102,24 @@ def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def write_split(folder: Path, name: str, texts: list[str]) -> dict[str, object]:
+    """Write the one shard of a split; returns what the manifest says of it."""
+    ids: list[int] = []
+    for text in texts:
+        ids.append(BOS)
+        ids += [4 + byte for byte in text.encode()]
+    raw = shard_bytes(np.array(ids))
+    shard = f"tiny_{name}_000000.bin"
+    (folder / shard).write_bytes(raw)
+    file = {"name": shard, "tokens": len(ids), "sha256": hashlib.sha256(raw).hexdigest()}
+    return {
+        "documents": len(texts),
+        "source_bytes": sum(len(text.encode()) for text in texts),
+        "tokens": len(ids),
+        "files": [file],
+    }
 
 
 @pytest.fixture(scope="module")
@@ -137,30 +142,17 @@ def judge(folder: Path, dataset: Path, *only: str, **more) -> AuditReport:
 
 
 def test_uniform_is_valid_and_its_bits_are_known(tmp_path, tiny):
-    """log2 260 bits for each target: 8.022 bits per byte but for the BOS targets, which are no bytes."""
-    report = judge(
-        record(tmp_path / "r"),
-        tiny,
-        "future",
-        "normalisation",
-        "canary",
-        "coverage",
-        "isolation",
-        "documents",
-        "fresh",
-        "bytes",
-        "budget",
-    )
-    assert {t.name: t.verdict for t in report.tests if t.name != "evidence"} == {
-        name: "PASS" for name in TEST_NAMES if name != "evidence"
-    }, report
+    """log2 260 bits for each target: 8.022 bits per byte but for the BOS, which is no byte."""
+    without_papers = [name for name in TEST_NAMES if name != "evidence"]
+    report = judge(record(tmp_path / "r"), tiny, *without_papers)
+    verdicts = {name: report[name].verdict for name in without_papers}
+    assert verdicts == dict.fromkeys(without_papers, "PASS"), report
     split = Dataset(tiny).split("val")
     (score,) = report.scores
     assert score.scored_tokens == len(split.tokens) - 1
     assert score.scored_bytes == len(split.tokens) - 20
-    assert score.val_bpb == pytest.approx(
-        np.log2(260) * (len(split.tokens) - 1) / (len(split.tokens) - 20), rel=1e-12
-    )
+    bits = np.log2(260) * score.scored_tokens
+    assert score.val_bpb == pytest.approx(bits / score.scored_bytes, rel=1e-12)
     assert report["normalisation"].figures["largest_sum"] == pytest.approx(1, abs=1e-12)
 
 
@@ -194,70 +186,75 @@ def test_broken_output_is_invalid_and_said_plainly(tmp_path, tiny, kind):
 def test_a_pickle_is_never_loaded(tmp_path, tiny):
     """An output that would write a file when unpickled: refused, and not executed."""
     trace = Path(tempfile.gettempdir()) / f"unpickled-{os.getpid()}"
-    change = (
-        f"class Evil:\n    def __reduce__(self):\n        return (open, ({str(trace)!r}, 'w'))\n"
-        "np.save(Path(a.out, path.stem + '.nll.npy'), np.array([Evil()], dtype=object), allow_pickle=True); continue"
-    )
+    change = f"""
+class Evil:
+    def __reduce__(self):
+        return (open, ({str(trace)!r}, "w"))
+evil = np.array([Evil()], dtype=object)
+np.save(Path(a.out, path.stem + ".nll.npy"), evil, allow_pickle=True)
+continue"""
     assert judge(record(tmp_path / "r", change), tiny, "coverage").verdict == "INVALID"
     assert not trace.exists()
 
 
+NOISE = "nll += np.random.default_rng().normal(0, {sigma}, len(nll))"
+
+
 def test_noise_that_no_one_can_audit_is_invalid(tmp_path, tiny):
-    report = judge(
-        record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.1, len(nll))"),
-        tiny,
-        "future",
-        "normalisation",
-    )
-    assert report["future"].verdict == "INVALID" and "the same run twice" in report["future"].reason
+    folder = record(tmp_path / "r", NOISE.format(sigma=0.1))
+    report = judge(folder, tiny, "future", "normalisation")
+    assert report["future"].verdict == "INVALID"
+    assert "the same run twice" in report["future"].reason
 
 
 def test_small_noise_widens_the_tolerance_and_is_stated(tmp_path, tiny):
-    """Noise of 0.002 nats, as kernels that add in another order make: accepted, with the measured floor in the report."""
-    report = judge(
-        record(tmp_path / "r", "nll += np.random.default_rng().normal(0, 0.002, len(nll))"),
-        tiny,
-        "future",
-        "normalisation",
-        "documents",
-    )
+    """Noise of 0.002 nats, as kernels make that add in another order.
+
+    It is accepted, with the measured floor in the report."""
+    folder = record(tmp_path / "r", NOISE.format(sigma=0.002))
+    report = judge(folder, tiny, "future", "normalisation", "documents")
     assert (report["future"].verdict, report["normalisation"].verdict) == ("PASS", "PASS"), report
     assert 0.004 < report["future"].figures["noise_floor_nats"] < 0.02
     assert "between reruns of equal streams" in report["future"].tolerance_source
 
 
 def test_a_large_leak_does_not_hide_behind_small_noise(tmp_path, tiny):
-    change = "nll += np.random.default_rng().normal(0, 0.002, len(nll))\nnll[:-1] -= 0.3 * (x[2:] == 4 + 32)"
+    change = NOISE.format(sigma=0.002) + "\nnll[:-1] -= 0.3 * (x[2:] == 4 + 32)"
     assert judge(record(tmp_path / "r", change), tiny, "future").verdict == "INVALID"
 
 
-JITTER = "nll += 0.04 * np.random.default_rng().choice([-1, 1], len(nll)) * (np.random.default_rng().random(len(nll)) < 0.02)\n"
+JITTER = """
+rng = np.random.default_rng()
+nll += 0.04 * rng.choice([-1, 1], len(nll)) * (rng.random(len(nll)) < 0.02)
+"""
 
 
 def test_jitter_buys_no_room_for_a_gain(tmp_path, tiny):
-    """Every single difference of 0.08 nats from the rows is within the noise that the scorer makes itself; their mean is not."""
+    """Every single difference of 0.08 nats from the rows is within the scorer's own noise.
+
+    Their mean is not."""
     report = judge(record(tmp_path / "r", JITTER + "nll -= 0.08"), tiny, "normalisation")
     wrong = report["normalisation"].findings
-    assert any("mean of" in f.where for f in wrong) and not any(
-        "its own row" in f.expected for f in wrong
-    ), report["normalisation"]
+    assert any("mean of" in finding.where for finding in wrong), wrong
+    assert not any("its own row" in finding.expected for finding in wrong), wrong
 
 
 def test_a_small_look_ahead_in_jitter_shows_in_the_mean(tmp_path, tiny):
-    """Pays less where the token after the next is ASCII, as real text is and half of what the uniform row gives is not."""
-    report = judge(
-        record(tmp_path / "r", JITTER + "nll[:-1] -= 0.07 * (x[2:] < 4 + 128)"), tiny, "future"
-    )
-    assert any("mean of" in finding.where for finding in report["future"].findings), report[
-        "future"
-    ]
+    """Pays less where the token after the next is ASCII.
+
+    Real text is, and half of what the uniform row gives is not."""
+    folder = record(tmp_path / "r", JITTER + "nll[:-1] -= 0.07 * (x[2:] < 4 + 128)")
+    wrong = judge(folder, tiny, "future")["future"].findings
+    assert any("mean of" in finding.where for finding in wrong), wrong
 
 
 def test_jitter_beyond_bfloat16_is_a_warning(tmp_path, tiny):
-    # As many places each time, so that between two runs more than 1 % and less than 5 % of the losses differ, and none in short streams: a sweep over
-    # the vocabulary would add up what it costs.
-    count = "int(0.012 * len(nll)) * (len(nll) > 1000)"
-    jitter = f"nll[np.random.default_rng().choice(len(nll), {count}, replace=False)] += 0.07"
+    # As many places each time, so that between two runs more than 1 % and less than 5 % of the
+    # losses differ, and none in short streams: a sweep over the vocabulary would add up its cost.
+    jitter = """
+count = int(0.012 * len(nll)) * (len(nll) > 1000)
+nll[np.random.default_rng().choice(len(nll), count, replace=False)] += 0.07
+"""
     report = judge(record(tmp_path / "r", jitter), tiny, "future", "normalisation")
     assert (report["future"].verdict, report["normalisation"].verdict) == ("WARN", "PASS"), report
     assert "more than bfloat16 kernels explain" in report["future"].reason
@@ -266,7 +263,8 @@ def test_jitter_beyond_bfloat16_is_a_warning(tmp_path, tiny):
 def test_running_without_a_sandbox_is_stated(tmp_path, tiny):
     report = judge(record(tmp_path / "r"), tiny, "isolation", "coverage", mechanism="none")
     assert report.sandbox == "none"
-    assert report["isolation"].verdict == "NOT RUN" and "--no-sandbox" in report["isolation"].reason
+    assert report["isolation"].verdict == "NOT RUN"
+    assert "--no-sandbox" in report["isolation"].reason
 
 
 # --- A record with papers ---
@@ -346,14 +344,13 @@ def test_bad_input_is_one_line_and_exit_code_2(papers, shop, tmp_path, capsys):
         ([papers, "--rules", "1999"], "no such rule set; known: 2026-11"),
     ]
     for argv, complaint in cases:
-        code, shown = score(
-            capsys, *argv, *(["--dataset", shop.corpus.dataset] if "--dataset" not in argv else [])
-        )
+        data = [] if "--dataset" in argv else ["--dataset", shop.corpus.dataset]
+        code, shown = score(capsys, *argv, *data)
         assert code == 2 and complaint in shown and shown.count("\n") == 1, shown
 
 
 def test_score_refuses_another_text(papers, shop, tmp_path, capsys):
-    """One token of the validation shard changed: it is not the split that the manifest describes."""
+    """One token of the validation shard changed: not the split that the manifest describes."""
     folder = Path(shutil.copytree(shop.corpus.dataset, tmp_path / "data" / "datasets" / "fixture"))
     shutil.copytree(shop.corpus.tokenizer.parent, tmp_path / "data" / "tokenizers")
     edit(next(folder.glob("*_val_*.bin")), lambda raw: raw[:-2] + bytes([raw[-2] ^ 1, raw[-1]]))
@@ -383,38 +380,22 @@ CHANGES: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
 def test_one_changed_thing_is_reported(papers, shop, what):
     name, change = CHANGES[what]
     edit(papers / name, change)
-    report = judge(papers, shop.corpus.dataset, "evidence")
-    assert report["evidence"].verdict == "INVALID", report["evidence"]
-    assert (
-        name in " ".join(f"{f.where} {f.expected} {f.found}" for f in report["evidence"].findings)
-        or "seed 1337" in report["evidence"].reason
-    )
+    evidence = judge(papers, shop.corpus.dataset, "evidence")["evidence"]
+    assert evidence.verdict == "INVALID", evidence
+    said = " ".join(f"{f.where} {f.expected} {f.found}" for f in evidence.findings)
+    assert name in said or "seed 1337" in evidence.reason
 
 
 def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, capsys):
-    argv = [
-        papers,
-        "--dataset",
-        shop.corpus.dataset,
-        "--fresh",
-        shop.corpus.fresh,
-        "--out",
-        tmp_path / "out",
-        "--random-seed",
-        5,
-        "--only",
-        "future",
-        "documents",
-    ]
+    argv = [papers, "--dataset", shop.corpus.dataset, "--fresh", shop.corpus.fresh]
+    argv += ["--out", tmp_path / "out", "--random-seed", 5, "--only", "future", "documents"]
     assert main(["audit", *map(str, argv)]) == 0
     shown = capsys.readouterr().out
     report = AuditReport.model_validate_json((tmp_path / "out" / "audit.json").read_text())
     assert [t.name for t in report.tests] == list(TEST_NAMES)
-    assert {t.name for t in report.tests if t.verdict != "NOT RUN"} == {
-        "future",
-        "documents",
-        "coverage",
-    }  # a run always tells whether it kept the contract
+    # A run always tells whether it kept the contract.
+    ran = {t.name for t in report.tests if t.verdict != "NOT RUN"}
+    assert ran == {"future", "documents", "coverage"}
     assert report.random_seed == 5 and report.level == "quick, only future documents"
     text = (tmp_path / "out" / "AUDIT.md").read_text()
     for name in TEST_NAMES:
@@ -424,56 +405,43 @@ def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, c
 
 
 def test_a_chosen_test_that_cannot_run_is_no_success(tmp_path, tiny, capsys):
-    argv = [
-        "audit",
-        record(tmp_path / "r"),
-        "--dataset",
-        tiny,
-        "--out",
-        tmp_path / "out",
-        "--no-sandbox",
-        "--only",
-    ]
+    argv = ["audit", record(tmp_path / "r"), "--dataset", tiny]
+    argv += ["--out", tmp_path / "out", "--no-sandbox", "--only"]
     assert main([*map(str, argv), "bytes"]) == 0
     assert main([*map(str, argv), "isolation"]) == 1
     assert "NOT RUN   isolation" in capsys.readouterr().out
 
 
 def test_other_artifact_given_by_hand_is_reported(papers, shop, tmp_path, capsys):
-    """One byte behind the end of the archive: the score stays what it was, the artifact is not the claimed one."""
+    """One byte behind the end of the archive.
+
+    The score stays what it was; the artifact is not the claimed one."""
     other = tmp_path / "other.bin"
     other.write_bytes((papers / "artifact_seed1337.bin").read_bytes() + b"\0")
     options = ["--dataset", shop.corpus.dataset, "--artifact", other, "--seed", 1337]
     code, shown = score(capsys, papers, *options)
-    assert (
-        code == 1
-        and "DISAGREES seed 1337: artifact_sha256" in shown
-        and "DISAGREES seed 1337: artifact_bytes" in shown
-    )
+    assert code == 1
+    assert "DISAGREES seed 1337: artifact_sha256" in shown
+    assert "DISAGREES seed 1337: artifact_bytes" in shown
     report = judge(papers, shop.corpus.dataset, "evidence", artifact=other, seed=1337)
-    assert report["evidence"].verdict == "INVALID" and any(
-        "artifact_sha256" in f.where for f in report["evidence"].findings
-    )
+    assert report["evidence"].verdict == "INVALID"
+    assert any("artifact_sha256" in f.where for f in report["evidence"].findings)
 
 
 def test_seed_of_an_artifact_given_by_hand_is_found_by_its_hash(shop, tmp_path, capsys):
-    folder = Path(
-        shutil.copytree(
-            shop.record("honest/static", (1337, 42), slug="two-seeds"), tmp_path / "two"
-        )
-    )
-    second, data = folder / "artifact_seed42.bin", ["--dataset", shop.corpus.dataset]
+    built = shop.record("honest/static", (1337, 42), slug="two-seeds")
+    folder = Path(shutil.copytree(built, tmp_path / "two"))
+    second = folder / "artifact_seed42.bin"
+    data = ["--dataset", shop.corpus.dataset]
     code, shown = score(capsys, folder, *data, "--artifact", second)
     assert code == 0 and "seed:42 " in shown and "claimed:" in shown
     edit(second, lambda raw: raw + b"\0")
     code, shown = score(capsys, folder, *data, "--artifact", second)
     assert code == 1 and "states it for no seed" in shown
-    silent = SimpleNamespace(
-        seed_results={seed: SimpleNamespace(artifact_sha256=None) for seed in ("1337", "42")}
-    )
-    with pytest.raises(
-        UserError, match=r"expected --seed with it, found seeds 1337, 42 without a sha256"
-    ):
+    no_hash = SimpleNamespace(artifact_sha256=None)
+    silent = SimpleNamespace(seed_results={"1337": no_hash, "42": no_hash})
+    complaint = r"expected --seed with it, found seeds 1337, 42 without a sha256"
+    with pytest.raises(UserError, match=complaint):
         name_given_artifact(SimpleNamespace(artifacts={GIVEN: second}, submission=silent))
 
 
@@ -488,26 +456,27 @@ def test_the_referees_own_time_limit_is_no_verdict(tmp_path, tiny, capsys):
     folder = record(tmp_path / "r", "import time; time.sleep(60)")
     for command in ("score", "audit"):
         assert main([command, str(folder), "--dataset", str(tiny), "--wall-seconds", "1"]) == 2
-        captured = capsys.readouterr()
-        assert (
-            captured.err.splitlines()[-1].startswith("error: ")
-            and "pass --wall-seconds" in captured.err
-        )
+        said = capsys.readouterr().err
+        assert said.splitlines()[-1].startswith("error: ")
+        assert "pass --wall-seconds" in said
     assert main(["score", str(folder), "--dataset", str(tiny), "--wall-seconds", "0"]) == 2
     assert "--wall-seconds: expected a number of seconds above 0" in capsys.readouterr().err
+
+
+H100 = "NVIDIA H100 80GB HBM3"
 
 
 @pytest.mark.parametrize(
     ("here", "nproc", "seconds", "verdict", "says"),
     [
-        (["NVIDIA H100 80GB HBM3"] * 8, 8, 700.0, "INVALID", "700.0 s"),
-        (["NVIDIA H100 80GB HBM3"] * 8, 8, 508.8, "PASS", ""),
+        ([H100] * 8, 8, 700.0, "INVALID", "700.0 s"),
+        ([H100] * 8, 8, 508.8, "PASS", ""),
         (
-            ["NVIDIA H100 80GB HBM3"],
+            [H100],
             1,
             4000.0,
             "WARN",
-            "not comparable: claimed on 8 x NVIDIA H100 80GB HBM3, run as 1 rank on 1 x NVIDIA H100 80GB HBM3",
+            f"not comparable: claimed on 8 x {H100}, run as 1 rank on 1 x {H100}",
         ),
         ([], 1, 4000.0, "WARN", "on 0 x no GPU"),
         ([], 1, 300.0, "PASS", "left out: the track's clock, claimed on 8 x"),
@@ -517,7 +486,7 @@ def test_the_tracks_clock_binds_on_the_claimed_hardware(
     monkeypatch, here, nproc, seconds, verdict, says
 ):
     monkeypatch.setattr(claims, "gpus_here", lambda: here)
-    environment = Environment(gpu="NVIDIA H100 80GB HBM3", gpus=8, world_size=8)
+    environment = Environment(gpu=H100, gpus=8, world_size=8)
     record = SimpleNamespace(
         track=TRACKS["track_10min_16mb"], claimed_environment=lambda seed: environment
     )
@@ -528,37 +497,31 @@ def test_the_tracks_clock_binds_on_the_claimed_hardware(
     assert over_the_clock(record, "42", seconds, nproc) == (verdict == "INVALID")
 
 
-SMALL = (
-    load_rules()
-    .profile["quick"]
-    .model_copy(
-        update={
-            "pairs": 8,
-            "tiny_pairs": 8,
-            "dense_tokens": 256,
-            "sweeps": 0,
-            "fresh_tokens": 2000,
-            "probes": 64,
-        }
-    )
-)
+FEW = {
+    "pairs": 8,
+    "tiny_pairs": 8,
+    "dense_tokens": 256,
+    "sweeps": 0,
+    "fresh_tokens": 2000,
+    "probes": 64,
+}
+SMALL = load_rules().profile["quick"].model_copy(update=FEW)
 
 
 def test_equal_random_seeds_make_equal_audits(papers, shop):
-    first, second = (
-        judge(papers, shop.corpus.dataset, "future", "normalisation", "canary", profile=SMALL)
-        for _ in range(2)
-    )
-    for name in ("future", "normalisation", "canary"):
+    dataset = shop.corpus.dataset
+    names = ("future", "normalisation", "canary")
+    first = judge(papers, dataset, *names, profile=SMALL)
+    second = judge(papers, dataset, *names, profile=SMALL)
+    for name in names:
         assert first[name].figures == second[name].figures and first[name].figures
-    other = audit_record(
-        papers, Options(dataset=shop.corpus.dataset, only=("canary",), random_seed=4, profile=SMALL)
-    )
+    options = Options(dataset=dataset, only=("canary",), random_seed=4, profile=SMALL)
+    other = audit_record(papers, options)
     assert other["canary"].figures != first["canary"].figures
 
 
 def test_quick_draws_one_seed_full_takes_all(tiny, tmp_path):
-    """Every artifact is scored at both levels; behaviour is tested on one drawn by chance, or on all."""
+    """Every artifact is scored at both levels; behaviour is tested on one of them, or on all."""
     folder = record(tmp_path / "r")
     for seed in (42, 2025):
         shutil.copyfile(folder / "artifact_seed1337.bin", folder / f"artifact_seed{seed}.bin")
@@ -573,33 +536,27 @@ def test_quick_draws_one_seed_full_takes_all(tiny, tmp_path):
 
 
 def canary(log2_q_over_g: np.ndarray) -> dict[str, float]:
-    collectors = {name: Collector(name) for name in TEST_NAMES}
-    rules = load_rules()
-    behaviour = Behaviour(
-        None,
-        np.array([BOS, *range(300)]),
-        None,
-        rules.profile["quick"],
-        rules,
-        np.random.default_rng(0),
-        collectors,
-    )
-    behaviour.log_ratios = [log2_q_over_g]
-    behaviour._canary()
-    return collectors["canary"].result("").figures | {
-        "invalid": collectors["canary"].result("").verdict == "INVALID"
-    }
+    """The figures of the test, and whether it says INVALID."""
+    into = Collector("canary")
+    evidence = Canary()
+    evidence.note(log2_q_over_g, np.zeros_like(log2_q_over_g))
+    evidence.judge(load_rules().tolerance, into)
+    result = into.result("")
+    return result.figures | {"invalid": result.verdict == "INVALID"}
 
 
 def two_distributions(rng: np.random.Generator, n: int, excess: float) -> np.ndarray:
-    """log2 q/g at n draws from g, where q is another distribution over 50 tokens times 1 + excess."""
-    g, q = rng.dirichlet(np.full(50, 1.0)), rng.dirichlet(np.full(50, 1.0))
+    """log2 q/g at n draws from g; q is another distribution over 50 tokens, times 1 + excess."""
+    g = rng.dirichlet(np.full(50, 1.0))
+    q = rng.dirichlet(np.full(50, 1.0))
     v = rng.choice(50, size=n, p=g)
     return np.log2(q[v] * (1 + excess) / g[v])
 
 
 def test_canary_never_accuses_a_distribution():
-    """500 valid scorers, however far from g: the evidence stays below 40 bits, and its exponential has mean at most 1."""
+    """500 valid scorers, however far from g.
+
+    The evidence stays below 40 bits, and its exponential has mean at most 1."""
     rng = np.random.default_rng(1)
     bits = [canary(two_distributions(rng, 400, 0.0))["evidence_bits"] for _ in range(500)]
     assert max(bits) < 15
@@ -607,7 +564,9 @@ def test_canary_never_accuses_a_distribution():
 
 
 def test_canary_sees_a_sum_slightly_above_one_through_a_large_divergence():
-    """q is 0.3 bits per token worse than g, so the plain likelihood ratio is hopeless; a sum of 1.1 shows all the same."""
+    """q is 0.3 bits per token worse than g, so the plain likelihood ratio is hopeless.
+
+    A sum of 1.1 shows all the same."""
     rng = np.random.default_rng(2)
     figures = canary(two_distributions(rng, 100_000, 0.10))
     assert figures["log_likelihood_ratio_bits"] < -10_000
@@ -625,16 +584,15 @@ def test_noise_limit_has_a_floor_and_a_ceiling():
     assert noise.limit == rules.tolerance.exact
     noise.add(np.array([0.01, -0.02] * 100))
     assert noise.limit == pytest.approx(0.08)
-    noise.add(
-        np.append(np.zeros(999), 0.12)
-    )  # one large difference is no noise that later ones may hide in
+    # One large difference is no noise that later ones may hide in.
+    noise.add(np.append(np.zeros(999), 0.12))
     assert noise.limit == pytest.approx(0.08)
     noise.add(np.array([10.0]))
     assert noise.limit == rules.tolerance.noise_limit
 
 
 def test_stream_names_and_order_reveal_nothing(tmp_path, tiny):
-    """The scorer sees names of twelve hexadecimal digits, in an order that has nothing to do with the referee's."""
+    """The scorer sees names of twelve hexadecimal digits, in an order that is not the referee's."""
     folder = record(tmp_path / "r", "print(path.stem, len(x))")
     scorer = Scorer(
         folder / "train_gpt.py",
@@ -645,12 +603,10 @@ def test_stream_names_and_order_reveal_nothing(tmp_path, tiny):
         np.random.default_rng(1),
     )
     scorer.score([Stream(np.full(n, 5)) for n in range(2, 42)], "names")
-    names, sizes = zip(
-        *(line.split() for line in scorer.outcomes[-1].stdout.splitlines()), strict=True
-    )
-    assert len(set(names)) == 40 and all(
-        len(n) == 12 and set(n) <= set("0123456789abcdef") for n in names
-    )
-    assert sorted(map(int, sizes)) == list(range(2, 42)) and list(map(int, sizes)) != list(
-        range(2, 42)
-    )
+    lines = [line.split() for line in scorer.outcomes[-1].stdout.splitlines()]
+    names = [name for name, _ in lines]
+    sizes = [int(size) for _, size in lines]
+    assert len(set(names)) == 40
+    assert all(re.fullmatch("[0-9a-f]{12}", name) for name in names)
+    assert sorted(sizes) == list(range(2, 42))
+    assert sizes != list(range(2, 42))

@@ -1,4 +1,7 @@
-"""The fresh-slice test on scorers whose knowledge is known: honest, trained on validation, stored text."""
+"""The fresh-slice test on scorers whose knowledge is known.
+
+One is honest, one is trained on validation text, one has stored it.
+"""
 
 import itertools
 from types import SimpleNamespace
@@ -9,9 +12,9 @@ import pytest
 from eval.rules import load_rules
 from eval.text.corpus.dataset import Split
 from eval.text.language.generator import KneserNey
-from eval.text.language.slices import per_document, ratio, short_docstrings
+from eval.text.language.slices import Slices, per_document, ratio, short_docstrings
 from eval.trial.audit.collector import Collector
-from eval.trial.audit.experiments.fresh import FreshSlices
+from eval.trial.audit.experiments.fresh import FreshText
 from eval.trial.runner.scorer import Scored
 
 BOS = 1
@@ -32,7 +35,9 @@ def test_bits_and_bytes_are_summed_by_document():
 
 
 def test_ratio_estimator_by_hand():
-    """Documents of 1 and 3 bytes with 1 and 6 bits: 7/4; residuals -0.75 and 0.75, variance factor 2."""
+    """Documents of 1 and 3 bytes with 1 and 6 bits: 7/4.
+
+    The residuals are -0.75 and 0.75, the variance factor is 2."""
     found = ratio(np.array([1.0, 6.0]), np.array([1.0, 3.0]))
     assert found.value == pytest.approx(1.75)
     assert found.error == pytest.approx(np.sqrt(2 * 0.75**2 * 2) / 4)
@@ -40,7 +45,7 @@ def test_ratio_estimator_by_hand():
 
 
 def test_standard_error_is_calibrated():
-    """Simulated documents with a common rate: the estimate lies within two standard errors in about 95 % of the cases."""
+    """Simulated documents with a common rate: 95 % of the estimates within two errors."""
     rng = np.random.default_rng(0)
     inside = 0
     for _ in range(400):
@@ -52,14 +57,12 @@ def test_standard_error_is_calibrated():
 
 def test_short_docstrings_are_of_neither_split():
     """The embedded corpus holds docstrings of 200 characters and more."""
-    texts = short_docstrings(
-        {"recipe": {"packages": {"packaging": "0", "tqdm": "0", "no-such-package": "0"}}},
-        np.random.default_rng(1),
-        10,
-    )
-    assert (
-        texts and all(100 <= len(text) <= 199 for text in texts) and len(set(texts)) == len(texts)
-    )
+    packages = {"packaging": "0", "tqdm": "0", "no-such-package": "0"}
+    provenance = {"recipe": {"packages": packages}}
+    texts = short_docstrings(provenance, np.random.default_rng(1), 10)
+    assert texts
+    assert all(100 <= len(text) <= 199 for text in texts)
+    assert len(set(texts)) == len(texts)
     assert short_docstrings({}, np.random.default_rng(1), 10) == []
 
 
@@ -67,7 +70,9 @@ def test_short_docstrings_are_of_neither_split():
 
 
 class Texts:
-    """A dataset of random text: 160 training and 160 validation documents of 41 tokens, one byte each."""
+    """A dataset of random text: 160 training and 160 validation documents of 41 tokens.
+
+    Each token is one byte."""
 
     manifest = SimpleNamespace(corpus="random")
     table = Table
@@ -75,9 +80,9 @@ class Texts:
     def __init__(self):
         rng = np.random.default_rng(0)
         kernel = rng.dirichlet(np.full(16, 0.2), size=16)
-        self.splits = {}
+        self.splits: dict[str, Split] = {}
         for name in ("train", "val"):
-            tokens = []
+            tokens: list[int] = []
             for _ in range(160):
                 tokens += [BOS, 5]
                 for _ in range(39):
@@ -97,8 +102,10 @@ def texts() -> Texts:
 
 
 def judged(texts: Texts, seed: int, paid: slice) -> Collector:
-    """Verdict on a scorer that is the referee's own model, and pays nothing for what lies in `paid` of the official run."""
-    slices = FreshSlices(texts, None, 1000, np.random.default_rng(seed))
+    """Verdict on a scorer that is the referee's own model.
+
+    It pays nothing for what lies in `paid` of the official run."""
+    slices = Slices(texts, None, 1000, np.random.default_rng(seed))
     baseline = KneserNey(slices.training_without_held_out(10_000), 20)
 
     def losses(tokens: np.ndarray) -> np.ndarray:
@@ -106,11 +113,12 @@ def judged(texts: Texts, seed: int, paid: slice) -> Collector:
 
     official = losses(slices.x)
     official[paid] = 0
-    scored = [Scored(nll=losses(stream.tokens)) for stream in slices.streams()]
     into = Collector("fresh")
-    slices.judge(
-        official, scored, (slices.control(), losses(slices.control())), baseline, load_rules(), into
-    )
+    run = SimpleNamespace(official=official)
+    experiment = FreshText(slices, run, baseline, load_rules(), into)
+    control = experiment.control()
+    experiment.later = (control, losses(control))
+    experiment.judge([Scored(nll=losses(stream.tokens)) for stream in experiment.streams()])
     return into
 
 
@@ -123,22 +131,23 @@ def test_stored_text_shows_wherever_it_lies(texts):
 
 
 def test_parts_are_the_rest_of_the_split(texts):
-    slices = FreshSlices(texts, None, 1000, np.random.default_rng(1))
+    slices = Slices(texts, None, 1000, np.random.default_rng(1))
     parts = slices.later_parts()
     assert parts[0][0] == slices.size and parts[-1][1] == len(slices.x)
     assert all(a[1] == b[0] for a, b in itertools.pairwise(parts))
     assert all(slices.x[begin] == BOS for begin, _ in parts)
     assert len(parts) == round((len(slices.x) - slices.size) / slices.size)
-    assert FreshSlices(texts, None, 100_000, np.random.default_rng(1)).later_parts() == []
+    assert Slices(texts, None, 100_000, np.random.default_rng(1)).later_parts() == []
 
 
 def test_every_document_can_be_drawn_and_the_draw_repeats(texts):
-    drawn = [
-        FreshSlices(texts, None, 1000, np.random.default_rng(seed)).drawn for seed in range(1600)
-    ]
+
+    def draw(seed: int, tokens: int = 1000) -> np.ndarray | None:
+        return Slices(texts, None, tokens, np.random.default_rng(seed)).drawn
+
+    drawn = [draw(seed) for seed in range(1600)]
     starts = {tuple(tokens[:30]) for tokens in drawn}
-    assert len(starts) == 160 and all(
-        len(tokens) == len(drawn[0]) and tokens[0] == BOS for tokens in drawn
-    )
-    assert np.array_equal(drawn[7], FreshSlices(texts, None, 1000, np.random.default_rng(7)).drawn)
-    assert FreshSlices(texts, None, 100_000, np.random.default_rng(1)).drawn is None
+    assert len(starts) == 160
+    assert all(len(tokens) == len(drawn[0]) and tokens[0] == BOS for tokens in drawn)
+    assert np.array_equal(drawn[7], draw(7))
+    assert draw(1, tokens=100_000) is None

@@ -3,8 +3,9 @@
 import functools
 import secrets
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from eval.papers.folder import Record, open_for_trial
 from eval.rules import CURRENT, Profile, Rules, load_rules
 from eval.text.corpus.dataset import Dataset
 from eval.text.language.generator import KneserNey
+from eval.text.language.slices import Slices
 from eval.trial.audit.budget import judge_clock, judge_sizes, over_the_clock
 from eval.trial.audit.collector import Collector
 from eval.trial.audit.data import judge_bytes
@@ -34,27 +36,39 @@ from eval.trial.audit.evidence import (
     judge_score,
 )
 from eval.trial.audit.experiments.behaviour import Behaviour, failed
-from eval.trial.audit.experiments.fresh import FreshSlices
+from eval.trial.audit.experiments.comparisons import Comparisons
+from eval.trial.audit.experiments.experiment import Engine
+from eval.trial.audit.experiments.fresh import FreshText
+from eval.trial.audit.experiments.material import Material
 from eval.trial.audit.isolation import judge_isolation
 from eval.trial.audit.progress import Progress
 from eval.trial.audit.summaries import SUMMARIES
-from eval.trial.runner.claims import (
-    machine,
-    name_given_artifact,
-)
+from eval.trial.runner.claims import machine, name_given_artifact
 from eval.trial.runner.scorer import RunFailed, Scorer
-from eval.trial.runner.scores import Score, denominator, make_scorer, open_dataset, out_of_time
+from eval.trial.runner.scores import (
+    RunSettings,
+    Score,
+    denominator,
+    make_scorer,
+    open_dataset,
+    out_of_time,
+)
 from eval.trial.sandbox.job import WALL_CLOCK
 from eval.trial.sandbox.running import choose
 
 BEHAVIOUR = ("future", "normalisation", "canary", "documents", "fresh")
 NEED_RUNS = (*BEHAVIOUR, "coverage", "isolation")
+NO_RUNS = "not needed"  # what the report says instead of a sandbox's mechanism
 MIN_STREAM = 256  # tokens; below, the positions of the behaviour tests would collide
+RUNS_OF_BEHAVIOUR = 4  # of an audited artifact beside splices and tail cut: see behaviour.py
 
 
 @dataclass(frozen=True)
 class Options:
-    """What to audit and how. `random_seed` None draws one, which the report prints; `profile` overrides the level's numbers."""
+    """What to audit and how.
+
+    Where `random_seed` is None, one is drawn, and the report prints it. `profile` overrides the
+    level's numbers."""
 
     level: str = "quick"
     only: tuple[str, ...] = ()
@@ -70,72 +84,85 @@ class Options:
     progress: bool = False
     profile: Profile | None = None
 
+    def wants(self, *names: str) -> bool:
+        """Whether any of these tests was chosen."""
+        return not self.only or any(name in self.only for name in names)
+
+    @property
+    def scope(self) -> str:
+        """What the report says of the level and of the chosen tests."""
+        return f"{self.level}, only {' '.join(self.only)}" if self.only else self.level
+
 
 def audit_record(folder: Path, options: Options) -> AuditReport:
-    """All chosen tests of one record folder. Raises UserError for input that cannot be audited at all."""
+    """All chosen tests of one record folder.
+
+    Raises UserError for input that cannot be audited at all."""
     return Audit(folder, options).run()
 
 
-@dataclass
 class Audit:
-    folder: Path
-    options: Options
-    collectors: dict[str, Collector] = field(init=False)
-    seconds: dict[str, float] = field(default_factory=dict)
+    """One audit on its way: the record, the data, and what the tests have found so far."""
 
-    def __post_init__(self) -> None:
-        self.rules: Rules = load_rules(self.options.rules)
-        self.profile = self.options.profile or self.rules.profile[self.options.level]
-        self.record: Record = open_for_trial(self.folder, self.options.artifact, self.options.seed)
+    def __init__(self, folder: Path, options: Options):
+        self.folder = folder
+        self.options = options
+        self.rules: Rules = load_rules(options.rules)
+        self.profile: Profile = options.profile or self.rules.profile[options.level]
+        self.record: Record = open_for_trial(folder, options.artifact, options.seed)
         self.unclaimed: list[str] = name_given_artifact(self.record)
-        self.dataset: Dataset = open_dataset(self.record, self.options.dataset)
-        self.fresh = Dataset(self.options.fresh) if self.options.fresh else None
-        self.random_seed = (
-            secrets.randbits(32) if self.options.random_seed is None else self.options.random_seed
-        )
+        self.dataset: Dataset = open_dataset(self.record, options.dataset)
+        self.fresh = Dataset(options.fresh) if options.fresh else None
+        self.random_seed = options.random_seed
+        if self.random_seed is None:
+            self.random_seed = secrets.randbits(32)
         self.rng = np.random.default_rng(self.random_seed)
         self.collectors = {name: Collector(name) for name in TEST_NAMES}
+        self.seconds = dict.fromkeys(TEST_NAMES, 0.0)
         self.scores: list[SeedScore] = []
         self.runs: list[ScorerRun] = []
         self.audited: list[str] = []
-        self.mechanism = (
-            choose(self.options.mechanism)
-            if self.wants(*NEED_RUNS, "budget", "evidence")
-            else "not needed"
-        )
+        self.mechanism = NO_RUNS
+        if options.wants(*NEED_RUNS, "budget", "evidence"):
+            self.mechanism = choose(options.mechanism)
+        self._check_data()
+
+    def _check_data(self) -> None:
+        folder = self.dataset.folder
         if len(self.dataset.split("val").tokens) < MIN_STREAM:
             raise UserError(
-                f"{self.dataset.folder}: a validation stream of at least {MIN_STREAM} tokens is needed for an audit"
+                f"{folder}: a validation stream of at least {MIN_STREAM} tokens "
+                "is needed for an audit"
             )
-        if (
-            self.fresh
-            and self.fresh.manifest.tokenizer.sha256 != self.dataset.manifest.tokenizer.sha256
-        ):
+        tokenizer = self.dataset.manifest.tokenizer.sha256
+        if self.fresh and self.fresh.manifest.tokenizer.sha256 != tokenizer:
             raise UserError(
-                f"{self.options.fresh}: made with another tokenizer than {self.dataset.folder}; build it with the record's"
+                f"{self.options.fresh}: made with another tokenizer than {folder}; "
+                "build it with the record's"
             )
-
-    def wants(self, *names: str) -> bool:
-        return not self.options.only or any(name in self.options.only for name in names)
 
     def run(self) -> AuditReport:
-        started, clock = datetime.now(UTC), time.monotonic()
+        """Run the chosen tests. Raises UserError where a run's own time limit is too short."""
+        started = datetime.now(UTC)
+        clock = time.monotonic()
+        wants = self.options.wants
         with Progress(self.options.progress) as progress:
-            if self.wants("bytes", "coverage"):
-                self._timed("bytes", self._bytes)
-            if self.mechanism != "not needed":
+            if wants("bytes", "coverage"):
+                with self._timed("bytes"):
+                    judge_bytes(self.record, self.dataset, self.collectors["bytes"])
+            if self.mechanism != NO_RUNS:
                 self._all_seeds(progress)
-            if self.wants("budget"):
-                self._timed("budget", self._budget)
-            if self.wants("evidence", "budget", "bytes"):
-                self._timed("evidence", self._evidence)
+            if wants("budget"):
+                with self._timed("budget"):
+                    judge_sizes(self.record, self.collectors["budget"])
+            if wants("evidence", "budget", "bytes"):
+                with self._timed("evidence"):
+                    self._evidence()
         tests = [self._result(name) for name in TEST_NAMES]
         return AuditReport(
             record=self.folder.name,
             verdict=worst([t.verdict for t in tests]),
-            level=self.options.level
-            if not self.options.only
-            else f"{self.options.level}, only {' '.join(self.options.only)}",
+            level=self.options.scope,
             rules_version=self.rules.name,
             random_seed=self.random_seed,
             audited=self.audited,
@@ -151,11 +178,11 @@ class Audit:
             runs=self.runs,
         )
 
-    def _bytes(self) -> None:
-        judge_bytes(self.record, self.dataset, self.collectors["bytes"])
-
-    def _budget(self) -> None:
-        judge_sizes(self.record, self.collectors["budget"])
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        clock = time.monotonic()
+        yield
+        self.seconds[name] += time.monotonic() - clock
 
     def _evidence(self) -> None:
         judge_papers(self.record, self.collectors)
@@ -166,158 +193,146 @@ class Audit:
         if self.options.seed is None and self.options.artifact is None:
             judge_headline(self.record, self.scores, self.dataset, self.rules, into)
 
-    def _timed(self, name: str, work: Callable[[], None]) -> None:
-        clock = time.monotonic()
-        work()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - clock
-
     def _result(self, name: str) -> TestResult:
-        if not self.wants(name) and not (
-            name == "coverage" and self.runs
-        ):  # a run always tells whether it kept the contract
+        # A run always tells whether it kept the contract.
+        told_by_runs = name == "coverage" and self.runs
+        if not self.options.wants(name) and not told_by_runs:
             return TestResult(name=name, verdict="NOT RUN", reason="not selected")
-        return self.collectors[name].result(
-            SUMMARIES[name](self.collectors[name].figures), self.seconds.get(name, 0.0)
-        )
+        collector = self.collectors[name]
+        return collector.result(SUMMARIES[name](collector.figures), self.seconds[name])
 
     # --- Runs of the scorer ---
 
-    def _all_seeds(self, progress: "Progress") -> None:
-        """Score every artifact; behaviour tests on all of them (full) or on one drawn by chance (quick)."""
+    def _all_seeds(self, progress: Progress) -> None:
+        """Score every artifact, and run the behaviour tests.
+
+        These are on all artifacts (full) or on one drawn by chance (quick)."""
         seeds = list(self.record.artifacts)
-        chosen = seeds if self.options.level == "full" else [str(self.rng.choice(seeds))]
-        self.audited = chosen
-        behaviour = self.wants(*BEHAVIOUR)
-        progress.expect(
-            len(seeds)
-            + (
-                len(chosen) * (4 + self.profile.tail_cut + self.profile.late_splices)
-                if behaviour
-                else 0
-            )
-        )
-        slices, generator = self._baseline(progress) if behaviour else (None, None)
+        full = self.options.level == "full"
+        self.audited = seeds if full else [str(self.rng.choice(seeds))]
+        progress.expect(len(seeds))
+        slices: Slices | None = None
+        generator: KneserNey | None = None
+        if self.options.wants(*BEHAVIOUR):
+            runs = RUNS_OF_BEHAVIOUR + self.profile.tail_cut + self.profile.late_splices
+            progress.expect(len(self.audited) * runs)
+            slices, generator = self._baseline(progress)
         for seed in seeds:
             label = "" if len(seeds) == 1 else f"seed {seed}"
-            for collector in self.collectors.values():
-                collector.label = label
-            scorer = make_scorer(
-                self.record,
-                self.record.artifacts[seed],
-                self.dataset,
-                self.rules,
-                self.mechanism,
-                self.options.nproc,
-                self.rng,
-                self.options.wall_seconds,
-            )
-            clock = time.monotonic()
-            try:
-                self._one_seed(
-                    scorer, seed, slices if seed in chosen else None, generator, progress
-                )
-            except RunFailed as error:
-                if (
-                    error.outcome.killed == WALL_CLOCK
-                    and len(scorer.outcomes) == 1
-                    and not over_the_clock(
-                        self.record, seed, error.outcome.seconds, self.options.nproc
-                    )
-                ):
-                    raise out_of_time(error) from None
-                failed(error, self.collectors)
-                for name in BEHAVIOUR:
-                    self.collectors[name].skip(
-                        f"the scorer does not run to its end ({error.args[0].split(':')[0]})"
-                    )
-            judge_isolation(scorer.outcomes, self.mechanism, self.collectors["isolation"])
-            self.seconds["future"] = self.seconds.get("future", 0.0) + time.monotonic() - clock
-            self.runs += [
-                one.model_copy(update={"label": f"{label} {one.label}".strip()})
-                for one in scorer.runs
-            ]
-        for collector in self.collectors.values():
-            collector.label = ""
+            self._label_findings(label)
+            scorer = self._scorer(seed)
+            with self._timed("future"):
+                own_slices = slices if seed in self.audited else None
+                self._run_seed(scorer, seed, own_slices, generator, progress)
+                judge_isolation(scorer.outcomes, self.mechanism, self.collectors["isolation"])
+            for run in scorer.runs:
+                self.runs.append(run.model_copy(update={"label": f"{label} {run.label}".strip()}))
+        self._label_findings("")
 
-    def _baseline(self, progress: "Progress") -> tuple[FreshSlices, KneserNey]:
-        """Control slices and the n-gram model; both follow from the data and the random seed alone, so one audit's are good for the next."""
+    def _label_findings(self, label: str) -> None:
+        for collector in self.collectors.values():
+            collector.label = label
+
+    def _scorer(self, seed: str) -> Scorer:
+        options = self.options
+        settings = RunSettings(
+            self.rules, self.mechanism, self.rng, options.nproc, options.wall_seconds
+        )
+        return make_scorer(self.record, self.record.artifacts[seed], self.dataset, settings)
+
+    def _baseline(self, progress: Progress) -> tuple[Slices, KneserNey]:
+        """Control slices and the n-gram model.
+
+        Both follow from the data and the random seed alone, so one audit's are good for the
+        next."""
         progress.say("n-gram model of the training text")
         folders = (self.options.dataset or self.dataset.folder, self.options.fresh)
-        hashes = (self.dataset.manifest_sha256, self.fresh.manifest_sha256 if self.fresh else None)
+        fresh_sha256 = self.fresh.manifest_sha256 if self.fresh else None
         return baseline(
             folders,
-            hashes,
+            (self.dataset.manifest_sha256, fresh_sha256),
             self.profile.fresh_tokens,
             self.profile.generator_tokens,
             self.random_seed,
         )
 
+    def _run_seed(
+        self,
+        scorer: Scorer,
+        seed: str,
+        slices: Slices | None,
+        generator: KneserNey | None,
+        progress: Progress,
+    ) -> None:
+        """All runs of one artifact; one that does not come to its end is a finding.
+
+        Raises UserError where the official run is ended by the referee's own limit, which says
+        nothing about the record."""
+        try:
+            self._one_seed(scorer, seed, slices, generator, progress)
+        except RunFailed as error:
+            seconds = error.outcome.seconds
+            was_official = len(scorer.outcomes) == 1
+            too_slow = over_the_clock(self.record, seed, seconds, self.options.nproc)
+            if error.outcome.killed == WALL_CLOCK and was_official and not too_slow:
+                raise out_of_time(error) from None
+            failed(error, self.collectors)
+            for name in BEHAVIOUR:
+                why = f"the scorer does not run to its end ({error.label})"
+                self.collectors[name].skip(why)
+
     def _one_seed(
         self,
         scorer: Scorer,
         seed: str,
-        slices: FreshSlices | None,
+        slices: Slices | None,
         generator: KneserNey | None,
-        progress: "Progress",
+        progress: Progress,
     ) -> None:
         x = self.dataset.split("val").tokens
-        behaviour = Behaviour(
-            scorer, x, generator, self.profile, self.rules, self.rng, self.collectors
-        )
-        progress.step(f"seed {seed}: official")
+        material = Material(x, scorer.vocab_size, generator, self.profile, self.rng)
+
+        def step(label: str) -> None:
+            progress.step(f"seed {seed}: {label}")
+
+        engine = Engine(scorer, self.collectors["coverage"], step)
+        behaviour = Behaviour(engine, material, Comparisons(self.rules, self.collectors))
         nll = behaviour.run_official()
         if nll is None:
             for name in BEHAVIOUR:
                 self.collectors[name].skip("the official run gave no usable scores")
             return
-        self._score(seed, nll, scorer)
-        scorer.wall_seconds = max(
-            scorer.wall_seconds, self.rules.limits.wall_factor * scorer.outcomes[-1].seconds
-        )
+        seconds = scorer.outcomes[-1].seconds
+        self._score(seed, nll, seconds)
+        scorer.wall_seconds = max(scorer.wall_seconds, self.rules.limits.wall_factor * seconds)
         if slices is None or generator is None:
             return
-        if self.wants("fresh"):
-            behaviour.extra_streams, behaviour.control = slices.streams(), slices.control()
-        behaviour.run_all(lambda name: progress.step(f"seed {seed}: {name}"))
-        if self.wants("fresh"):
-            slices.judge(
-                nll,
-                behaviour.extra_scored,
-                behaviour.control_scored,
-                generator,
-                self.rules,
-                self.collectors["fresh"],
-            )
+        fresh = None
+        if self.options.wants("fresh"):
+            fresh = FreshText(slices, material, generator, self.rules, self.collectors["fresh"])
+        behaviour.run_all(fresh)
 
-    def _score(self, seed: str, nll: np.ndarray, scorer: Scorer) -> None:
-        """The referee's score of one seed against the claim (test `evidence`) and the clock (test `budget`)."""
-        split, artifact = self.dataset.split("val"), self.record.artifacts[seed]
-        score = Score(
-            float(nll.sum()),
-            len(nll),
-            denominator(split, self.dataset.table),
-            scorer.outcomes[-1].seconds,
-        )
+    def _score(self, seed: str, nll: np.ndarray, seconds: float) -> None:
+        """The referee's score of one seed, against claim (`evidence`) and clock (`budget`)."""
+        split = self.dataset.split("val")
+        artifact = self.record.artifacts[seed]
+        scored_bytes = denominator(split, self.dataset.table)
+        score = Score(float(nll.sum()), len(nll), scored_bytes, seconds)
         claim = self.record.claim(seed)
-        self.scores.append(
-            SeedScore(
-                seed=seed,
-                artifact_bytes=artifact.stat().st_size,
-                artifact_sha256=sha256_of(artifact),
-                val_bpb=score.val_bpb,
-                nats=score.nats,
-                scored_tokens=score.tokens,
-                scored_bytes=score.bytes,
-                seconds=score.seconds,
-                claimed_val_bpb=claim.val_bpb if claim else None,
-            )
+        reported = SeedScore(
+            seed=seed,
+            artifact_bytes=artifact.stat().st_size,
+            artifact_sha256=sha256_of(artifact),
+            val_bpb=score.val_bpb,
+            nats=score.nats,
+            scored_tokens=score.tokens,
+            scored_bytes=score.bytes,
+            seconds=score.seconds,
+            claimed_val_bpb=claim.val_bpb if claim else None,
         )
-        judge_clock(self.record, seed, score.seconds, self.options.nproc, self.collectors["budget"])
-        judge_score(
-            self.record, self.scores[-1], self.dataset, self.rules, self.collectors["evidence"]
-        )
-
-    # --- Files ---
+        self.scores.append(reported)
+        judge_clock(self.record, seed, seconds, self.options.nproc, self.collectors["budget"])
+        judge_score(self.record, reported, self.dataset, self.rules, self.collectors["evidence"])
 
 
 @functools.lru_cache(maxsize=2)
@@ -327,13 +342,16 @@ def baseline(
     fresh_tokens: int,
     generator_tokens: int,
     random_seed: int,
-) -> tuple[FreshSlices, KneserNey]:
-    """`hashes` only tells one state of the folders from another."""
-    dataset, fresh = Dataset(folders[0]), Dataset(folders[1]) if folders[1] else None
-    slices = FreshSlices(dataset, fresh, fresh_tokens, np.random.default_rng((random_seed, 1)))
+) -> tuple[Slices, KneserNey]:
+    """Slices and n-gram model of a dataset and, if there is one, of a fresh one.
+
+    `hashes` only tells one state of the folders from another."""
+    folder, fresh_folder = folders
+    dataset = Dataset(folder)
+    fresh = Dataset(fresh_folder) if fresh_folder else None
+    slices = Slices(dataset, fresh, fresh_tokens, np.random.default_rng((random_seed, 1)))
     stream = slices.training_without_held_out(generator_tokens)
     if stream is None or len(stream) < MIN_STREAM:
-        stream = dataset.split(
-            "val"
-        ).tokens  # no training text here: g may be any text's model, the canary stays exact
+        # No training text here. The model may be any text's; the canary stays exact.
+        stream = dataset.split("val").tokens
     return slices, KneserNey(stream, dataset.vocab_size)

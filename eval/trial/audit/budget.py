@@ -2,13 +2,15 @@
 
 from eval.papers.folder import GIVEN, Record
 from eval.trial.audit.collector import Collector
-from eval.trial.runner.claims import (
-    other_hardware,
-)
+from eval.trial.runner.claims import other_hardware
+
+CONTEST_CAP = 16_000_000  # bytes, where the record names no track
 
 
 def judge_clock(record: Record, seed: str, seconds: float, nproc: int, into: Collector) -> None:
-    """Seconds of the official run against the track's clock, which binds where the hardware is that of the claim."""
+    """Seconds of the official run against the track's clock.
+
+    The clock binds where the hardware is that of the claim."""
     track = record.track
     into.ran_check()
     into.figure("eval_seconds_by_the_referee", seconds)
@@ -17,14 +19,14 @@ def judge_clock(record: Record, seed: str, seconds: float, nproc: int, into: Col
         return
     differs = other_hardware(record, seed, nproc)
     if seconds > cap:
-        verdict, why = (
-            ("INVALID", "") if differs is None else ("WARN", f"; not comparable: {differs}")
-        )
+        found = f"{seconds:.1f} s"
+        if differs is not None:
+            found += f"; not comparable: {differs}"
         into.add(
-            verdict,
+            "INVALID" if differs is None else "WARN",
             "evaluation",
             f"at most {cap:g} s from start to end of the process",
-            f"{seconds:.1f} s{why}",
+            found,
             "evaluation budget of the track",
         )
     elif differs is not None:
@@ -32,20 +34,20 @@ def judge_clock(record: Record, seed: str, seconds: float, nproc: int, into: Col
 
 
 def over_the_clock(record: Record, seed: str, seconds: float, nproc: int) -> bool:
-    track = record.track
-    limited = (
-        track is not None
-        and track.eval_seconds is not None
-        and other_hardware(record, seed, nproc) is None
-    )
-    return limited and seconds > track.eval_seconds
+    """Whether a run took longer than the track's clock, where that clock binds."""
+    cap = record.track.eval_seconds if record.track else None
+    if cap is None or other_hardware(record, seed, nproc) is not None:
+        return False
+    return seconds > cap
 
 
 def judge_sizes(record: Record, into: Collector) -> None:
-    """Sizes on disk; what is counted is what a run gets to see, so an uncounted file that it needs shows as a failed run."""
+    """Sizes on disk.
+
+    A run sees only what is counted, so an uncounted file that it needs shows as a failed run."""
     track = record.track
     code = record.script.stat().st_size
-    cap = track.bytes_cap if track else 16_000_000
+    cap = track.bytes_cap if track else CONTEST_CAP
     into.ran_check()
     into.figure("code_bytes", code)
     for seed, artifact in record.artifacts.items():

@@ -1,59 +1,74 @@
 """Gathers the findings of one test of the audit."""
 
 import math
+from collections.abc import Callable
 
 from eval.papers.audits.report import SEVERITY, Finding, TestResult
 from eval.rules import Verdict
 
 MAX_FINDINGS = 12  # a broken scorer fails everywhere; the first places are enough to see why
+LARGEST_FIGURE = 1e308  # stands for infinity, which JSON lacks
 
 
 class Collector:
-    """Gathers the findings of one test and turns them into its row."""
+    """Gathers the findings of one test and turns them into its row.
+
+    `label` stands before the place of each finding, where several seeds are audited."""
 
     def __init__(self, name: str, label: str = ""):
-        self.name, self.label = name, label
+        self.name = name
+        self.label = label
         self.findings: list[Finding] = []
         self.dropped = 0
         self.figures: dict[str, float] = {}
-        self.tolerance, self.tolerance_source = "", ""
+        self.tolerance = ""
+        self.tolerance_source = ""
         self.ran = 0
         self.skipped: list[str] = []
 
     def ran_check(self, count: int = 1) -> None:
+        """Count checks: a test without any has not run."""
         self.ran += count
 
     def skip(self, why: str) -> None:
+        """Note why a check was left out."""
         if why not in self.skipped:
             self.skipped.append(why)
 
-    def figure(self, name: str, value: float, combine=max) -> None:
+    def figure(
+        self, name: str, value: float, combine: Callable[[float, float], float] = max
+    ) -> None:
         """Keep a number; one that comes up again is combined (largest by default)."""
-        value = float(value)
-        if not math.isfinite(value):
-            value = math.copysign(1e308, value)
-        self.figures[name] = (
-            value if name not in self.figures else combine(self.figures[name], value)
-        )
+        number = float(value)
+        if not math.isfinite(number):
+            number = math.copysign(LARGEST_FIGURE, number)
+        if name in self.figures:
+            number = combine(self.figures[name], number)
+        self.figures[name] = number
 
     def add(self, verdict: Verdict, where: str, expected: str, found: str, rule: str) -> None:
-        if len([f for f in self.findings if f.verdict == verdict]) >= MAX_FINDINGS:
+        """Keep a finding, or count it where there are enough of its verdict."""
+        if sum(finding.verdict == verdict for finding in self.findings) >= MAX_FINDINGS:
             self.dropped += 1
             return
-        where = f"{self.label}: {where}" if self.label else where
+        place = f"{self.label}: {where}" if self.label else where
         self.findings.append(
-            Finding(verdict=verdict, where=where, expected=expected, found=found, rule=rule)
+            Finding(verdict=verdict, where=place, expected=expected, found=found, rule=rule)
         )
 
     def result(self, summary: str, seconds: float = 0.0) -> TestResult:
+        """The row of the report; `summary` is the reason where nothing was found."""
         ordered = sorted(self.findings, key=lambda f: -SEVERITY.index(f.verdict))
         if ordered:
-            verdict, first = ordered[0].verdict, ordered[0]
+            first = ordered[0]
+            verdict = first.verdict
             reason = f"{first.where}: expected {first.expected}, found {first.found}"
         elif self.ran:
-            verdict, reason = "PASS", summary
+            verdict = "PASS"
+            reason = summary
         else:
-            verdict, reason = "NOT RUN", "; ".join(self.skipped) or "not selected"
+            verdict = "NOT RUN"
+            reason = "; ".join(self.skipped) or "not selected"
         if verdict != "NOT RUN" and self.skipped:
             reason += f" (left out: {'; '.join(self.skipped)})"
         return TestResult(

@@ -4,20 +4,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from eval.papers.audits.report import (
-    SeedScore,
-)
+from eval.papers.audits.report import SeedScore
 from eval.papers.checks.run import check_record
 from eval.papers.folder import Record
 from eval.papers.submission.schema import allowed_difference
 from eval.rules import Rules, Verdict
 from eval.text.corpus.dataset import Dataset
 from eval.trial.audit.collector import Collector
-from eval.trial.runner.claims import (
-    other_artifact,
-    tolerance,
-)
+from eval.trial.runner.claims import other_artifact, tolerance
 
+# Checks of the papers that count for another test.
 EVIDENCE_ELSEWHERE = {
     "size": "budget",
     "bytes": "budget",
@@ -29,8 +25,9 @@ EVIDENCE_ELSEWHERE = {
 
 
 def judge_papers(record: Record, collectors: dict[str, Collector]) -> None:
-    """The papers, by `python -m eval check`, whose failed checks count here; sizes and clocks of the log count as budget."""
+    """The papers, by `python -m eval check`: its failed checks count here.
 
+    Those of sizes and of the log's clocks count as budget."""
     if record.submission is None and record.problem is not None:
         collectors["evidence"].ran_check()
         collectors["evidence"].add(
@@ -110,12 +107,8 @@ def judge_headline(
     submission = record.submission
     if submission is None:
         return
-    if (
-        rules.policy.require_all_seeds
-        and record.missing
-        and record.track
-        and record.track.commits_artifacts
-    ):
+    commits_artifacts = record.track is not None and record.track.commits_artifacts
+    if rules.policy.require_all_seeds and record.missing and commits_artifacts:
         into.add(
             "INVALID",
             "artifacts",
@@ -123,17 +116,18 @@ def judge_headline(
             f"none for {', '.join(record.missing)}",
             "all seeds are counted",
         )
-    same_text = (
-        submission.data is None or submission.data.version == dataset.manifest.version
-    )  # `_score` has said so where it is not
-    if same_text and scores and not record.missing and len(scores) == len(submission.seeds):
-        mean = float(np.mean([s.val_bpb for s in scores]))
-        limit = max(tolerance(record, s.seed, rules)[0] for s in scores)
-        if abs(mean - submission.val_bpb) > allowed_difference(submission.val_bpb, limit):
-            into.add(
-                "INVALID",
-                "headline val_bpb",
-                f"{mean:.8f}, the mean over {len(scores)} seeds",
-                f"{submission.val_bpb:.8f}",
-                "all seeds are counted",
-            )
+    data = submission.data
+    if data is not None and data.version != dataset.manifest.version:
+        return  # `judge_score` has said so
+    if not scores or record.missing or len(scores) != len(submission.seeds):
+        return
+    mean = float(np.mean([s.val_bpb for s in scores]))
+    limit = max(tolerance(record, s.seed, rules)[0] for s in scores)
+    if abs(mean - submission.val_bpb) > allowed_difference(submission.val_bpb, limit):
+        into.add(
+            "INVALID",
+            "headline val_bpb",
+            f"{mean:.8f}, the mean over {len(scores)} seeds",
+            f"{submission.val_bpb:.8f}",
+            "all seeds are counted",
+        )

@@ -16,12 +16,15 @@ class Progress:
         self.bar.close()
 
     def expect(self, runs: int) -> None:
+        """More runs will come."""
         self.bar.total = (self.bar.total or 0) + runs
         self.bar.refresh()
 
     def say(self, what: str) -> None:
+        """Show what is done that is no run."""
         self.bar.set_description(what)
 
     def step(self, what: str) -> None:
+        """Count a run, and show its name."""
         self.bar.set_description(what)
         self.bar.update(1)

@@ -13,17 +13,9 @@ from eval.rules import Rules
 
 def machine() -> dict[str, str]:
     """The facts on which a repetition to the last digits depends."""
-    cpu = platform.processor() or platform.machine()
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                cpu = line.split(":", 1)[1].strip()
-                break
-    except OSError:
-        pass
     facts = {
         "python": platform.python_version(),
-        "cpu": cpu,
+        "cpu": _cpu(),
         "cores": str(os.cpu_count()),
         "platform": platform.platform(),
     }
@@ -35,15 +27,29 @@ def machine() -> dict[str, str]:
     return facts
 
 
+def _cpu() -> str:
+    """Model name of the processor, as the kernel says, else as Python does."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
-    """(relative tolerance on val_bpb, why): the tight one where processor and torch are those of the claim."""
-    stated, here = record.claimed_environment(seed), machine()
+    """(relative tolerance on val_bpb, why).
+
+    It is the tight one where processor and torch are those of the claim."""
+    stated = record.claimed_environment(seed)
     if stated is None or stated.cpu is None:
         return rules.score.relative_elsewhere, "the record does not say where it ran"
+    here = machine()
+    claimed = {"cpu": stated.cpu or here["cpu"], "torch": stated.torch or here["torch"]}
     differ = [
-        name
-        for name in ("cpu", "torch")
-        if (getattr(stated, name) or here[name]).split("+")[0] != here[name].split("+")[0]
+        name for name, value in claimed.items() if value.split("+")[0] != here[name].split("+")[0]
     ]
     if stated.gpu is not None:
         differ.append("gpu")
@@ -54,54 +60,47 @@ def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
 
 def gpus_here() -> list[str]:
     """Model of each NVIDIA GPU of this machine, as its driver says."""
-    texts = [
-        path.read_text(errors="replace")
-        for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information"))
-    ]
-    return [
-        line.partition(":")[2].strip()
-        for text in texts
-        for line in text.splitlines()
-        if line.startswith("Model:")
-    ]
+    models: list[str] = []
+    for path in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+        for line in path.read_text(errors="replace").splitlines():
+            if line.startswith("Model:"):
+                models.append(line.partition(":")[2].strip())
+    return models
 
 
 def other_hardware(record: Record, seed: str, nproc: int) -> str | None:
-    """Why seconds measured here are not those that the record's track limits; None where GPU model and number are the claimed ones."""
-    stated, here = record.claimed_environment(seed), gpus_here()
+    """Why seconds measured here are not those that the record's track limits.
+
+    None where model and number of the GPUs are the claimed ones."""
+    stated = record.claimed_environment(seed)
     if stated is None or stated.gpu is None:
         return "the record does not say on which GPU it ran"
+    here = gpus_here()
     count = stated.world_size or stated.gpus or (record.track.gpus if record.track else None)
-    if (
-        len(here) < (count or 1)
-        or nproc != count
-        or any(name.lower() != stated.gpu.lower() for name in here)
-    ):
-        return f"claimed on {count or '?'} x {stated.gpu}, run as {nproc} rank{'s' * (nproc > 1)} on {len(here)} x {here[0] if here else 'no GPU'}"
-    return None
+    enough = len(here) >= (count or 1) and nproc == count
+    if enough and all(name.lower() == stated.gpu.lower() for name in here):
+        return None
+    ranks = "1 rank" if nproc == 1 else f"{nproc} ranks"
+    found = f"{len(here)} x {here[0]}" if here else "0 x no GPU"
+    return f"claimed on {count or '?'} x {stated.gpu}, run as {ranks} on {found}"
 
 
 def name_given_artifact(record: Record) -> list[str]:
-    """Find the seed of an artifact that was passed by hand without one, by its claimed hash. Returns what disagrees: no claim has that hash.
-    Raises UserError where several seeds are claimed and none with a hash."""
-    if (
-        GIVEN not in record.artifacts
-        or record.submission is None
-        or len(record.submission.seed_results) < 2
-    ):
+    """Find the seed of an artifact that was passed by hand without one, by its claimed hash.
+
+    Returns what disagrees: no claim has that hash. Raises UserError where several seeds are
+    claimed and none with a hash."""
+    if GIVEN not in record.artifacts or record.submission is None:
         return []
-    path, stated = (
-        record.artifacts[GIVEN],
-        {
-            c.artifact_sha256: seed
-            for seed, c in record.submission.seed_results.items()
-            if c.artifact_sha256
-        },
-    )
+    claims = record.submission.seed_results
+    if len(claims) < 2:
+        return []
+    path = record.artifacts[GIVEN]
+    stated = {c.artifact_sha256: seed for seed, c in claims.items() if c.artifact_sha256}
     if not stated:
-        seeds = ", ".join(record.submission.seed_results)
         raise UserError(
-            f"{path}: expected --seed with it, found seeds {seeds} without a sha256 in submission.json; say which of them it belongs to"
+            f"{path}: expected --seed with it, found seeds {', '.join(claims)} "
+            "without a sha256 in submission.json; say which of them it belongs to"
         )
     found = sha256_of(path)
     if found in stated:
@@ -112,9 +111,10 @@ def name_given_artifact(record: Record) -> list[str]:
 
 def other_artifact(record: Record, seed: str) -> list[tuple[str, str, str]]:
     """(what, found, stated) where the artifact is not the claimed one."""
-    claim, path = record.claim(seed), record.artifacts[seed]
+    claim = record.claim(seed)
     if claim is None:
         return []
+    path = record.artifacts[seed]
     pairs = [
         ("artifact_sha256", sha256_of(path), claim.artifact_sha256),
         ("artifact_bytes", path.stat().st_size, claim.artifact_bytes),

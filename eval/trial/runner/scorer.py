@@ -1,7 +1,8 @@
-"""Asks a record's train_gpt.py for scores, through the contract and inside the sandbox, and takes nothing it writes on trust.
+"""Asks a record's train_gpt.py for scores, through the contract and inside the sandbox.
 
-Names of streams are random, their order is shuffled and every run has the same command line, environment and limits, so that a
-scorer cannot tell an audit from the scoring of the record by anything but the tokens and probes that the contract needs.
+Nothing that it writes is taken on trust. Names of streams are random, their order is shuffled, and
+every run has the same command line, environment and limits. So a scorer cannot tell an audit from
+the scoring of the record by anything but the tokens and probes that the contract needs.
 """
 
 import io
@@ -22,7 +23,9 @@ from eval.trial.sandbox.running import run
 
 @dataclass(frozen=True)
 class Stream:
-    """Ids [N] to score and, optionally, positions [K] in 0..N-1 at which the whole next-token distribution is wanted."""
+    """Ids [N] to score and, optionally, positions [K] in 0..N-1 to probe.
+
+    At a probed position the whole next-token distribution is wanted."""
 
     tokens: np.ndarray
     probes: np.ndarray | None = None
@@ -30,7 +33,9 @@ class Stream:
 
 @dataclass
 class Scored:
-    """`nll` float64 [N-1] nats and `probe` float64 [K, V] log-probabilities, each None where the contract was broken: see `problems`."""
+    """`nll` float64 [N-1] nats and `probe` float64 [K, V] log-probabilities.
+
+    Each is None where it was not asked for, or broke the contract: see `problems`."""
 
     nll: np.ndarray | None = None
     probe: np.ndarray | None = None
@@ -38,10 +43,11 @@ class Scored:
 
 
 class RunFailed(Exception):
-    """The scorer did not run to its end. `outcome` holds what is known."""
+    """The scorer did not run to its end. `label` names the run; `outcome` is what is known."""
 
     def __init__(self, label: str, outcome: Outcome):
         super().__init__(f"{label}: {outcome.why()}")
+        self.label = label
         self.outcome = outcome
 
 
@@ -57,8 +63,12 @@ class Scorer:
         mechanism: str,
         rng: np.random.Generator,
     ):
-        self.code, self.artifact, self.vocab_size, self.rules = code, artifact, vocab_size, rules
-        self.mechanism, self.rng = mechanism, rng
+        self.code = code
+        self.artifact = artifact
+        self.vocab_size = vocab_size
+        self.rules = rules
+        self.mechanism = mechanism
+        self.rng = rng
         self.nproc = 1
         self.binds: dict[str, Path] = {}
         self.emptied: list[str] = []
@@ -67,55 +77,15 @@ class Scorer:
         self.outcomes: list[Outcome] = []
 
     def score(self, streams: Sequence[Stream], label: str) -> list[Scored]:
-        """Scores of `streams`, in their order. Raises RunFailed when the process fails, is killed, or overruns."""
-        names = [
-            f"{value:012x}" for value in self.rng.choice(1 << 47, size=len(streams), replace=False)
-        ]
-        order = self.rng.permutation(len(streams))
-        inputs: dict[str, Path | bytes] = {"artifact.bin": self.artifact}
-        argv = [
-            *self._launcher(),
-            "{code}/" + CODE_FILE,
-            "score",
-            "--artifact",
-            "{in}/artifact.bin",
-            "--tokens",
-        ]
-        collect, wanted = [], {}
-        for index in order:
-            inputs[f"{names[index]}.bin"] = shard_bytes(streams[index].tokens)
-            argv.append(f"{{in}}/{names[index]}.bin")
-            collect.append(f"{names[index]}.nll.npy")
-            if streams[index].probes is not None:
-                wanted[names[index]] = streams[index].probes.tolist()
-                collect.append(f"{names[index]}.probe.npy")
-        argv += ["--out", "{out}"]
-        if wanted:
-            inputs["probes.json"] = json.dumps(wanted).encode()
-            argv += ["--probes", "{in}/probes.json"]
-        job = Job(
-            {CODE_FILE: self.code},
-            inputs,
-            argv,
-            collect,
-            self._limits(streams),
-            self.binds,
-            self.emptied,
-        )
-        outcome = run(job, self.mechanism)
+        """Scores of `streams`, in their order.
+
+        Raises RunFailed when the process fails, is killed, or overruns."""
+        drawn = self.rng.choice(1 << 47, size=len(streams), replace=False)
+        names = [f"{value:012x}" for value in drawn]
+        named = [(names[k], streams[k]) for k in self.rng.permutation(len(streams))]
+        outcome = run(self._job(named), self.mechanism)
         self.outcomes.append(outcome)
-        tokens, probes = sum(len(s.tokens) for s in streams), sum(len(p) for p in wanted.values())
-        self.runs.append(
-            ScorerRun(
-                label=label,
-                streams=len(streams),
-                tokens=tokens,
-                probes=probes,
-                seconds=outcome.seconds,
-                cpu_seconds=outcome.cpu_seconds,
-                peak_memory=outcome.peak_memory,
-            )
-        )
+        self.runs.append(_described(outcome, streams, label))
         if not outcome.ok:
             raise RunFailed(label, outcome)
         scored = [
@@ -124,6 +94,34 @@ class Scorer:
         outcome.files.clear()
         return scored
 
+    def _job(self, named: Sequence[tuple[str, Stream]]) -> Job:
+        """The run that the contract describes, with its inputs and expected outputs."""
+        inputs: dict[str, Path | bytes] = {"artifact.bin": self.artifact}
+        collect: list[str] = []
+        probes: dict[str, list[int]] = {}
+        for name, stream in named:
+            inputs[f"{name}.bin"] = shard_bytes(stream.tokens)
+            collect.append(f"{name}.nll.npy")
+            if stream.probes is not None:
+                probes[name] = stream.probes.tolist()
+                collect.append(f"{name}.probe.npy")
+        argv = [*self._launcher(), "{code}/" + CODE_FILE, "score"]
+        argv += ["--artifact", "{in}/artifact.bin", "--tokens"]
+        argv += [f"{{in}}/{name}.bin" for name, _ in named]
+        argv += ["--out", "{out}"]
+        if probes:
+            inputs["probes.json"] = json.dumps(probes).encode()
+            argv += ["--probes", "{in}/probes.json"]
+        return Job(
+            {CODE_FILE: self.code},
+            inputs,
+            argv,
+            collect,
+            limits=self._limits([stream for _, stream in named]),
+            binds=self.binds,
+            emptied=self.emptied,
+        )
+
     def _launcher(self) -> list[str]:
         if self.nproc == 1:
             return []
@@ -131,35 +129,34 @@ class Scorer:
 
     def _limits(self, streams: Sequence[Stream]) -> Limits:
         limits = self.rules.limits
-        scores = sum(
-            8 * len(s.tokens)
-            + 8 * self.vocab_size * (0 if s.probes is None else len(s.probes))
-            + 4096
-            for s in streams
-        )
-        room = GIB + 2 * scores  # each array is written under a temporary name first
+        outputs = 0
+        for stream in streams:
+            rows = 0 if stream.probes is None else len(stream.probes)
+            outputs += 8 * len(stream.tokens) + 8 * self.vocab_size * rows + 4096
+        room = GIB + 2 * outputs  # each array is written under a temporary name first
         return Limits(
-            self.wall_seconds, limits.memory_gib * GIB, room, room, processes=limits.processes
+            wall_seconds=self.wall_seconds,
+            memory_bytes=limits.memory_gib * GIB,
+            output_bytes=room,
+            file_bytes=room,
+            processes=limits.processes,
         )
 
     def _read(self, outcome: Outcome, name: str, stream: Stream) -> Scored:
         scored = Scored()
-        scored.nll = self._array(
-            outcome, f"{name}.nll.npy", (len(stream.tokens) - 1,), scored.problems
-        )
-        if (
-            scored.nll is not None
-            and len(scored.nll)
-            and scored.nll.min() < -self.rules.score.negative_nats
-        ):
+        shape = (len(stream.tokens) - 1,)
+        scored.nll = self._array(outcome, f"{name}.nll.npy", shape, scored.problems)
+        if scored.nll is not None and len(scored.nll):
             worst = int(scored.nll.argmin())
-            scored.problems.append(
-                f"nll[{worst}] = {scored.nll[worst]:.6g} is negative: a probability above 1"
-            )
+            lowest = scored.nll[worst]
+            if lowest < -self.rules.score.negative_nats:
+                scored.problems.append(
+                    f"nll[{worst}] = {lowest:.6g} is negative: a probability above 1"
+                )
         if stream.probes is not None:
-            shape = (len(stream.probes), self.vocab_size)
+            shape_of_rows = (len(stream.probes), self.vocab_size)
             scored.probe = self._array(
-                outcome, f"{name}.probe.npy", shape, scored.problems, zero_probability=True
+                outcome, f"{name}.probe.npy", shape_of_rows, scored.problems, zero_probability=True
             )
         return scored
 
@@ -171,15 +168,15 @@ class Scorer:
         problems: list[str],
         zero_probability: bool = False,
     ) -> np.ndarray | None:
+        """An output file as an array; None with a complaint in `problems` where it is no such one.
+
+        `zero_probability`: -inf, ln 0, is a legitimate entry of a distribution."""
         what = "nll" if len(shape) == 1 else "probe"
         raw = outcome.files.get(name)
         if raw is None:
-            complaint = next((p for p in outcome.problems if name in p), None)
-            problems.append(
-                complaint.replace(name, f"{what} file")
-                if complaint
-                else f"no {what} file was written"
-            )
+            seen = next((p for p in outcome.problems if name in p), None)
+            said = seen.replace(name, f"{what} file") if seen else f"no {what} file was written"
+            problems.append(said)
             return None
         try:
             array = np.load(io.BytesIO(raw), allow_pickle=False)
@@ -194,7 +191,7 @@ class Scorer:
             return None
         bad = ~np.isfinite(array)
         if zero_probability:
-            bad &= array != -np.inf  # ln 0 is a legitimate entry of a distribution
+            bad &= array != -np.inf
         if bad.any():
             place = tuple(int(i) for i in np.argwhere(bad)[0])
             problems.append(
@@ -202,3 +199,15 @@ class Scorer:
             )
             return None
         return array
+
+
+def _described(outcome: Outcome, streams: Sequence[Stream], label: str) -> ScorerRun:
+    return ScorerRun(
+        label=label,
+        streams=len(streams),
+        tokens=sum(len(stream.tokens) for stream in streams),
+        probes=sum(len(stream.probes) for stream in streams if stream.probes is not None),
+        seconds=outcome.seconds,
+        cpu_seconds=outcome.cpu_seconds,
+        peak_memory=outcome.peak_memory,
+    )

@@ -29,7 +29,11 @@ def open_dataset(record: Record, given: Path | None) -> Dataset:
 
 @dataclass(frozen=True)
 class Score:
-    """nats over `tokens` targets and `bytes` of text; `seconds` from the start to the end of the scorer's last process."""
+    """The referee's score of one stream: `nats` over `tokens` targets and `bytes` of text.
+
+    `seconds` run from the start to the end of the scorer's last process. The report's SeedScore
+    says besides of which artifact the score is and what was claimed for it; `score` has neither
+    where it is given other tokens."""
 
     nats: float
     tokens: int
@@ -41,71 +45,91 @@ class Score:
         return self.nats / math.log(2) / self.bytes
 
 
-def make_scorer(
-    record: Record,
-    artifact: Path,
-    dataset: Dataset,
-    rules: Rules,
-    mechanism: str,
-    nproc: int,
-    rng: np.random.Generator,
-    wall_seconds: float | None,
-) -> Scorer:
-    """A scorer with the environment that the rule set shows for this corpus. Raises UserError for a `wall_seconds` that is no time."""
-    scorer = Scorer(record.script, artifact, dataset.vocab_size, rules, mechanism, rng)
-    scorer.nproc = nproc
-    if mechanism != "none":
+@dataclass(frozen=True)
+class RunSettings:
+    """How to run a scorer: rule set, mechanism of the sandbox, source of chance, ranks, seconds.
+
+    Where `wall_seconds` is None, the rule set's limit holds."""
+
+    rules: Rules
+    mechanism: str
+    rng: np.random.Generator
+    nproc: int = 1
+    wall_seconds: float | None = None
+
+
+def make_scorer(record: Record, artifact: Path, dataset: Dataset, settings: RunSettings) -> Scorer:
+    """A scorer with the environment that the rule set shows for this corpus.
+
+    Raises UserError for a `wall_seconds` that is no time."""
+    rules = settings.rules
+    scorer = Scorer(
+        record.script, artifact, dataset.vocab_size, rules, settings.mechanism, settings.rng
+    )
+    scorer.nproc = settings.nproc
+    if settings.mechanism != "none":
         docs_track = record.submission is None or record.submission.track == DOCS_TRACK
         scorer.emptied, scorer.binds = visible_environment(dataset.manifest, docs_track, rules)
-    if wall_seconds is not None:
-        if not 0 < wall_seconds < math.inf:
+    seconds = settings.wall_seconds
+    if seconds is not None:
+        if not 0 < seconds < math.inf:
             raise UserError(
-                f"--wall-seconds: expected a number of seconds above 0, found {wall_seconds:g}; leave it out for the rule set's limit"
+                f"--wall-seconds: expected a number of seconds above 0, found {seconds:g}; "
+                "leave it out for the rule set's limit"
             )
-        scorer.wall_seconds = wall_seconds
+        scorer.wall_seconds = seconds
     return scorer
 
 
 def out_of_time(error: RunFailed) -> UserError:
-    """The time that one run may take here is the referee's own limit, which says nothing about the record."""
+    """The error for a run that the referee's own limit has ended.
+
+    That limit says nothing about the record."""
     return UserError(
-        f"{error.args[0].split(':')[0]}: expected a run that ends by itself, ended it after {error.outcome.seconds:.0f} s; pass --wall-seconds"
+        f"{error.label}: expected a run that ends by itself, "
+        f"ended it after {error.outcome.seconds:.0f} s; pass --wall-seconds"
     )
 
 
 def stream_to_score(
     tokens: Path | None, dataset: Dataset, record: Record
 ) -> tuple[np.ndarray, int]:
-    """(ids, bytes of the scored targets). Raises UserError when the validation split is not the published or not the claimed one."""
+    """(ids int64 [N], bytes of the scored targets): the shard `tokens` or the validation split.
+
+    Raises UserError when that split is not the published or not the claimed one."""
     if tokens is not None:
         ids = read_shard(tokens)[0].astype(np.int64)
         if len(ids) < 2 or ids.max() >= dataset.vocab_size:
             raise UserError(
-                f"{tokens}: expected at least two ids below {dataset.vocab_size}, found {len(ids)} up to {ids.max(initial=0)}"
+                f"{tokens}: expected at least two ids below {dataset.vocab_size}, "
+                f"found {len(ids)} up to {ids.max(initial=0)}"
             )
         return ids, int(dataset.table.table_bytes(ids).sum())
     split = dataset.split("val")
-    complaints = (
-        split.complaints
-        + dataset.tokenizer_complaints
-        + [c for c in (split.sidecar_complaint,) if c]
-    )
+    complaints = [*split.complaints, *dataset.tokenizer_complaints]
+    if split.sidecar_complaint:
+        complaints.append(split.sidecar_complaint)
     if complaints:
         raise UserError(
-            f"{dataset.folder}: {complaints[0]}; a score on it would be of another text; build the dataset again"
+            f"{dataset.folder}: {complaints[0]}; "
+            "a score on it would be of another text; build the dataset again"
         )
     stated = record.submission.data if record.submission else None
     if stated is not None and stated.version != dataset.manifest.version:
         raise UserError(
-            f"{dataset.folder}: corpus version {dataset.manifest.version[:16]}…, the record was scored on {stated.version[:16]}…; "
-            "install the packages of its requirements and build the dataset again, or pass --dataset"
+            f"{dataset.folder}: corpus version {dataset.manifest.version[:16]}…, "
+            f"the record was scored on {stated.version[:16]}…; install the packages "
+            "of its requirements and build the dataset again, or pass --dataset"
         )
     return split.tokens, denominator(split, dataset.table)
 
 
 def denominator(split: Split, table: ByteTable) -> int:
-    """Bytes that the contest divides by: source bytes where the tokenizer is lossless (they are then decoded here), table bytes where it is
-    lossy, and the sidecar's sum where a transform keeps the original bytes in one."""
+    """Bytes that the contest divides by.
+
+    They are the source bytes where the tokenizer is lossless (they are then decoded here), table
+    bytes where it is lossy, and the sidecar's sum where a transform keeps the original bytes in
+    one."""
     if split.sidecar is not None:
         return int(split.sidecar[1:].sum())
     if not table.lossy:

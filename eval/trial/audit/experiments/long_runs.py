@@ -1,204 +1,279 @@
 """Experiments on runs as long as the real stream."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Sequence
 
 import numpy as np
 
 from eval.text.corpus.bytes import BOS
+from eval.text.language.slices import LN2, Scores
+from eval.trial.audit.experiments.canary import Canary
 from eval.trial.audit.experiments.comparisons import Comparisons
-from eval.trial.audit.experiments.rules import (
-    LN2,
-    RULE_CANARY,
-    RULE_PROBES,
-)
-from eval.trial.runner.scorer import Stream
+from eval.trial.audit.experiments.experiment import Experiment
+from eval.trial.audit.experiments.material import LATEST_TAIL, Material
+from eval.trial.audit.experiments.rules import RULE_PROBES
+from eval.trial.runner.scorer import Scored, Stream
 
-LAMBDAS = np.array([1.0, 0.5, 0.25, 0.1, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001])
-CONTROL_AT = 0.7  # share of the real stream that control documents should stand behind, as near as a splice lies
+# Share of the real stream that control documents should stand behind, as near as a splice lies.
+CONTROL_AT = 0.7
+ONE_SPLICE = (0.55, 0.8)  # where a single splice lies, as shares of the real stream
+MANY_SPLICES = (0.02, 0.98)  # over what part several splices spread
+PROBES_AT_THE_END = 16  # one probe in so many is near the end, and one near a BOS
 
 
-class LongRuns(Comparisons):
-    """Runs as long as the real stream: official, probed, splice, tail cut."""
+def splice_points(material: Material) -> list[int]:
+    """Positions at which the long runs leave the real stream.
 
-    def run_official(self) -> np.ndarray | None:
-        """nll [N-1] of the record's own run, None where it broke the contract."""
-        (scored,) = self._score([Stream(self.x)], "official")
-        self.official = scored.nll
-        return scored.nll
+    One lies in the second half; several spread over the whole."""
+    n = len(material.x)
+    count = material.profile.late_splices
+    if count == 1:
+        low, high = (int(share * n) for share in ONE_SPLICE)
+        return [int(material.rng.integers(low, high))]
+    edges = [int(share * n) for share in np.linspace(*MANY_SPLICES, count + 1)]
+    return [
+        int(material.rng.integers(low, max(high, low + 1)))
+        for low, high in itertools.pairwise(edges)
+    ]
 
-    def _splice_points(self) -> list[int]:
-        """Positions t at which the long runs leave the real stream. One lies in the second half; with several, they spread over the whole."""
+
+class Official(Experiment):
+    """The real stream, nothing probed: the record's own run, about which all claims are."""
+
+    label = "official"
+
+    def __init__(self, material: Material):
+        self.material = material
+
+    def streams(self) -> list[Stream]:
+        return [Stream(self.material.x)]
+
+    def judge(self, scored: Sequence[Scored]) -> None:
+        """Hand the losses to the other experiments, None where they broke the contract."""
+        self.material.official = scored[0].nll
+
+
+class LongRun(Experiment):
+    """A run that is compared with the official one."""
+
+    def __init__(self, material: Material, compare: Comparisons):
+        self.material = material
+        self.compare = compare
+
+    @property
+    def x(self) -> np.ndarray:
+        return self.material.x
+
+    @property
+    def official(self) -> np.ndarray:
+        return self.material.official
+
+
+class Probed(LongRun):
+    """The real stream with other last tokens, and with probes, some of them at `splices`.
+
+    Neither may move the scores before those last tokens; `moved` says whether something did."""
+
+    label = "probed, last tokens replaced"
+
+    def __init__(self, material: Material, compare: Comparisons, splices: Sequence[int]):
+        super().__init__(material, compare)
+        self.positions = self._draw_positions(splices)
+        t = material.tail_point
+        self.stream = np.concatenate([self.x[: t + 1], material.other_tail(self.x[t + 1 :])])
+        self.scored = Scored()
+        self.moved = False
+
+    def _draw_positions(self, splices: Sequence[int]) -> np.ndarray:
+        rng = self.material.rng
         n = len(self.x)
-        if self.profile.late_splices == 1:
-            return [int(self.rng.integers(int(0.55 * n), int(0.8 * n)))]
-        edges = np.linspace(0.02, 0.98, self.profile.late_splices + 1)
-        return [
-            int(self.rng.integers(int(a * n), max(int(b * n), int(a * n) + 1)))
-            for a, b in itertools.pairwise(edges)
-        ]
+        count = min(self.material.profile.probes, n)
+        share = max(count // PROBES_AT_THE_END, 1)
+        end = n - 1 - rng.integers(0, min(LATEST_TAIL, n), size=share)
+        starts = np.flatnonzero(self.x == BOS)
+        chosen = rng.choice(starts, min(len(starts), share), replace=False)
+        near_bos = (chosen[:, None] + np.array([-1, 0, 1])).ravel()
+        anywhere = rng.choice(n, max(count - len(end) - len(near_bos), 1), replace=False)
+        always = [*splices, n - 1, self.material.tail_point]
+        positions = np.concatenate([anywhere, end, near_bos, always]).astype(np.int64)
+        return np.unique(positions[(positions >= 0) & (positions < n)])
 
-    def _probed(self, step: Callable[[str], None], splices: list[int]) -> dict[int, np.ndarray]:
-        """Run with probes on the real stream with other last tokens; returns the row at each probed position before those."""
-        step("probed")
-        n, k = len(self.x), min(self.profile.probes, len(self.x))
-        t = self.tail_point
-        end = n - 1 - self.rng.integers(0, min(64, n), size=max(k // 16, 1))
-        near_bos = np.flatnonzero(self.x == BOS)
-        near_bos = (
-            self.rng.choice(near_bos, min(len(near_bos), max(k // 16, 1)), replace=False)[:, None]
-            + np.array([-1, 0, 1])
-        ).ravel()
-        anywhere = self.rng.choice(n, max(k - len(end) - len(near_bos), 1), replace=False)
-        positions = np.concatenate([anywhere, end, near_bos, splices, [n - 1, t]]).astype(np.int64)
-        positions = np.unique(positions[(positions >= 0) & (positions < n)])
-        stream = np.concatenate([self.x[: t + 1], self._other_tail(self.x[t + 1 :])])
-        (scored,) = self._score([Stream(stream, positions)], "probed, last tokens replaced")
-        if scored.nll is not None:
-            difference = scored.nll[:t] - self.official[:t]
-            self.into["future"].ran_check()
-            self.into["future"].figure(
-                "largest_change_before_a_changed_token_nats",
-                float(np.abs(difference).max(initial=0.0)),
-            )
-            if np.abs(difference).max(initial=0.0) <= self.rules.tolerance.exact:
-                self.noise.add(difference)
-            else:
-                self._explain(step, scored.nll, positions)
-        if scored.probe is None:
+    def streams(self) -> list[Stream]:
+        return [Stream(self.stream, self.positions)]
+
+    def judge(self, scored: Sequence[Scored]) -> None:
+        """The scores; `judge_rows` comes when the noise is known."""
+        (self.scored,) = scored
+        if self.scored.nll is None:
+            return
+        t = self.material.tail_point
+        difference = self.scored.nll[:t] - self.official[:t]
+        largest = float(np.abs(difference).max(initial=0.0))
+        future = self.compare.into["future"]
+        future.ran_check()
+        future.figure("largest_change_before_a_changed_token_nats", largest)
+        self.moved = largest > self.compare.tolerance.exact
+        if not self.moved:
+            self.compare.noise.add(difference)
+
+    def judge_rows(self) -> dict[int, np.ndarray]:
+        """Check the rows; returns those [V] of the positions before the replaced tokens."""
+        if self.scored.probe is None:
             return {}
-        self._check_rows(stream, positions, scored, "real stream")
-        return {p: row for p, row in zip(positions.tolist(), scored.probe, strict=True) if p <= t}
+        self.compare.rows(self.stream, self.positions, self.scored, "real stream")
+        t = self.material.tail_point
+        rows = zip(self.positions.tolist(), self.scored.probe, strict=True)
+        return {position: row for position, row in rows if position <= t}
 
-    def _explain(self, step: Callable[[str], None], nll: np.ndarray, positions: np.ndarray) -> None:
-        """The probed run with its other tail differs from the official one. Two more runs say why: noise, the probes, or the tail."""
-        t = self.tail_point
-        step("official again")
-        (again,) = self._score([Stream(self.x)], "official again")
+
+class OfficialAgain(LongRun):
+    """The real stream once more, where the probed run differs from the official one."""
+
+    label = "official again"
+
+    def __init__(self, material: Material, compare: Comparisons):
+        super().__init__(material, compare)
+        self.quiet = False  # the rerun gave the same scores, but for rounding
+
+    def streams(self) -> list[Stream]:
+        return [Stream(self.x)]
+
+    def judge(self, scored: Sequence[Scored]) -> None:
+        (again,) = scored
         if again.nll is None:
             return
-        rerun = again.nll - self.official
-        self.noise.add(rerun)
-        if self._too_noisy(rerun):
-            self._report_noise(rerun, "the same run twice")
-            return
-        step("probed, nothing replaced")
-        (exact,) = self._score([Stream(self.x, positions)], "probed, nothing replaced")
+        difference = again.nll - self.official
+        self.compare.noise.add(difference)
+        self.quiet = not self.compare.too_noisy(difference)
+        if not self.quiet:
+            self.compare.report_noise(difference, "the same run twice")
+
+
+class ProbedUnchanged(LongRun):
+    """The real stream as it is, with the probes of `probed`: was it they that moved the scores?"""
+
+    label = "probed, nothing replaced"
+
+    def __init__(self, probed: Probed):
+        super().__init__(probed.material, probed.compare)
+        self.probed = probed
+
+    def streams(self) -> list[Stream]:
+        return [Stream(self.x, self.probed.positions)]
+
+    def judge(self, scored: Sequence[Scored]) -> None:
+        (exact,) = scored
         if exact.nll is None:
             return
-        signed = exact.nll - self.official
-        self._check_mean("normalisation", signed, "scores with and without probes", RULE_PROBES)
-        self._check_mean(
+        self._effect_of_probes(exact.nll)
+        t = self.material.tail_point
+        replaced = len(self.x) - t - 1
+        self.compare.prefix(
+            exact.nll[:t],
+            self.probed.scored.nll[:t],
+            f"real stream, its last {replaced} tokens replaced",
+        )
+
+    def _effect_of_probes(self, nll: np.ndarray) -> None:
+        signed = nll - self.official
+        positions = self.probed.positions
+        self.compare.mean("normalisation", signed, "scores with and without probes", RULE_PROBES)
+        self.compare.mean(
             "normalisation",
             signed[positions[positions < len(signed)]],
             "scores of probed positions with and without probes",
             RULE_PROBES,
         )
-        difference = np.abs(signed)
-        if difference.max() > self.noise.limit:
-            place = int(difference.argmax())
-            self.into["normalisation"].add(
+        size = np.abs(signed)
+        limit = self.compare.noise.limit
+        if size.max() > limit:
+            place = int(size.argmax())
+            probed = " (probed)" if place in positions else ""
+            expected = self.official[place]
+            self.compare.into["normalisation"].add(
                 "INVALID",
-                f"position {place + 1:,}" + (" (probed)" if place in positions else ""),
-                f"the same loss with and without probes, {self.official[place]:.6f} ± {self.noise.limit:.2g}",
-                f"{exact.nll[place]:.6f}; {np.count_nonzero(difference > self.noise.limit):,} positions differ",
+                f"position {place + 1:,}{probed}",
+                f"the same loss with and without probes, {expected:.6f} ± {limit:.2g}",
+                f"{nll[place]:.6f}; {np.count_nonzero(size > limit):,} positions differ",
                 RULE_PROBES,
             )
-        self._compare_prefix(
-            exact.nll[:t], nll[:t], f"real stream, its last {len(self.x) - t - 1} tokens replaced"
-        )
 
-    def _splice(self, t: int, probed: dict[int, np.ndarray], control: np.ndarray | None) -> None:
-        """Real up to t, then v, control documents for at most half of the rest, and sampled text, as long as the real stream."""
-        v = self._other_token(probed.get(t), int(self.x[t + 1]))
-        control = (
-            np.zeros(0, np.int64) if control is None else control[: (len(self.x) - t - 2) // 2]
-        )
-        head = np.concatenate([self.x[: t + 1], [v], control])
-        stream = self._sampled(head, len(self.x))
-        (scored,) = self._score([Stream(stream)], f"splice at {t:,}")
-        if scored.nll is None:
+
+class Splice(LongRun):
+    """Real up to position t, then a token, control documents if there are any, and sampled text.
+
+    The stream is as long as the real one; `control` [M] takes at most half of what follows t.
+    `rows` are those of the probed run, by position. The scores of sampled text go to `canary`."""
+
+    def __init__(
+        self,
+        probed: Probed,
+        t: int,
+        rows: dict[int, np.ndarray],
+        control: np.ndarray | None,
+        canary: Canary,
+    ):
+        super().__init__(probed.material, probed.compare)
+        self.label = f"splice at {t:,}"
+        self.t = t
+        self.row = rows.get(t)
+        self.token = self.material.other_token(self.row, int(self.x[t + 1]))
+        room = (len(self.x) - t - 2) // 2
+        self.control = np.zeros(0, np.int64) if control is None else control[:room]
+        head = np.concatenate([self.x[: t + 1], [self.token], self.control])
+        self.stream = self.material.sampled(head, len(self.x))
+        # The control documents that had room, with their losses.
+        self.control_scored: Scores | None = None
+        self.canary = canary
+
+    def streams(self) -> list[Stream]:
+        return [Stream(self.stream)]
+
+    def judge(self, scored: Sequence[Scored]) -> None:
+        nll = scored[0].nll
+        if nll is None:
             return
-        self._compare_prefix(
+        t = self.t
+        self.compare.prefix(
             self.official[:t],
-            scored.nll[:t],
+            nll[:t],
             f"real stream, everything from token {t + 1:,} on replaced",
         )
-        if t in probed:
-            self._check_substitution(
-                t,
-                v,
-                float(scored.nll[t]),
-                probed[t],
-                self.noise.limit,
+        if self.row is not None:
+            self.compare.substitution(
+                self.token,
+                float(nll[t]),
+                self.row,
+                self.compare.noise.limit,
                 f"real stream, token {t + 1:,} replaced",
             )
-        if len(control) > 1:
-            self.control_scored = control, scored.nll[t + 2 : t + 1 + len(control)]
-        sampled = t + 1 + len(control)  # position before the first sampled token
-        log2_g = self.generator.log2(stream)[sampled:]
-        self._note_canary(-scored.nll[sampled:] / LN2, log2_g)
+        sampled = t + 1 + len(self.control)  # position before the first sampled token
+        if len(self.control) > 1:
+            self.control_scored = (self.control, nll[t + 2 : sampled])
+        log2_g = self.material.generator.log2(self.stream)[sampled:]
+        self.canary.note(-nll[sampled:] / LN2, log2_g)
 
-    def _tail(self, probed: dict[int, np.ndarray]) -> None:
-        t = self.tail_point
-        v = self._other_token(probed.get(t), int(self.x[t + 1]))
-        (scored,) = self._score([Stream(np.append(self.x[: t + 1], v))], f"tail cut at {t:,}")
-        if scored.nll is None:
+
+class TailCut(LongRun):
+    """The real stream without its last tokens, so that its length differs."""
+
+    def __init__(self, probed: Probed, rows: dict[int, np.ndarray]):
+        super().__init__(probed.material, probed.compare)
+        t = self.material.tail_point
+        self.label = f"tail cut at {t:,}"
+        self.row = rows.get(t)
+        self.token = self.material.other_token(self.row, int(self.x[t + 1]))
+
+    def streams(self) -> list[Stream]:
+        return [Stream(np.append(self.x[: self.material.tail_point + 1], self.token))]
+
+    def judge(self, scored: Sequence[Scored]) -> None:
+        nll = scored[0].nll
+        if nll is None:
             return
-        self._compare_cut(
-            [(self.official[:t], scored.nll[:t])],
-            f"real stream cut after token {t + 1:,} of {len(self.x):,}",
-        )
-        if t in probed:
-            limit = max(self.noise.limit, self.rules.tolerance.noise_max)
-            self._check_substitution(
-                t,
-                v,
-                float(scored.nll[t]),
-                probed[t],
-                limit,
-                f"real stream cut after token {t + 1:,}",
-            )
-
-    def _note_canary(self, log2_q: np.ndarray, log2_g: np.ndarray) -> None:
-        known = np.isfinite(log2_g)  # not the BOS tokens, which the referee placed itself
-        self.log_ratios.append(log2_q[known] - log2_g[known])
-
-    def _canary(self) -> None:
-        """Test martingale: the product of 1 - l + l q/g has expectation at most 1 for every l in (0, 1] if q is a distribution that g's
-        randomness did not enter before it was drawn; so has its mean over l. l = 1 is the plain likelihood ratio; small l see a sum that is a
-        little above one although q and g differ much."""
-        into, t = self.into["canary"], self.rules.tolerance
-        if not self.log_ratios:
-            into.skip("no sampled text was scored")
-            return
-        ratios = np.concatenate(self.log_ratios)
-        into.ran_check()
-        w = np.exp2(np.minimum(ratios, 200.0))
-        growth = np.array(
-            [np.log2(1 - lam + lam * w).sum() if lam < 1 else ratios.sum() for lam in LAMBDAS]
-        )
-        top = growth.max()
-        bits = float(top + np.log2(np.exp2(growth - top).mean()))
-        capped = np.minimum(w, 1e6)
-        variance = float(((capped - 1) ** 2).mean())
-        into.figure("evidence_bits", bits)
-        into.figure("log_likelihood_ratio_bits", float(ratios.sum()))
-        into.figure("sampled_tokens", len(ratios))
-        into.figure("mean_of_q_over_g", float(capped.mean()))
-        into.figure(
-            "smallest_visible_excess_of_the_sum",
-            float(
-                np.sqrt(2 * LN2 * (t.canary_bits + np.log2(len(LAMBDAS))) * variance / len(ratios))
-            ),
-        )
-        into.tolerance = f"{t.canary_bits:g} bits"
-        into.tolerance_source = f"Markov's inequality: a valid scorer gets there with probability 2^-{t.canary_bits:g}; no noise enters"
-        if bits > t.canary_bits:
-            into.add(
-                "INVALID",
-                f"{len(ratios):,} sampled tokens",
-                f"at most {t.canary_bits:g} bits",
-                f"{bits:,.1f} bits (mean of q/g {capped.mean():.4g})",
-                RULE_CANARY,
-            )
+        t = self.material.tail_point
+        what = f"real stream cut after token {t + 1:,}"
+        self.compare.cut([(self.official[:t], nll[:t])], f"{what} of {len(self.x):,}")
+        if self.row is not None:
+            limit = max(self.compare.noise.limit, self.compare.tolerance.noise_max)
+            self.compare.substitution(self.token, float(nll[t]), self.row, limit, what)

@@ -9,12 +9,15 @@ from eval.rules import Rules
 
 @dataclass
 class Noise:
-    """Measured differences between scores that ought to be equal, nats; `limit` is the tolerance that follows."""
+    """Measured differences between scores that ought to be equal, in nats.
+
+    `limit` is the tolerance that follows."""
 
     rules: Rules
     samples: list[np.ndarray] = field(default_factory=list)
 
     def add(self, difference: np.ndarray) -> None:
+        """Signed differences [n] of one comparison of reruns."""
         if len(difference):
             self.samples.append(np.abs(difference))
 
@@ -23,12 +26,10 @@ class Noise:
         return max((float(s.max()) for s in self.samples), default=0.0)
 
     @property
-    def p95(self) -> float:
-        return float(np.percentile(np.concatenate(self.samples), 95)) if self.samples else 0.0
-
-    @property
     def p99(self) -> float:
-        """Of each comparison of reruns, then the largest: one long quiet run does not hide what short streams show."""
+        """Of each comparison of reruns, then the largest.
+
+        So one long quiet run does not hide what short streams show."""
         return max((float(np.percentile(s, 99)) for s in self.samples), default=0.0)
 
     @property

@@ -1,8 +1,5 @@
 """The rules that a finding of an experiment names."""
 
-import numpy as np
-
-LN2 = float(np.log(2))
 RULE_FUTURE = "a score may depend only on the artifact and the tokens before it"
 RULE_FRESH = "each stream is scored from a fresh state, and twice gives the same"
 RULE_SUM = "the next-token probabilities sum to one"

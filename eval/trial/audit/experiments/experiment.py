@@ -1,0 +1,84 @@
+"""What an experiment is, and the engine that runs experiments."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+
+from eval.trial.audit.collector import Collector
+from eval.trial.runner.scorer import Scored, Scorer, Stream
+
+
+class Experiment(ABC):
+    """One question to a scorer: what to score, and what the scores say.
+
+    An experiment draws what it needs at random when it is made; after that, all its methods are
+    free of chance but for `later_streams`. `label` names its run where it has one of its own."""
+
+    label = ""
+    measures_noise = False  # judged first: the others hold their differences against that noise
+
+    @abstractmethod
+    def streams(self) -> list[Stream]:
+        """What to score."""
+
+    def later_streams(self, scored: Sequence[Scored]) -> list[Stream]:
+        """What to score in a second run, given the scores of `streams()`. Asked once."""
+        return []
+
+    @abstractmethod
+    def judge(self, scored: Sequence[Scored]) -> None:
+        """Put findings into the collectors.
+
+        `scored` belongs to `streams()`, then to `later_streams()`."""
+
+
+class Engine:
+    """Runs experiments on one scorer and sees to it that each run keeps the contract.
+
+    `coverage` collects what breaks the contract; `step` is told the name of each run before it
+    starts."""
+
+    def __init__(self, scorer: Scorer, coverage: Collector, step: Callable[[str], None]):
+        self.scorer = scorer
+        self.coverage = coverage
+        self.step = step
+
+    def run(self, experiment: Experiment) -> None:
+        """A run for this experiment alone. Raises RunFailed."""
+        experiment.judge(self._score(experiment.streams(), experiment.label))
+
+    def run_together(self, experiments: Sequence[Experiment], first: str, second: str) -> None:
+        """Two runs, named `first` and `second`, that all experiments share. Raises RunFailed."""
+        scored = self._score_shared([e.streams() for e in experiments], first)
+        asked_later = [
+            experiment.later_streams(own)
+            for experiment, own in zip(experiments, scored, strict=True)
+        ]
+        scored_later = self._score_shared(asked_later, second)
+        judged = list(zip(experiments, scored, scored_later, strict=True))
+        judged.sort(key=lambda one: not one[0].measures_noise)
+        for experiment, own, later in judged:
+            experiment.judge([*own, *later])
+
+    def _score_shared(self, batches: Sequence[Sequence[Stream]], label: str) -> list[list[Scored]]:
+        """The scores of each batch, from one run with the streams of all."""
+        scored = iter(self._score([stream for batch in batches for stream in batch], label))
+        return [[next(scored) for _ in batch] for batch in batches]
+
+    def _score(self, streams: Sequence[Stream], label: str) -> list[Scored]:
+        self.step(label)
+        scored = self.scorer.score(streams, label)
+        for index, result in enumerate(scored):
+            where = f"{label} run"
+            if len(scored) > 1:
+                size = len(streams[index].tokens)
+                where += f", stream {index + 1} of {len(scored)} ({size:,} tokens)"
+            for problem in result.problems:
+                self.coverage.add(
+                    "INVALID",
+                    where,
+                    "one finite, non-negative loss for every target",
+                    problem,
+                    "scoring contract",
+                )
+        self.coverage.ran_check()
+        return scored
