@@ -10,7 +10,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -29,10 +29,11 @@ from eval.trial.audit.audit import Options, audit_record
 from eval.trial.audit.budget import judge_clock, over_the_clock
 from eval.trial.audit.collector import Collector
 from eval.trial.audit.experiments.canary import LAMBDAS, Canary
+from eval.trial.audit.experiments.experiment import Engine, Experiment
 from eval.trial.audit.experiments.noise import Noise
 from eval.trial.runner import claims
 from eval.trial.runner.claims import name_given_artifact
-from eval.trial.runner.scorer import Scorer, Stream
+from eval.trial.runner.scorer import Scored, Scorer, Stream
 from eval.trial.sandbox import running as sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
@@ -530,6 +531,41 @@ def test_quick_draws_one_seed_full_takes_all(tiny, tmp_path):
         assert [s.seed for s in report.scores] == ["42", "1337", "2025"]
         assert len(report.audited) == count
         assert sum("splice" in run.label for run in report.runs) == count
+
+
+# --- The engine ---
+
+
+class Echo(Experiment):
+    """Streams of given lengths in two runs; `judged` notes the lengths behind the scores."""
+
+    def __init__(self, judged: list[list[int]], sizes: list[int], measures_noise: bool = False):
+        self.judged = judged
+        self.sizes = sizes
+        self.measures_noise = measures_noise
+
+    def streams(self) -> list[Stream]:
+        return [Stream(np.full(size, 5)) for size in self.sizes]
+
+    def later_streams(self, scored: Sequence[Scored]) -> list[Stream]:
+        assert [len(one.nll) for one in scored] == self.sizes
+        return [Stream(np.full(size + 100, 5)) for size in self.sizes[1:]]
+
+    def judge(self, scored: Sequence[Scored]) -> None:
+        self.judged.append([len(one.nll) for one in scored])
+
+
+def test_every_experiment_gets_its_own_scores_and_noise_comes_first():
+    labels: list[str] = []
+    judged: list[list[int]] = []
+    one_loss_a_token = SimpleNamespace(
+        score=lambda streams, label: [Scored(nll=stream.tokens * 1.0) for stream in streams]
+    )
+    engine = Engine(one_loss_a_token, Collector("coverage"), labels.append)
+    experiments = [Echo(judged, [2, 3]), Echo(judged, []), Echo(judged, [4, 5, 6], True)]
+    engine.run_together(experiments, "part one", "part two")
+    assert judged == [[4, 5, 6, 105, 106], [2, 3, 103], []]
+    assert labels == ["part one", "part two"]
 
 
 # --- Statistics of the canary ---

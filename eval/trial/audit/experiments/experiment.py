@@ -1,5 +1,6 @@
 """What an experiment is, and the engine that runs experiments."""
 
+import itertools
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
@@ -61,8 +62,8 @@ class Engine:
 
     def _score_shared(self, batches: Sequence[Sequence[Stream]], label: str) -> list[list[Scored]]:
         """The scores of each batch, from one run with the streams of all."""
-        scored = iter(self._score([stream for batch in batches for stream in batch], label))
-        return [[next(scored) for _ in batch] for batch in batches]
+        scored = iter(self._score(list(itertools.chain(*batches)), label))
+        return [list(itertools.islice(scored, len(batch))) for batch in batches]
 
     def _score(self, streams: Sequence[Stream], label: str) -> list[Scored]:
         self.step(label)
