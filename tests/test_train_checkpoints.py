@@ -179,8 +179,8 @@ def test_the_newest_checkpoint_is_the_last_one_written_whatever_the_clock_says(t
         state["weight.0"].fill_(step)
         assert saved.save(tg.Checkpoint(step, 32 * step, 0, 0.5), log)
         backwards = time.time() + 600 - step
-        for path in saved.find():
-            os.utime(path, (backwards, backwards))
+        for name in saved.find():
+            os.utime(tmp_path / str(name), (backwards, backwards))
     assert list(checkpoints(tmp_path)) == [2, 3]
     assert saved.load(log) == tg.Checkpoint(3, 96, 0, 0.5)
     assert state["weight.0"].tolist() == [3, 3, 3]
