@@ -23,7 +23,7 @@ Every long run is a single stream, so that it looks like the scoring of the reco
   token of the vocabulary is tried; some streams come twice.
 * shortest: streams of one and two tokens, which the contract allows.
 
-Scores that ought to be equal may differ by rounding, and reruns of equal streams measure by how
+Scores that should be equal may differ by rounding, and reruns of equal streams measure by how
 much. A single difference is held against that noise, which a scorer can inflate by jitter; the
 mean of the signed differences shrinks with their number whatever the noise, so a gain that hides
 in the jitter of many tokens shows there.

@@ -11,8 +11,9 @@ from eval.trial.runner.scorer import Scored, Scorer, Stream
 class Experiment(ABC):
     """One question to a scorer: what to score, and what the scores say.
 
-    An experiment draws what it needs at random when it is made; after that, all its methods are
-    free of chance but for `later_streams`. `label` names its run where it has one of its own."""
+    An experiment makes its random draws when it is made, and for the second run in
+    `later_streams`; its other methods draw nothing. `label` names its run where it has one of its
+    own."""
 
     label = ""
     measures_noise = False  # judged first: the others hold their differences against that noise

@@ -1,4 +1,4 @@
-"""How much scores that ought to be equal differ."""
+"""How much scores differ that should be equal."""
 
 from dataclasses import dataclass, field
 
@@ -9,7 +9,7 @@ from eval.rules import Rules
 
 @dataclass
 class Noise:
-    """Measured differences between scores that ought to be equal, in nats.
+    """Measured differences, in nats, between scores that should be equal.
 
     `limit` is the tolerance that follows."""
 

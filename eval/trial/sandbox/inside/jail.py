@@ -131,7 +131,7 @@ def processes(config: dict) -> list[int]:
 def memory_in_use(config: dict) -> int:
     """Bytes of private memory of all processes, and of what lies in the sandbox's tmpfs folders.
 
-    The pages of shared libraries count for nobody."""
+    The pages of shared libraries do not count."""
     page = os.sysconf("SC_PAGE_SIZE")
     total = 0
     for pid in processes(config):
