@@ -2836,7 +2836,7 @@ class Checkpoint(NamedTuple):
     def from_array(numbers: np.ndarray) -> Checkpoint:
         """Raises ValueError for anything but four finite numbers >= 0."""
         if numbers.shape != (4,) or not (np.isfinite(numbers) & (numbers >= 0)).all():
-            raise ValueError(f"progress {numbers}")
+            raise ValueError(f"progress {str(numbers.tolist())[:80]}")
         step, row, snapshots, seconds = numbers.tolist()
         return Checkpoint(int(step), int(row), int(snapshots), seconds)
 
