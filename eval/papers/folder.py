@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from eval.errors import UserError
-from eval.papers.audits.reading import read_audit
+from eval.papers.audits.reading import AuditReading, open_audit
 from eval.papers.audits.report import AuditReport
 from eval.papers.logs.log import Log, LoggedScore
 from eval.papers.logs.reading import parse_log
@@ -134,21 +134,23 @@ class Record:
     # --- The audit ---
 
     @cached_property
-    def _audit_or_problem(self) -> tuple[AuditReport | None, str | None]:
-        try:
-            return read_audit(self.folder), None
-        except UserError as error:
-            return None, str(error)
+    def _audit(self) -> AuditReading:
+        return open_audit(self.folder)
 
     @property
     def audit(self) -> AuditReport | None:
         """The report beside the record, None where it was never audited or cannot be read."""
-        return self._audit_or_problem[0]
+        return self._audit.report
 
     @property
     def audit_problem(self) -> str | None:
         """Why audit.json cannot be read."""
-        return self._audit_or_problem[1]
+        return self._audit.problem
+
+    @property
+    def audit_lines(self) -> tuple[str, ...]:
+        """The lines of audit.json."""
+        return self._audit.lines
 
     # --- The claims ---
 

@@ -33,25 +33,47 @@ SHA256_DIGITS = 64
 LONGEST_FOUND = 100  # characters of a found value that a message shows
 
 
+@dataclass(frozen=True)
+class AuditReading:
+    """audit.json as it was read: once for the report and for the lines that state it.
+
+    `report` is None where there is none, or none that can be read: then `problem` says why.
+    """
+
+    report: AuditReport | None = None
+    problem: str | None = None
+    lines: tuple[str, ...] = ()
+
+
 def read_audit(folder: Path) -> AuditReport | None:
     """The folder's audit.json, None when it was never audited.
 
     Raises UserError when the file is not one.
     """
+    reading = open_audit(folder)
+    if reading.problem is not None:
+        raise UserError(reading.problem)
+    return reading.report
+
+
+def open_audit(folder: Path) -> AuditReading:
+    """Read the folder's audit.json without raising for its faults."""
     path = folder / AUDIT_FILE
     advice = f"audit the record again (python -m eval audit {folder})"
     try:
-        return AuditReport.model_validate_json(path.read_bytes())
+        raw = path.read_bytes()
+        report = AuditReport.model_validate_json(raw)
     except FileNotFoundError:
-        return None
+        return AuditReading()
     except OSError as error:
-        raise UserError(
-            f"{path}: expected a readable file, found {error.strerror}; {advice}"
-        ) from None
+        problem = f"{path}: expected a readable file, found {error.strerror}; {advice}"
+        return AuditReading(problem=problem)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
-        raise UserError(f"{path}: {where}: {first['msg']}; {advice}") from None
+        return AuditReading(problem=f"{path}: {where}: {first['msg']}; {advice}")
+    lines = raw.decode("utf-8", errors="replace").splitlines()
+    return AuditReading(report, None, tuple(lines))
 
 
 def audit_findings(audit: AuditReport) -> list[str]:

@@ -10,7 +10,7 @@ from eval.papers.checks.report import (
     Check,
     Evidence,
     cannot_tell,
-    cite_json,
+    cite_audit,
     fails,
     passes,
     say,
@@ -129,7 +129,6 @@ def check_audit(record: Record) -> Iterator[Check]:
     audit = record.audit
     submission = record.submission
     advice = f"run python -m eval audit {record.folder}"
-    path = record.folder / AUDIT_FILE
     if record.audit_problem:
         yield fails("audit", record.audit_problem)
         return
@@ -140,7 +139,7 @@ def check_audit(record: Record) -> Iterator[Check]:
         yield fails("audit", f"{AUDIT_TEXT} is missing beside {AUDIT_FILE}; audit again")
     why = mismatch(audit, record.folder, submission)
     if why:
-        fact = cite_json(path, why.partition(":")[0])
+        fact = cite_audit(record, why.partition(":")[0])
         yield fails(
             "audit", f"{AUDIT_FILE} is no audit of this folder as it stands: {why}; {advice}", fact
         )
@@ -150,4 +149,4 @@ def check_audit(record: Record) -> Iterator[Check]:
     if findings:
         detail += f": {shorten(findings, LONGEST_FINDINGS)}"
     verdict = {"INVALID": fails, "POLICY": cannot_tell}.get(audit.verdict, passes)
-    yield verdict("audit", detail, cite_json(path, "verdict"))
+    yield verdict("audit", detail, cite_audit(record, "verdict"))

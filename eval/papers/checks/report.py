@@ -1,10 +1,11 @@
 """What a check says, with the lines that prove it."""
 
 import re
-from pathlib import Path
+from collections.abc import Sequence
 
 from pydantic import Field
 
+from eval.papers.audits.report import AUDIT_FILE
 from eval.papers.folder import Record
 from eval.papers.logs.log import Fact, Log, LoggedScore, Step
 from eval.papers.submission.schema import SUBMISSION_FILE, Strict
@@ -113,10 +114,9 @@ def agrees(stated: float, computed: float, digits: int | None = None) -> bool:
     return abs(stated - computed) <= 0.5 * 10.0**-digits + 1e-12
 
 
-def cite_json(path: Path, key: str) -> Evidence:
-    """The first line of a JSON file that states a key."""
-    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    return _cite_key(path.name, lines, key)
+def cite_audit(record: Record, key: str) -> Evidence:
+    """The first line of audit.json that states a key."""
+    return _cite_key(AUDIT_FILE, record.audit_lines, key)
 
 
 def say(record: Record, key: str, seed: str | None = None) -> Evidence:
@@ -125,7 +125,7 @@ def say(record: Record, key: str, seed: str | None = None) -> Evidence:
     return _cite_key(SUBMISSION_FILE, record.json_lines, key, begin)
 
 
-def _cite_key(file: str, lines: list[str], key: str, begin: int = 0) -> Evidence:
+def _cite_key(file: str, lines: Sequence[str], key: str, begin: int = 0) -> Evidence:
     for i in range(begin, len(lines)):
         if f'"{key}"' in lines[i]:
             return Evidence(file=file, line=i + 1, text=shorten(lines[i]))
