@@ -3,6 +3,7 @@
 import contextlib
 import random
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -18,7 +19,8 @@ from eval.papers.logs.values import seconds
 RUN = FakeRun(
     seed=42, overrides=("ngram_order=5", 'note="result val_loss:0.5 step:1/2 train_loss:9"')
 )
-HEAD, BODY = RUN.head(), RUN.body()
+HEAD = RUN.head()
+BODY = RUN.body()
 
 
 def parse(tmp_path, content: bytes) -> Log:
@@ -30,14 +32,14 @@ def parse(tmp_path, content: bytes) -> Log:
 def content_of(log: Log) -> dict:
     """All that a log says, without line numbers."""
     result = seed_result(log)
+    if result is not None:
+        result = result.model_copy(update={"log": None, "log_sha256": None})
     return {
         "facts": {name: fact.value for name, fact in log.facts.items()},
-        "steps": [
-            (s.step, s.of, s.train_loss, s.val_loss, s.val_bpb, s.train_s) for s in log.steps
-        ],
+        "steps": [replace(step, line=0, text="") for step in log.steps],
         "overrides": sorted(log.overrides),
         "source": log.source,
-        "result": result and result.model_copy(update={"log": None, "log_sha256": None}),
+        "result": result,
         "problems": log.problems,
     }
 
@@ -53,7 +55,8 @@ def reference(tmp_path) -> dict:
 
 def test_native_log_is_read_completely(tmp_path):
     log = parse(tmp_path, RUN.log())
-    assert log.native and log.problems == []
+    assert log.native
+    assert log.problems == []
     assert log.source == TRICKY_SOURCE.encode()
     assert log.seed == 42
     result = seed_result(log)
@@ -61,7 +64,8 @@ def test_native_log_is_read_completely(tmp_path):
     assert (result.scored_tokens, result.scored_bytes, result.steps) == (1000, 2000, 400)
     assert (result.train_s, result.eval_s, result.artifact_bytes) == (61.5, 4.25, 700)
     assert (result.neural_val_bpb, result.parameters) == (1.25, 123456)
-    assert log.text("config.preset") == "docs_cpu" and log.text("config.sha256") == "d" * 64
+    assert log.text("config.preset") == "docs_cpu"
+    assert log.text("config.sha256") == "d" * 64
     assert override_settings(log) == [
         "ngram_order=5",
         'note="result val_loss:0.5 step:1/2 train_loss:9"',
@@ -74,14 +78,11 @@ def test_native_log_is_read_completely(tmp_path):
         2000,
     )
     environment = environment_of(log)
-    assert (
-        environment.cpu == 'Test CPU "X" 3'
-        and environment.cuda is None
-        and environment.gpus == 0
-        and environment.world_size == 1
-    )
+    assert environment.cpu == 'Test CPU "X" 3'
+    assert environment.cuda is None
+    assert (environment.gpus, environment.world_size) == (0, 1)
     assert [s.step for s in log.steps] == [*range(0, 401, 50), 400]
-    assert log.steps[1].train_s == 7.5 and log.steps[1].train_loss == 4.7778
+    assert (log.steps[1].train_s, log.steps[1].train_loss) == (7.5, 4.7778)
     assert log.steps[-1].val_loss == 2.9
 
 
@@ -142,7 +143,7 @@ def test_order_of_lines_does_not_matter(tmp_path, reference, seed):
 
 @pytest.mark.parametrize("seed", range(12))
 def test_ranks_that_interleave(tmp_path, reference, seed):
-    """Other ranks' lines between, repeated lines of several ranks, and lines that run into each other for want of a newline."""
+    """Lines of other ranks between, repeated lines, and lines that lack their newline."""
     rng = random.Random(seed)
     noise = [
         "[rank3]:[W318 14:38:18.835 Utils.hpp:112] Warning: deprecated",
@@ -161,15 +162,14 @@ def test_ranks_that_interleave(tmp_path, reference, seed):
 
 
 def test_a_line_cut_by_another_rank_keeps_its_first_half(tmp_path):
-    step = next(line for line in BODY if line.startswith("step:100/"))
-    cut = step.index("train_time")
-    body = (
-        joined(BODY)
-        .decode()
-        .replace(step, f"{step[:cut]}[rank2]:[W318 1:2:3] warning\n{step[cut:]}")
-    )
-    log = parse(tmp_path, HEAD + body.encode())
-    assert log.problems == [] and next(s for s in log.steps if s.step == 100).train_loss == 4.1429
+    line = next(line for line in BODY if line.startswith("step:100/"))
+    cut = line.index("train_time")
+    broken = f"{line[:cut]}[rank2]:[W318 1:2:3] warning\n{line[cut:]}"
+    body = joined(BODY).replace(line.encode(), broken.encode())
+    log = parse(tmp_path, HEAD + body)
+    assert log.problems == []
+    (step,) = [step for step in log.steps if step.step == 100]
+    assert step.train_loss == 4.1429
 
 
 # --- damage that must be reported ---
@@ -186,24 +186,25 @@ def test_every_truncation_is_noticed(tmp_path):
         log = parse(tmp_path, whole[:cut])
         assert log.problems, f"cut at {cut} of {len(whole)} went unnoticed"
         # The seed is the last token: a result line without it is not used at all.
-        assert log.seed is None and (not log.native or seed_result(log) is None)
+        assert log.seed is None
+        assert not log.native or seed_result(log) is None
 
 
 def test_contradictions_are_reported(tmp_path):
     other = FakeRun(seed=42, nats=1300.0)
-    assert any(
-        "result.val_bpb" in p
-        for p in parse(tmp_path, RUN.log() + joined([other.result()])).problems
-    )
+    two_results = parse(tmp_path, RUN.log() + joined([other.result()]))
+    assert any("result.val_bpb" in problem for problem in two_results.problems)
     step = next(line for line in BODY if line.startswith("step:100/"))
     twice = parse(tmp_path, RUN.log() + joined([step.replace("train_loss:4", "train_loss:5")]))
-    assert any("step 100" in p and "more than one run" in p for p in twice.problems)
+    complaint = "give different losses for step 100: more than one run"
+    assert any(complaint in problem for problem in twice.problems)
 
 
 def test_source_must_match_its_hash(tmp_path):
     broken = RUN.log().replace(b"math.exp", b"math.sin", 1)
     log = parse(tmp_path, broken)
-    assert log.source is None and any("embedded source is not" in p for p in log.problems)
+    assert log.source is None
+    assert any("embedded source is not" in problem for problem in log.problems)
     assert log.seed == 42  # the rest is still read, from behind the source, not from inside it
     unmarked = RUN.log().replace(b"===== source", b"===== sauce", 1)
     assert any("no embedded source" in p for p in parse(tmp_path, unmarked).problems)
@@ -214,21 +215,26 @@ def test_malformed_result_is_no_result(tmp_path, token):
     name = token.split(":")[0]
     line = " ".join(token if part.startswith(name + ":") else part for part in BODY[-1].split(" "))
     log = parse(tmp_path, HEAD + joined([*BODY[:-1], line]))
-    assert log.problems and seed_result(log) is None
+    assert log.problems
+    assert seed_result(log) is None
+
+
+PUBLIC_RUN = b"""seed:1
+1/2 train_loss: 3.0
+stopping_early: x train_time:10ms step:2/2
+final val_loss:1 val_bpb:0.5
+"""
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 5000), st.booleans())
 def test_no_bytes_make_the_parser_fail(tmp_path_factory, junk, position, native):
-    whole = (
-        RUN.log()
-        if native
-        else b"seed:1\n1/2 train_loss: 3.0\nstopping_early: x train_time:10ms step:2/2\nfinal val_loss:1 val_bpb:0.5\n"
-    )
-    position %= len(whole)
-    log = parse(tmp_path_factory.mktemp("junk"), whole[:position] + junk + whole[position:])
+    whole = RUN.log() if native else PUBLIC_RUN
+    place = position % len(whole)
+    log = parse(tmp_path_factory.mktemp("junk"), whole[:place] + junk + whole[place:])
     for name in log.facts:
-        log.number(name), log.integer(name)
+        log.number(name)
+        log.integer(name)
     with contextlib.suppress(UserError):
         seed_result(log)
 
@@ -259,53 +265,67 @@ def test_durations(text, value):
 
 # --- public logs ---
 
-# Read off the files by eye: (seed, parameters, ranks, val tokens, steps, train s, code bytes, total bytes, step lines, final bpb, final loss).
+# Read off the files by eye, in the order of PUBLIC_FACTS, the number of step lines, the final bpb
+# and the final loss.
+PUBLIC_FACTS = (
+    "result.seed",
+    "model.parameters",
+    "env.world_size",
+    "data.val_tokens",
+    "result.steps",
+    "result.train_s",
+    "result.code_bytes",
+    "result.bytes_total",
+)
 PUBLIC = {
-    "2026-03-17_NaiveBaseline/train.log": (1337, 17059912, 8, 63779840, 13780, 600.038, 47642, 15863489, 355, 1.2243657, 2.07269931),
-    "2026-03-20_PR187_EMA_Ngram/train.log": (1337, 25254992, 8, 62021632, 9268, 600.031, 64223, 14942971, 67, 0.93933506, None),
+    "2026-03-17_NaiveBaseline/train.log": (
+        (1337, 17059912, 8, 63779840, 13780, 600.038, 47642, 15863489),
+        (355, 1.2243657, 2.07269931),
+    ),
+    "2026-03-20_PR187_EMA_Ngram/train.log": (
+        (1337, 25254992, 8, 62021632, 9268, 600.031, 64223, 14942971),
+        (67, 0.93933506, None),
+    ),
     "2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233/train_seed42.log": (
-        42, 26993756, 8, 62021632, 7103, 600.059, 67603, 15540675, 27, 1.12360306, 1.89715168,
+        (42, 26993756, 8, 62021632, 7103, 600.059, 67603, 15540675),
+        (27, 1.12360306, 1.89715168),
     ),
     "2026-03-29_Loader_FullGPTQ_XSA11_BigramHash2816/train_seed2025.log": (
-        2025, 27038812, 8, 62021632, 6703, 586.065, 96398, 15983626, 26, 1.11212378, 1.87776945,
+        (2025, 27038812, 8, 62021632, 6703, 586.065, 96398, 15983626),
+        (26, 1.11212378, 1.87776945),
     ),
     "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2/train_seed42.log": (
-        42, 35943512, 8, 40540160, 4986, 588.136, 15516, 15988983, 17, 1.08664424, 2.80691494,
+        (42, 35943512, 8, 40540160, 4986, 588.136, 15516, 15988983),
+        (17, 1.08664424, 2.80691494),
     ),
     "2026-04-27_SP8192_LQER_SparseGate_BOSSmearFix_9HpStack_1.0611/train_seed42.log": (
-        42, 35945671, 8, 47851520, 4945, 599.592, 157868, 15897259, 15, 1.05989454, 2.31944212,
+        (42, 35945671, 8, 47851520, 4945, 599.592, 157868, 15897259),
+        (15, 1.05989454, 2.31944212),
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", PUBLIC)
 def test_public_logs_are_read(name):
     log = parse_log(upstream_records() / name)
-    found = (
-        log.seed, log.integer("model.parameters"), log.integer("env.world_size"), log.integer("data.val_tokens"), log.integer("result.steps"),
-        log.number("result.train_s"), log.integer("result.code_bytes"), log.integer("result.bytes_total"), len(log.steps), log.final.val_bpb,
-        log.final.val_loss,
-    )  # fmt: skip
-    assert found == PUBLIC[name] and log.problems == []
+    facts, closing = PUBLIC[name]
+    assert tuple(log.number(fact) for fact in PUBLIC_FACTS) == facts
+    assert (len(log.steps), log.final.val_bpb, log.final.val_loss) == closing
+    assert log.problems == []
     assert seed_result(log).val_bpb == log.final.val_bpb
 
 
 def test_public_environment_is_read():
-    log = parse_log(
-        upstream_records() / "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2" / "train_seed1.log"
-    )
+    folder = upstream_records() / "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2"
+    log = parse_log(folder / "train_seed1.log")
     environment = environment_of(log)
-    assert (
-        environment.gpu == "NVIDIA H100 80GB HBM3"
-        and environment.gpus == 8
-        and environment.torch == "2.11.0+cu130"
-    )
-    assert (environment.python, environment.driver, environment.cuda) == (
-        "3.10.12",
-        "580.126.09",
-        "13.0",
-    )
-    assert log.steps[6].train_s == pytest.approx(48.0) and log.steps[0].val_bpb == 3.4878
+    assert (environment.gpu, environment.gpus) == ("NVIDIA H100 80GB HBM3", 8)
+    assert environment.torch == "2.11.0+cu130"
+    assert environment.python == "3.10.12"
+    assert environment.driver == "580.126.09"
+    assert environment.cuda == "13.0"
+    assert log.steps[6].train_s == pytest.approx(48.0)
+    assert log.steps[0].val_bpb == 3.4878
 
 
 @pytest.mark.parametrize(
@@ -332,25 +352,35 @@ def main(): pass
 '''
 
 
-def test_public_source_dump_is_not_evidence(tmp_path):
-    """Some scripts write their own code into the log, between rulers, and that code contains what a parser looks for."""
-    ruler = "=" * 100
-    log = "seed:3\nmodel_params:5\nstep:1/9 train_loss:2.5 train_time:10ms\nfinal val_loss:1.5 val_bpb:0.9\n"
-    for text in (
-        f"{DUMP}{ruler}\nRunning Python 3.12\n{ruler}\n{log}",
-        f"logs/x.txt\n{ruler}\n{DUMP}{ruler}\n{log}",
-    ):
-        parsed = parse(tmp_path, text.encode())
-        assert (
-            parsed.seed,
-            parsed.integer("model.parameters"),
-            parsed.final.val_bpb,
-            len(parsed.steps),
-        ) == (3, 5, 0.9, 1)
-        assert parsed.problems == []
+RULER = "=" * 100
+SHORT_LOG = """seed:3
+model_params:5
+step:1/9 train_loss:2.5 train_time:10ms
+final val_loss:1.5 val_bpb:0.9
+"""
 
 
-RESULT = "seed:3\nfinal_int6 val_loss:1.90 val_bpb:1.1251\nfinal_int6_exact val_loss:1.90012 val_bpb:1.12512345\n"
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{DUMP}{RULER}\nRunning Python 3.12\n{RULER}\n{SHORT_LOG}",
+        f"logs/x.txt\n{RULER}\n{DUMP}{RULER}\n{SHORT_LOG}",
+    ],
+)
+def test_public_source_dump_is_not_evidence(tmp_path, text):
+    """Some scripts write their own code, between rulers, into the log.
+
+    That code contains what a parser looks for."""
+    log = parse(tmp_path, text.encode())
+    assert (log.seed, log.integer("model.parameters")) == (3, 5)
+    assert (log.final.val_bpb, len(log.steps)) == (0.9, 1)
+    assert log.problems == []
+
+
+RESULT = """seed:3
+final_int6 val_loss:1.90 val_bpb:1.1251
+final_int6_exact val_loss:1.90012 val_bpb:1.12512345
+"""
 
 
 @pytest.mark.parametrize(
@@ -369,11 +399,9 @@ RESULT = "seed:3\nfinal_int6 val_loss:1.90 val_bpb:1.1251\nfinal_int6_exact val_
 )
 def test_a_later_line_is_not_the_result_for_being_last(tmp_path, after, final, candidates):
     log = parse(tmp_path, (RESULT + after).encode())
-    assert (
-        log.final.val_bpb == final
-        and [s.val_bpb for s in log.candidates] == candidates
-        and log.ambiguous is (len(candidates) > 1)
-    )
+    assert log.final.val_bpb == final
+    assert [score.val_bpb for score in log.candidates] == candidates
+    assert log.ambiguous is (len(candidates) > 1)
 
 
 @pytest.mark.parametrize(
@@ -387,18 +415,20 @@ def test_a_later_line_is_not_the_result_for_being_last(tmp_path, after, final, c
 )
 @pytest.mark.parametrize("head", ["", "log_format:1\n"])
 def test_no_line_takes_long_to_read(tmp_path, head, line):
+    text = f"{head}stopping_early: x train_time:10ms step:2/2\n{line}\nenv {line}\n"
     begin = time.process_time()
-    parse(
-        tmp_path, f"{head}stopping_early: x train_time:10ms step:2/2\n{line}\nenv {line}\n".encode()
-    )
+    parse(tmp_path, text.encode())
     assert time.process_time() - begin < 2
 
 
 def test_phases_are_read(tmp_path):
-    log = parse(
-        tmp_path,
-        b"stopping_early: x train_time:10ms step:2/2\nGPTQ:collected 67 hessians in 4.0s\ncompression done (98.7s)\nnot done 1.5s yet\n",
-    )
+    lines = [
+        "stopping_early: x train_time:10ms step:2/2",
+        "GPTQ:collected 67 hessians in 4.0s",
+        "compression done (98.7s)",
+        "not done 1.5s yet",
+    ]
+    log = parse(tmp_path, joined(lines))
     assert [(p.name, p.seconds, p.stage) for p in log.phases] == [
         ("GPTQ:collected 67 hessians", 4.0, "export"),
         ("compression done", 98.7, "export"),
@@ -406,13 +436,14 @@ def test_phases_are_read(tmp_path):
 
 
 def test_public_log_without_a_score_is_truncated(tmp_path):
-    log = parse(
-        tmp_path,
-        b"seed:3\nstep:1/9 train_loss:2.5 train_time:10ms\nTraceback (most recent call last):\n",
-    )
-    assert any("truncated" in p for p in log.problems) and any(
-        "exception" in p for p in log.problems
-    )
+    lines = [
+        "seed:3",
+        "step:1/9 train_loss:2.5 train_time:10ms",
+        "Traceback (most recent call last):",
+    ]
+    log = parse(tmp_path, joined(lines))
+    for complaint in ("truncated", "exception"):
+        assert any(complaint in problem for problem in log.problems)
 
 
 @pytest.mark.parametrize(
@@ -427,4 +458,5 @@ def test_public_log_without_a_score_is_truncated(tmp_path):
 def test_a_cut_resume_line_says_nothing(tmp_path, line):
     run = FakeRun(extra=[line]).write(tmp_path)
     log = parse_log(run / "train.log")
-    assert log.resumes == [] and log.problems == []
+    assert log.resumes == []
+    assert log.problems == []

@@ -1,4 +1,4 @@
-"""The packager: figures worked by hand, every reason to refuse, and a folder that is there whole or not at all."""
+"""The packager: figures worked by hand, every reason to refuse, whole folders or none."""
 
 import hashlib
 import json
@@ -22,19 +22,9 @@ from eval.papers.submission.schema import PACKED_SEED_FIELDS, Submission, json_s
 
 
 def packed(tmp_path, *runs, extra=()):
-    return cli(
-        pack,
-        *runs,
-        "--name",
-        "X",
-        "--slug",
-        "x",
-        "--date",
-        "2026-11-24",
-        "--records-dir",
-        tmp_path / "records",
-        *extra,
-    )
+    """Pack runs as the record 2026-11-24_x; returns the exit code."""
+    about = ["--name", "X", "--slug", "x", "--date", "2026-11-24"]
+    return cli(pack, *runs, *about, "--records-dir", tmp_path / "records", *extra)
 
 
 def test_folder_holds_what_a_record_needs(tmp_path):
@@ -55,22 +45,20 @@ def test_figures_match_hand_worked_ones(tmp_path):
     s = load_submission(pack_three(tmp_path))
     # 1.00, 1.03, 0.97 bits per byte at 2 bytes per token: loss = bits * 2 ln 2.
     assert (s.val_bpb, s.val_bpb_std) == (1.0, 0.03)
-    assert s.val_loss == pytest.approx(
-        2 * math.log(2), abs=1e-8
-    ) and s.val_loss_std == pytest.approx(0.06 * math.log(2), abs=1e-8)
-    assert s.bytes_artifact == 707 and s.bytes_code == len(TRICKY_SOURCE.encode())
+    assert s.val_loss == pytest.approx(2 * math.log(2), abs=1e-8)
+    assert s.val_loss_std == pytest.approx(0.06 * math.log(2), abs=1e-8)
+    assert s.bytes_artifact == 707
+    assert s.bytes_code == len(TRICKY_SOURCE.encode())
     assert s.bytes_total == 707 + s.bytes_code  # seed 1337: 700 + 1337 % 10
-    assert s.seeds == [1337, 42, 2025] and list(s.seed_results) == ["1337", "42", "2025"]
+    assert s.seeds == [1337, 42, 2025]
+    assert list(s.seed_results) == ["1337", "42", "2025"]
     assert s.seed_results["42"].nats == pytest.approx(2060 * math.log(2), abs=1e-6)
     assert s.code_sha256 == hashlib.sha256(TRICKY_SOURCE.encode()).hexdigest()
-    assert s.config.preset == "docs_cpu" and s.config.overrides == []
-    assert (s.author, s.github_id, str(s.date), s.track, s.origin) == (
-        "Ann Author",
-        "ann",
-        "2026-11-24",
-        "track_docs_cpu",
-        "packed",
-    )
+    assert s.config.preset == "docs_cpu"
+    assert s.config.overrides == []
+    assert (s.author, s.github_id) == ("Ann Author", "ann")
+    assert str(s.date) == "2026-11-24"
+    assert (s.track, s.origin) == ("track_docs_cpu", "packed")
 
 
 def test_contest_fields_are_there(tmp_path):
@@ -95,30 +83,26 @@ def test_no_number_in_the_readme_is_typed(tmp_path):
     numbers = set(re.findall(r"\b\d+\.\d{8}\b", text))
     assert {"1.00000000", "1.03000000", "0.97000000", "1.25000000"} <= numbers
     assert all(re.search(rf"\b{re.escape(n.rstrip('0'))}0*\b", stated) for n in numbers)
-    assert (
-        "for seed in 1337 42 2025; do python records/track_docs_cpu/2026-11-24_example-record/train_gpt.py train --preset docs_cpu "
-        in text
-    )
-    assert (
-        "--data-dir data/datasets/docs_sp1024 --seed $seed --out runs/example-record_seed$seed; done"
-        in text
-        and "python -m data docs" in text
-    )
+    script = "records/track_docs_cpu/2026-11-24_example-record/train_gpt.py"
+    assert f"for seed in 1337 42 2025; do python {script} train --preset docs_cpu " in text
+    options = "--data-dir data/datasets/docs_sp1024 --seed $seed"
+    assert f"{options} --out runs/example-record_seed$seed; done" in text
+    assert "python -m data docs" in text
 
 
 def test_pictures_and_readme_are_reproducible(tmp_path):
-    first, second = pack_three(tmp_path / "a"), pack_three(tmp_path / "b")
+    first = pack_three(tmp_path / "a")
+    second = pack_three(tmp_path / "b")
     for name in ("README.md", "submission.json", "loss.png", "score.png"):
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
-    assert (first / "loss.png").read_bytes().startswith(b"\x89PNG") and (
-        first / "loss.png"
-    ).stat().st_size < 120_000
+    picture = (first / "loss.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 120_000
 
 
 def test_overrides_reach_the_reproduction_command(tmp_path):
-    runs = three_seeds(
-        tmp_path / "runs", overrides=("ngram_order=5", 'label="two words"'), preset=None
-    )
+    overrides = ("ngram_order=5", 'label="two words"')
+    runs = three_seeds(tmp_path / "runs", overrides=overrides, preset=None)
     assert packed(tmp_path, *runs) == 0
     text = next((tmp_path / "records").rglob("README.md")).read_text()
     assert "train --ngram-order 5 --label '\"two words\"' --data-dir " in text
@@ -127,10 +111,8 @@ def test_overrides_reach_the_reproduction_command(tmp_path):
 def test_several_ranks_use_torchrun(tmp_path):
     env = FakeRun().env.replace("world_size:1", "world_size:8")
     assert packed(tmp_path, *three_seeds(tmp_path / "runs", env=env)) == 0
-    assert (
-        "torchrun --standalone --nproc_per_node=8 records/"
-        in next((tmp_path / "records").rglob("README.md")).read_text()
-    )
+    text = next((tmp_path / "records").rglob("README.md")).read_text()
+    assert "torchrun --standalone --nproc_per_node=8 records/" in text
 
 
 # --- refusals ---
@@ -154,24 +136,25 @@ def test_seeds_that_differ_in_more_than_the_seed_are_refused(tmp_path, aspect):
     second = FakeRun(seed=42, **DIFFERENCES[aspect]).write(tmp_path / "b")
     with pytest.raises(UserError, match=re.escape(aspect)) as error:
         packed(tmp_path, first, second)
-    assert str(second) in str(error.value) and str(first) in str(error.value)
+    assert str(second) in str(error.value)
+    assert str(first) in str(error.value)
     assert not (tmp_path / "records").exists()
 
 
 def test_the_same_seed_twice_is_refused(tmp_path):
+    first = FakeRun().write(tmp_path / "a")
+    second = FakeRun(nats=1400.0).write(tmp_path / "b")
     with pytest.raises(UserError, match="seed 1337 again"):
-        packed(
-            tmp_path, FakeRun().write(tmp_path / "a"), FakeRun(nats=1400.0).write(tmp_path / "b")
-        )
+        packed(tmp_path, first, second)
 
 
 def test_a_manifest_made_elsewhere_is_the_same_data(tmp_path):
-    """The manifest's hash covers where and when it was made; the corpus version, the tokenizer and the counts identify the data."""
+    """The manifest's hash covers where and when it was made.
+
+    The corpus version, the tokenizer and the counts identify the data."""
     second = FakeRun(seed=42).write(tmp_path / "b")
     log = second / "train.log"
-    log.write_bytes(
-        log.read_bytes().replace(b"manifest_sha256:" + b"c" * 64, b"manifest_sha256:" + b"f" * 64)
-    )
+    log.write_bytes(log.read_bytes().replace(b"c" * 64, b"f" * 64))
     assert packed(tmp_path, FakeRun().write(tmp_path / "a"), second) == 0
 
 
@@ -239,14 +222,11 @@ def test_caps(tmp_path):
     folder = tmp_path / "records" / "track_non_record_16mb" / "2026-11-24_x"
     assert not list(folder.glob("*.bin"))  # big tracks name the artifact, git does not hold it
     row = load_submission(folder).seed_results["1337"]
-    assert (
-        row.artifact is None
-        and row.artifact_bytes == 2_000_001
-        and row.artifact_sha256 == hashlib.sha256(b"x" * 2_000_001).hexdigest()
-    )
-    over = FakeRun(artifact=b"x" * (16_000_000 - 516)).write(
-        tmp_path / "over"
-    )  # the code has 517 bytes
+    assert row.artifact is None
+    assert row.artifact_bytes == 2_000_001
+    assert row.artifact_sha256 == hashlib.sha256(b"x" * 2_000_001).hexdigest()
+    # The code has 517 bytes.
+    over = FakeRun(artifact=b"x" * (16_000_000 - 516)).write(tmp_path / "over")
     with pytest.raises(UserError, match="16,000,001 bytes, the cap is 16,000,000"):
         packed(tmp_path, over, extra=["--track", "track_10min_16mb"])
 
@@ -313,60 +293,42 @@ def test_failure_leaves_the_old_record_and_no_debris(tmp_path, monkeypatch):
 def test_refresh_keeps_the_text_and_shows_the_audit(tmp_path):
     changes = tmp_path / "changes.md"
     changes.write_text("Longer warm-down.\n\n* cost 3 lines\n")
-    assert (
-        packed(
-            tmp_path,
-            FakeRun().write(tmp_path / "a"),
-            extra=["--changes", changes, "--blurb", "short"],
-        )
-        == 0
-    )
+    options = ["--changes", changes, "--blurb", "short"]
+    assert packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=options) == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
     before = (folder / "README.md").read_text()
-    assert "Longer warm-down.\n\n* cost 3 lines" in before and "Not audited yet." in before
-    (folder / "README.md").write_text(
-        before.replace("1.00000000", "0.10000000")
-    )  # a typed figure does not survive
+    assert "Longer warm-down.\n\n* cost 3 lines" in before
+    assert "Not audited yet." in before
+    # A typed figure does not survive.
+    (folder / "README.md").write_text(before.replace("1.00000000", "0.10000000"))
     assert cli(pack, "--refresh", folder) == 0
     assert (folder / "README.md").read_text() == before
 
 
 def test_what_changed_is_never_empty_and_never_breaks_its_markers(tmp_path):
-    assert (
-        packed(
-            tmp_path, *three_seeds(tmp_path / "runs", overrides=("ngram_order=5", "model_dim=64"))
-        )
-        == 0
-    )
+    overrides = ("ngram_order=5", "model_dim=64")
+    assert packed(tmp_path, *three_seeds(tmp_path / "runs", overrides=overrides)) == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
-    assert (
-        changes_of(folder)
-        == "Preset `docs_cpu` of `train_gpt.py`, changed: `ngram_order=5`, `model_dim=64`."
-    )
+    settings = "`ngram_order=5`, `model_dim=64`"
+    assert changes_of(folder) == f"Preset `docs_cpu` of `train_gpt.py`, changed: {settings}."
     changes = tmp_path / "changes.md"
     changes.write_text(f"half {CHANGES_END} other half")
+    run = FakeRun().write(tmp_path / "a")
     with pytest.raises(UserError, match="holds the marker"):
-        packed(
-            tmp_path, FakeRun().write(tmp_path / "a"), extra=["--slug", "y", "--changes", changes]
-        )
+        packed(tmp_path, run, extra=["--slug", "y", "--changes", changes])
 
 
 def test_markers_in_name_and_blurb_are_text(tmp_path):
     changes = tmp_path / "changes.md"
     changes.write_text("Longer warm-down.")
     blurb = f"a {CHANGES_BEGIN} b {CHANGES_END}"
-    assert (
-        packed(
-            tmp_path,
-            FakeRun().write(tmp_path / "a"),
-            extra=["--name", f"N {CHANGES_END}", "--blurb", blurb, "--changes", changes],
-        )
-        == 0
-    )
+    run = FakeRun().write(tmp_path / "a")
+    texts = ["--name", f"N {CHANGES_END}", "--blurb", blurb, "--changes", changes]
+    assert packed(tmp_path, run, extra=texts) == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
     assert changes_of(folder) == "Longer warm-down."
     with pytest.raises(UserError, match="--blurb: holds the marker"):
-        packed(tmp_path, FakeRun().write(tmp_path / "a"), extra=["--blurb", blurb, "--slug", "y"])
+        packed(tmp_path, run, extra=["--blurb", blurb, "--slug", "y"])
 
 
 def test_requirements_and_base(tmp_path):
@@ -381,12 +343,11 @@ def test_requirements_and_base(tmp_path):
     assert f"Builds on [`{base.name}`](../{base.name}/)." in (folder / "README.md").read_text()
 
 
-def manifest(folder, **val):
+def manifest(folder, **changes):
+    """A dataset folder whose manifest says this of the validation split; returns the folder."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "version": "a" * 64,
-        "splits": {"val": {"source_bytes": 2000, "xz_bytes": 600} | val},
-    }
+    validation = {"source_bytes": 2000, "xz_bytes": 600} | changes
+    content = {"version": "a" * 64, "splits": {"val": validation}}
     (folder / "manifest.json").write_text(json.dumps(content))
     return folder
 
@@ -396,15 +357,12 @@ def test_xz_figure_comes_from_the_manifest_of_the_same_corpus(tmp_path, capsys):
     assert packed(tmp_path, run, extra=["--dataset", manifest(tmp_path / "data")]) == 0
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
     assert load_submission(folder).data.xz_bytes == 600
-    assert (
-        "2.4000 bits per byte" in capsys.readouterr().out
-        and "2.4000 bits per byte" in (folder / "README.md").read_text()
-    )  # 600 * 8 / 2000
+    # 600 * 8 / 2000
+    assert "2.4000 bits per byte" in capsys.readouterr().out
+    assert "2.4000 bits per byte" in (folder / "README.md").read_text()
     shutil.rmtree(folder)
-    assert (
-        packed(tmp_path, run, extra=["--dataset", manifest(tmp_path / "data", source_bytes=1999)])
-        == 0
-    )
+    other = manifest(tmp_path / "data", source_bytes=1999)
+    assert packed(tmp_path, run, extra=["--dataset", other]) == 0
     assert load_submission(folder).data.xz_bytes is None
 
 
@@ -426,19 +384,19 @@ def test_summary_says_what_a_user_wants_to_know(tmp_path, capsys):
 
 
 def test_exported_json_schema_accepts_records_and_rejects_incomplete_ones(tmp_path):
-    """The exported schema must say what the pydantic model enforces; checked with an independent reading of its main parts."""
+    """The exported schema says what the pydantic model enforces.
+
+    An independent reading of its main parts."""
     exported = json_schema()
     raw = json.loads((pack_three(tmp_path) / "submission.json").read_text())
     assert set(raw) <= set(exported["properties"])
     assert set(exported["then"]["required"]) <= set(raw)
-    assert set(
-        exported["then"]["properties"]["seed_results"]["additionalProperties"]["required"]
-    ) <= set(raw["seed_results"]["42"])
+    row = exported["then"]["properties"]["seed_results"]["additionalProperties"]
+    assert set(row["required"]) <= set(raw["seed_results"]["42"])
     for name in exported["then"]["required"]:
-        with pytest.raises(
-            ValueError, match=name if name not in ("seeds", "seed_results") else "seed"
-        ):
-            Submission.model_validate({k: v for k, v in raw.items() if k != name})
+        complaint = "seed" if name in ("seeds", "seed_results") else name
+        with pytest.raises(ValueError, match=complaint):
+            Submission.model_validate({key: raw[key] for key in raw if key != name})
     for name in PACKED_SEED_FIELDS:
         broken = json.loads(json.dumps(raw))
         del broken["seed_results"]["42"][name]
@@ -467,40 +425,50 @@ def test_broken_submission_json_is_a_user_error(tmp_path, content):
 
 
 def test_a_replaced_record_is_there_at_every_moment(tmp_path, monkeypatch):
-    """As far as the system can: Linux swaps two folders in one step. Without that step, the old record comes back where the new one cannot take its name."""
-    run = FakeRun().write(tmp_path / "a")
-    packed(tmp_path, run)
+    """As far as the system can: Linux swaps two folders in one step."""
+    packed(tmp_path, FakeRun().write(tmp_path / "a"))
     folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
-    old, moved = load_submission(folder), []
-    other = FakeRun(nats=1300.0).write(tmp_path / "b")
+    old = load_submission(folder)
+    there = []
     replace = os.replace
-    monkeypatch.setattr(
-        packing.os, "replace", lambda a, b: (moved.append(folder.exists()), replace(a, b))
-    )
-    assert packed(tmp_path, other, extra=["--replace"]) == 0
-    assert load_submission(folder).val_bpb < old.val_bpb and (sys.platform != "linux" or all(moved))
-    assert [p.name for p in folder.parent.iterdir()] == [folder.name]
+
+    def watched(source, target):
+        there.append(folder.exists())
+        replace(source, target)
+
+    monkeypatch.setattr(packing.os, "replace", watched)
+    better = FakeRun(nats=1300.0).write(tmp_path / "b")
+    assert packed(tmp_path, better, extra=["--replace"]) == 0
+    assert load_submission(folder).val_bpb < old.val_bpb
+    assert sys.platform != "linux" or all(there)
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+
+
+def test_without_a_swap_the_old_record_comes_back(tmp_path, monkeypatch):
+    """Where the new folder cannot take its name; and where it can, it does."""
+    packed(tmp_path, FakeRun(nats=1300.0).write(tmp_path / "a"))
+    folder = tmp_path / "records" / "track_docs_cpu" / "2026-11-24_x"
+    old = load_submission(folder)
+    replace = os.replace
+    refusals = iter([False, True, False])  # aside, then no, then back
+
+    def fails_second(source, target):
+        if source.is_dir() and next(refusals):  # files are pictures and README
+            raise OSError("no")
+        replace(source, target)
 
     monkeypatch.setattr(packing.sys, "platform", "other")
-    calls = iter([False, True, False])  # aside, then no, then back
-
-    def fails_second(a, b):
-        if next(calls):
-            raise OSError("no")
-        replace(a, b)
-
-    new = load_submission(folder)
+    other = FakeRun().write(tmp_path / "b")
     monkeypatch.setattr(packing.os, "replace", fails_second)
     with pytest.raises(OSError, match="no"):
-        packed(tmp_path, run, extra=["--replace"])
-    assert load_submission(folder) == new and [p.name for p in folder.parent.iterdir()] == [
-        folder.name
-    ]
+        packed(tmp_path, other, extra=["--replace"])
+    assert load_submission(folder) == old
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
+    assert list(refusals) == []
     monkeypatch.setattr(packing.os, "replace", replace)
-    assert packed(tmp_path, run, extra=["--replace"]) == 0
-    assert load_submission(folder).val_bpb == old.val_bpb and [
-        p.name for p in folder.parent.iterdir()
-    ] == [folder.name]
+    assert packed(tmp_path, other, extra=["--replace"]) == 0
+    assert load_submission(folder).val_bpb == 1.0
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
 def test_what_a_killed_packing_left_goes_with_the_next(tmp_path):

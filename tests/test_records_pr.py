@@ -1,4 +1,6 @@
-"""The pull-request command in throw-away repositories: one commit, only additions, nothing else touched."""
+"""The pull-request command in throw-away repositories.
+
+One commit, only additions, nothing else touched."""
 
 import os
 import shutil
@@ -16,21 +18,20 @@ BRANCH = "record/2026-11-24_example-record"
 
 @pytest.fixture
 def git(tmp_path, monkeypatch):
-    """A repository with one commit on main and a packed, uncommitted record; calls run git there."""
+    """A repository with one commit on main and an uncommitted record; calls run git there."""
     for name in ("AUTHOR", "COMMITTER"):
         monkeypatch.setenv(f"GIT_{name}_NAME", "Tester")
         monkeypatch.setenv(f"GIT_{name}_EMAIL", "tester@example.org")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
 
     def run(*args: str) -> str:
-        return subprocess.run(
-            ["git", *args], cwd=tmp_path, capture_output=True, text=True, check=True
-        ).stdout
+        command = ["git", *args]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+        return done.stdout
 
     run("init", "-q", "-b", "main")
-    (tmp_path / ".gitattributes").write_text(
-        "*.log text eol=crlf\n"
-    )  # a filter that would change the bytes of a log
+    # A filter that would change the bytes of a log.
+    (tmp_path / ".gitattributes").write_text("*.log text eol=crlf\n")
     (tmp_path / ".gitignore").write_text("/runs/\n*.bin\n")
     (tmp_path / "file.txt").write_text("one\n")
     run("add", ".gitattributes", ".gitignore", "file.txt")
@@ -54,31 +55,23 @@ def test_branch_adds_the_folder_and_nothing_else(git, record, tmp_path, capsys):
     (tmp_path / "file.txt").write_text("edited, not committed\n")
     (tmp_path / "staged.txt").write_text("staged\n")
     git("add", "staged.txt")
-    status, head = git("status", "--porcelain"), git("rev-parse", "HEAD")
+    status = git("status", "--porcelain")
+    head = git("rev-parse", "HEAD")
     assert cli(pr, record, "--root", tmp_path) == 0
-    assert (
-        git("rev-parse", "HEAD") == head
-        and git("status", "--porcelain") == status
-        and git("branch", "--show-current") == "main\n"
-    )
+    assert git("rev-parse", "HEAD") == head
+    assert git("status", "--porcelain") == status
+    assert git("branch", "--show-current") == "main\n"
     assert git("rev-list", f"main..{BRANCH}").count("\n") == 1
     changes = git("diff", "--no-renames", "--name-status", "main", BRANCH).splitlines()
     place = f"records/track_docs_cpu/{record.name}"
     assert sorted(changes) == sorted(f"A\t{place}/{item.name}" for item in record.iterdir())
     for item in record.iterdir():  # byte for byte, whatever .gitattributes and .gitignore say
-        stored = subprocess.run(
-            ["git", "cat-file", "blob", f"{BRANCH}:{place}/{item.name}"],
-            cwd=tmp_path,
-            capture_output=True,
-            check=True,
-        )
+        command = ["git", "cat-file", "blob", f"{BRANCH}:{place}/{item.name}"]
+        stored = subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
         assert stored.stdout == item.read_bytes()
     title, body = (tmp_path / "runs" / f"{record.name}.pr.md").read_text().split("\n\n", 1)
-    assert (
-        title
-        == "Record: Example record, val_bpb 1.00000 (3-seed mean)"
-        == git("log", "-1", "--format=%s", BRANCH).strip()
-    )
+    assert title == "Record: Example record, val_bpb 1.00000 (3-seed mean)"
+    assert git("log", "-1", "--format=%s", BRANCH).strip() == title
     for text in (
         "| 42 | 1.03000000 |",
         "## Evidence",
@@ -92,7 +85,9 @@ def test_branch_adds_the_folder_and_nothing_else(git, record, tmp_path, capsys):
 
 
 def test_index_stays_and_inherited_variables_lead_nowhere(git, record, tmp_path, monkeypatch):
-    """A hook or another tool may have set them; and a file touched since its commit is what makes `git status` rewrite the index."""
+    """A hook or another tool may have set them.
+
+    And a file touched since its commit is what makes `git status` rewrite the index."""
     git("add", "-f", str(record))
     git("commit", "-q", "-m", "record")
     for item in record.iterdir():
@@ -102,20 +97,17 @@ def test_index_stays_and_inherited_variables_lead_nowhere(git, record, tmp_path,
     for name in ("GIT_DIR", "GIT_INDEX_FILE", "GIT_WORK_TREE"):
         monkeypatch.setenv(name, str(tmp_path / "elsewhere"))
     assert cli(pr, record, "--root", tmp_path, "--base", "main~1") == 0
-    assert index.read_bytes() == before and not (tmp_path / "elsewhere").exists()
+    assert index.read_bytes() == before
+    assert not (tmp_path / "elsewhere").exists()
 
 
-def refused(record, tmp_path, match, *options):
+def refused(record, root, match, *options):
+    """The branches of records that there are after a refusal."""
     with pytest.raises(UserError, match=match):
-        cli(pr, record, "--root", tmp_path, *options)
-    branches = subprocess.run(
-        ["git", "branch", "--list", "record/*"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    return branches
+        cli(pr, record, "--root", root, *options)
+    command = ["git", "branch", "--list", "record/*"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    return done.stdout
 
 
 def test_a_failing_record_is_refused(git, record, tmp_path):
@@ -163,18 +155,7 @@ def test_anonymous_misplaced_and_baseless_records_are_refused(git, record, tmp_p
     assert refused(record, tmp_path, "expected a branch or commit", "--base", "nowhere") == ""
     assert refused(record, tmp_path / "records", "expected .*records/TRACK/DATE_slug") == ""
     run = FakeRun().write(tmp_path / "runs" / "x")
-    cli(
-        pack,
-        run,
-        "--name",
-        "Nobody",
-        "--date",
-        "2026-11-24",
-        "--records-dir",
-        tmp_path / "records",
-        "--author",
-        "anonymous",
-        "--github-id",
-        "x",
-    )
+    about = ["--name", "Nobody", "--date", "2026-11-24"]
+    author = ["--author", "anonymous", "--github-id", "x"]
+    assert cli(pack, run, *about, *author, "--records-dir", tmp_path / "records") == 0
     assert refused(record.parent / "2026-11-24_nobody", tmp_path, "the author is anonymous") == ""
