@@ -20,13 +20,13 @@ def aligned(
     from rich.table import Table
     from rich.text import Text
 
-    cells = [[Text(cell) for cell in row] for row in rows]
-    count = max(map(len, cells), default=0)
+    texts = [list(map(Text, row)) for row in rows]
+    count = max(map(len, texts), default=0)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, gap, 0, 0))
     for i in range(count):
         smallest = widths[i] if i < len(widths) else None
         table.add_column(min_width=smallest, no_wrap=True, overflow="ignore")
-    for row in cells:
+    for row in texts:
         table.add_row(*row)
     console = Console(file=io.StringIO(), width=UNLIMITED, color_system=None)
     with console.capture() as capture:

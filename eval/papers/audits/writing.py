@@ -1,5 +1,6 @@
 """Writes an audit's report: audit.json, AUDIT.md and the text for the terminal."""
 
+import itertools
 import json
 from pathlib import Path
 
@@ -43,7 +44,7 @@ def to_terminal(report: AuditReport) -> str:
     opening = [("record", report.record)]
     opening += [("score", _score_line(score)) for score in report.scores]
     opening.append(("rules", rules))
-    tests = [row for test in report.tests for row in _test_rows(test)]
+    tests = list(itertools.chain.from_iterable(map(_test_rows, report.tests)))
     closing = [("verdict", f"{report.verdict}  ({report.seconds:.0f} s)")]
     parts = [
         aligned(opening, LABEL_WIDTHS),

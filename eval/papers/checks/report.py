@@ -109,9 +109,8 @@ def agrees(stated: float, computed: float, digits: int | None = None) -> bool:
 
     `digits` says how many decimals count instead.
     """
-    if digits is None:
-        digits = decimals(stated)
-    return abs(stated - computed) <= 0.5 * 10.0**-digits + 1e-12
+    shown = decimals(stated) if digits is None else digits
+    return abs(stated - computed) <= 0.5 * 10.0**-shown + 1e-12
 
 
 def cite_audit(record: Record, key: str) -> Evidence:

@@ -64,9 +64,14 @@ def _several_results(record: Record, names: list[str]) -> Check | None:
 
 def _within(stated: float, candidates: list[list[LoggedScore]]) -> bool:
     """Whether some choice among the logs' candidates could have this mean."""
-    figures = [[score.val_bpb for score in found] for found in candidates]
-    low = statistics.fmean(map(min, figures))
-    high = statistics.fmean(map(max, figures))
+    lowest = []
+    highest = []
+    for found in candidates:
+        figures = [score.val_bpb for score in found]
+        lowest.append(min(figures))
+        highest.append(max(figures))
+    low = statistics.fmean(lowest)
+    high = statistics.fmean(highest)
     return low <= stated <= high or agrees(stated, low) or agrees(stated, high)
 
 

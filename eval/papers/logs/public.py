@@ -13,30 +13,34 @@ from eval.papers.logs.values import NUMBER, integer_of, number_of, seconds
 # with the square of the length.
 MAX_LINE = 2000
 
-# Fact name -> patterns whose first group is the value. `env.*` and `result.*` are the native
+
+def compiled(*patterns: str) -> tuple[re.Pattern[str], ...]:
+    return tuple(map(re.compile, patterns))
+
+
+# Patterns of each fact, whose first group is the value. `env.*` and `result.*` are the native
 # names, so that the checks need one vocabulary.
-PUBLIC_FACTS = {
-    "result.seed": (r"^\s*seed:\s*(\d+)\b",),
-    "env.world_size": (r"\bworld_size:\s*(\d+)",),
-    "env.torch": (r"^Running PyTorch (\S+)",),
-    "env.python": (r"^Running Python (\d[\w.]*)",),
-    "env.driver": (r"Driver Version:\s*(\S+)",),
-    "env.cuda": (r"CUDA Version:\s*([\d.]+)",),
-    "env.gpu": (r"^\|\s+\d+\s+(NVIDIA .*?)\s+(?:On|Off)\s+\|",),
-    "model.parameters": (r"^model_params:\s*(\d+)",),
-    "data.val_tokens": (r"^val_loader:.*\btokens:\s*(\d+)", r"^val_tokens:\s*(\d+)"),
-    "data.train_files": (r"\btrain_shards:\s*(\d+)",),
-    "data.dataset": (r"^train_loader:dataset:(\S+)", r"^\s*datasets_dir:\s*\S*/([^/\s]+)/?$"),
-    "data.tokenizer": (r"\btokenizer_path[=:]\s*(\S+)",),
-    "config.max_wallclock_seconds": (r"\bmax_wallclock_seconds:\s*([\d.]+)",),
-    "result.code_bytes": (r"^Code size(?: \(uncompressed\))?: (\d+) bytes",),
-    "result.code_bytes_packed": (r"^Code size \(compressed\): (\d+) bytes",),
-    "result.artifact_bytes": (r"^Serialized model (?!int8\+zlib \(|: )\S+: (\d+) bytes",),
-    "result.peak_mib": (r"^peak memory allocated: (\d+) MiB",),
+PUBLIC_PATTERNS = {
+    "result.seed": compiled(r"^\s*seed:\s*(\d+)\b"),
+    "env.world_size": compiled(r"\bworld_size:\s*(\d+)"),
+    "env.torch": compiled(r"^Running PyTorch (\S+)"),
+    "env.python": compiled(r"^Running Python (\d[\w.]*)"),
+    "env.driver": compiled(r"Driver Version:\s*(\S+)"),
+    "env.cuda": compiled(r"CUDA Version:\s*([\d.]+)"),
+    "env.gpu": compiled(r"^\|\s+\d+\s+(NVIDIA .*?)\s+(?:On|Off)\s+\|"),
+    "model.parameters": compiled(r"^model_params:\s*(\d+)"),
+    "data.val_tokens": compiled(r"^val_loader:.*\btokens:\s*(\d+)", r"^val_tokens:\s*(\d+)"),
+    "data.train_files": compiled(r"\btrain_shards:\s*(\d+)"),
+    "data.dataset": compiled(
+        r"^train_loader:dataset:(\S+)", r"^\s*datasets_dir:\s*\S*/([^/\s]+)/?$"
+    ),
+    "data.tokenizer": compiled(r"\btokenizer_path[=:]\s*(\S+)"),
+    "config.max_wallclock_seconds": compiled(r"\bmax_wallclock_seconds:\s*([\d.]+)"),
+    "result.code_bytes": compiled(r"^Code size(?: \(uncompressed\))?: (\d+) bytes"),
+    "result.code_bytes_packed": compiled(r"^Code size \(compressed\): (\d+) bytes"),
+    "result.artifact_bytes": compiled(r"^Serialized model (?!int8\+zlib \(|: )\S+: (\d+) bytes"),
+    "result.peak_mib": compiled(r"^peak memory allocated: (\d+) MiB"),
 }
-PUBLIC_PATTERNS = [
-    (name, re.compile(pattern)) for name, patterns in PUBLIC_FACTS.items() for pattern in patterns
-]
 STOP = re.compile(r"^stopping_early:.*\btrain_time:\s*(\d+)ms step:\s*(\d+)/(\d+)")
 TOTAL = re.compile(r"^Total submission size (\S+): (\d+) bytes")
 EXCEPTION = "Traceback (most recent call last)"
@@ -134,13 +138,14 @@ def _read_line(reading: PublicReading, number: int, text: str) -> None:
 
 
 def _read_facts(reading: PublicReading, number: int, text: str) -> None:
-    for name, pattern in PUBLIC_PATTERNS:
-        match = pattern.search(text)
-        if match is None:
-            continue
-        if name == "env.gpu":
-            reading.gpus.add(text.split()[1])  # the GPU's index in the table of nvidia-smi
-        reading.log.state(name, match[1], number, text)
+    for name, patterns in PUBLIC_PATTERNS.items():
+        for pattern in patterns:
+            match = pattern.search(text)
+            if match is None:
+                continue
+            if name == "env.gpu":
+                reading.gpus.add(text.split()[1])  # the GPU's index in the table of nvidia-smi
+            reading.log.state(name, match[1], number, text)
 
 
 # --- Readers of one kind of event each: whether the line was of that kind ---
