@@ -429,11 +429,12 @@ open(sys.argv[2] + "/x", "w").write("alive")
 
 REFEREE = """
 import os, sys
+from eval.trial.sandbox import running
 from eval.trial.sandbox.job import Job
-from eval.trial.sandbox.running import run
+running._fast_folder = lambda job: None  # so that its files lie in TMPDIR
 mechanism, marker = os.environ["MECHANISM"], os.environ["MARKER"]
 code = b"import time; time.sleep(1000)"
-run(Job({"a.py": code}, {}, ["{code}/a.py", marker]), mechanism)
+running.run(Job({"a.py": code}, {}, ["{code}/a.py", marker]), mechanism)
 """
 
 
@@ -451,6 +452,8 @@ def test_a_run_ends_with_its_referee(mechanism, number, nothing_left, tmp_path):
         referee.kill()
     assert ended == (128 + number if number == signal.SIGTERM else -number)
     wait_until(lambda: not processes_with(nothing_left))
+    if number == signal.SIGTERM:
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("mechanism", ISOLATED)
