@@ -1,1 +1,4 @@
-"""The referee: scores, audits, compares and packages records. Shares no code with train_gpt.py or data/."""
+"""The referee: scores, audits, compares and packages records.
+
+It shares no code with train_gpt.py or data/.
+"""

@@ -232,3 +232,10 @@ def test_refuses_what_is_not_on_one_scale(tmp_path, capsys, change, complaint):
     b = record(tmp_path, "b", values, **change)
     assert main(["compare", a, b]) == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_seeds_that_agree_to_the_last_digit_print_no_warning(tmp_path, capfd):
+    a = record(tmp_path, "a", [1.1, 1.1, 1.1])
+    b = record(tmp_path, "b", [1.0, 1.01, 1.02])
+    main(["compare", a, b])
+    assert capfd.readouterr().err == ""

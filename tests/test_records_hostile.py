@@ -13,6 +13,7 @@ from records_support import pack_three
 
 from eval.papers.checks.report import format_report
 from eval.papers.checks.run import check_folder
+from eval.papers.tables import aligned
 from eval.rules import Verdict
 
 KEYS = [
@@ -44,7 +45,9 @@ VALUES = st.recursive(
     max_leaves=6,
 )
 NONSENSE = ["0", "-1", "nan", "1e999", "x", "", "7" * 400, "7" * 5000, "0.0"]
-CHANGES = st.tuples(st.integers(0, 40), st.sampled_from(NONSENSE))  # which number, by what
+# Which number, counted from the end of the log, and by what: the result line has the last ones.
+PLACES = st.integers(1, 15) | st.integers(1, 100)
+CHANGES = st.tuples(PLACES, st.sampled_from(NONSENSE))
 ONE_FOLDER = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
@@ -72,7 +75,7 @@ def with_nonsense(log: str, changes: list[tuple[int, str]]) -> str:
     parts = re.split(r"(?<=[:/ ])(\d+(?:\.\d+)?)", tail)
     numbers = len(parts) // 2
     for index, value in changes:
-        parts[2 * (index % numbers) + 1] = value
+        parts[2 * (-index % numbers) + 1] = value
     return head + mark + "".join(parts)
 
 
@@ -120,3 +123,26 @@ def test_unreadable_size_and_code_files(tmp_path):
     (folder / "train_gpt.py").unlink()
     (folder / "train_gpt.py.size").write_text("big\n")
     assert "files" in verdicts(folder)
+
+
+RESULT_FIELDS = ("val_loss", "val_bpb", "nats", "scored_tokens", "scored_bytes")
+
+
+@pytest.mark.parametrize("field", RESULT_FIELDS)
+@pytest.mark.parametrize("value", ["0", "-1", "nan"])
+def test_a_result_line_of_nonsense_is_a_failed_check(packed, tmp_path, field, value):
+    """A submission's log may hold anything; `check` says so and goes on."""
+    folder = shutil.copytree(packed, tmp_path / packed.parent.name / packed.name)
+    path = folder / "train_seed42.log"
+    head, mark, tail = path.read_text().rpartition("===== end source =====")
+    changed = re.sub(rf"(?m)(^result .*\b{field}:)\S+", rf"\g<1>{value}", tail)
+    assert changed != tail
+    path.write_text(head + mark + changed)
+    assert any(check.verdict == "FAIL" for check in check_folder(folder).checks)
+
+
+def test_a_table_hides_no_text():
+    """Tabs, separators and escape codes: what follows them is printed, and nothing is obeyed."""
+    cells = ["a\tb", "further\u2028file", "red \x1b[31m text\r gone"]
+    line = aligned([cells])
+    assert line == "a   b further\\u2028file red \\x1b[31m text\\r gone"

@@ -53,12 +53,13 @@ def run(args: argparse.Namespace) -> int:
     base = repository.commit(args.base)
     refuse_conflicts(repository, base, args.base, place, branch)
     title = title_of(record)
+    body = body_of(record, report)
     commit = add_folder(repository, base, folder, place, title)
     verify(repository, base, commit, place, folder)
     repository("update-ref", f"refs/heads/{branch}", commit, NO_COMMIT)
     text = args.root / "runs" / f"{folder.name}.pr.md"
     text.parent.mkdir(exist_ok=True)
-    write_atomic(text, f"{title}\n\n{body_of(record, report)}")
+    write_atomic(text, f"{title}\n\n{body}")
     count = len(files_of(folder))
     added = f"one commit on {args.base}, {count} files added, nothing else"
     rows = [

@@ -20,7 +20,9 @@ def aligned(
     from rich.table import Table
     from rich.text import Text
 
-    texts = [list(map(Text, row)) for row in rows]
+    texts = []
+    for row in rows:
+        texts.append([Text(printable(cell)) for cell in row])
     count = max(map(len, texts), default=0)
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, gap, 0, 0))
     for i in range(count):
@@ -33,6 +35,19 @@ def aligned(
         console.print(table, crop=False)
     lines = [line.rstrip() for line in capture.get().splitlines()]
     return textwrap.indent("\n".join(lines), " " * indent)
+
+
+def printable(cell: str) -> str:
+    """One line of text that takes as much room as it has characters.
+
+    Tabs become spaces, and what a terminal would obey or not show is escaped: nobody can hide
+    text from a reader.
+    """
+    shown = []
+    for character in cell.expandtabs(4):
+        known = character.isprintable()
+        shown.append(character if known else character.encode("unicode_escape").decode())
+    return "".join(shown)
 
 
 def markdown_table(

@@ -209,11 +209,16 @@ def _arithmetic_complaint(name: str, log: Log) -> Check | None:
     nats = log.number("result.nats")
     tokens = log.integer("result.scored_tokens")
     size = log.integer("result.scored_bytes")
+    stated_loss = log.number("result.val_loss")
+    stated_bpb = log.number("result.val_bpb")
+    if not tokens or not size or None in (nats, stated_loss, stated_bpb):
+        detail = f"{name}: the result line lacks a number that can be held against the others"
+        return fails("arithmetic", detail, line)
     loss = nats / tokens
-    bpb = nats / LN2 / size
-    if abs(loss - log.number("result.val_loss")) > QUOTIENT_ERROR + NATS_ERROR / tokens:
+    if abs(loss - stated_loss) > QUOTIENT_ERROR + NATS_ERROR / tokens:
         return fails("arithmetic", f"{name}: nats / scored_tokens is {loss:.8f}", line)
-    if abs(bpb - log.number("result.val_bpb")) > QUOTIENT_ERROR + NATS_ERROR / size:
+    bpb = nats / LN2 / size
+    if abs(bpb - stated_bpb) > QUOTIENT_ERROR + NATS_ERROR / size:
         return fails("arithmetic", f"{name}: nats / ln 2 / scored_bytes is {bpb:.8f}", line)
     promised = log.integer("data.val_tokens")
     if promised is not None and tokens != promised - 1:
