@@ -18,7 +18,9 @@ from eval.trial.sandbox.machine import (
 )
 
 INSIDE = Path(__file__).resolve().parent / "inside"
-REFEREE_FILES = ("sitecustomize.py", "jail.py", "root.py")
+REFEREE_FILES = ("jail.py", "root.py")
+# On the submission's PYTHONPATH lies this folder alone, with the witness that Python loads.
+WITNESS = "witness"
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 # Shared libraries and, for compilers that torch starts, programs and headers. No /usr/share: it
@@ -106,8 +108,12 @@ def stage_files(job: Job, stage: Path, mechanism: str, uid: int) -> dict[str, st
         place = {name: str(stage / name) for name in PLACES}
     else:
         place = {name: f"/{name}" for name in PLACES}
-    referee = {name: INSIDE / name for name in REFEREE_FILES}
-    _copy_files(stage / "referee", referee | {"hook.json": _hook_facts(job, place)})
+    _copy_files(stage / "referee", {name: INSIDE / name for name in REFEREE_FILES})
+    witness = {
+        "sitecustomize.py": INSIDE / "sitecustomize.py",
+        "hook.json": _hook_facts(job, place),
+    }
+    _copy_files(stage / "referee" / WITNESS, witness)
     return place
 
 
@@ -234,7 +240,7 @@ def _environment(place: dict[str, str], gpu: bool) -> dict[str, str]:
         "TMPDIR": place["tmp"],
         "USER": "scorer",
         "LANG": "C.UTF-8",
-        "PYTHONPATH": place["referee"],
+        "PYTHONPATH": f"{place['referee']}/{WITNESS}",
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     passed = PASSED_VARIABLES + (CUDA_VARIABLES if gpu else ())
@@ -288,7 +294,7 @@ def command_line(
 ) -> list[str]:
     """The program that starts the run. bwrap and the jail write the number of PID 1 to `info_fd`,
     and the jail reports to `result_fd`."""
-    base = [sys.executable, "-I", "-S"]
+    base = [sys.executable, "-I", "-S", "-B"]
     tail = [str(config_fd), str(result_fd)]
     if mechanism == "unshare":
         return [*base, str(INSIDE / "jail.py"), "build", *tail]

@@ -1,9 +1,9 @@
 """Tells the referee which paths, programs and addresses the submission's code asks for.
 
 Every Python interpreter inside the sandbox loads this file. It sees what Python code does through
-the interpreter, not what native code does by itself, and code that means to can silence it by
-flooding the pipe. It is a witness, not the wall: the wall is that outside paths do not exist in
-the sandbox.
+the interpreter, not what native code does by itself, and code that means to can silence it, by
+flooding the pipe or by changing this module. It is a witness, not the wall: the wall is that
+outside paths do not exist in the sandbox.
 """
 
 import json
