@@ -3,19 +3,19 @@
 What a reviewer types, what the report says, and what a scorer that breaks the contract gets.
 """
 
-import hashlib
 import json
 import os
 import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from audit_support import judge, record, write_dataset
 
 from eval.__main__ import main
 from eval.errors import UserError
@@ -28,12 +28,9 @@ from eval.text.corpus.dataset import Dataset, shard_bytes
 from eval.trial.audit.audit import Options, audit_record
 from eval.trial.audit.budget import judge_clock, over_the_clock
 from eval.trial.audit.collector import Collector
-from eval.trial.audit.experiments.canary import LAMBDAS, Canary
-from eval.trial.audit.experiments.experiment import Engine, Experiment
-from eval.trial.audit.experiments.noise import Noise
 from eval.trial.runner import claims
 from eval.trial.runner.claims import name_given_artifact
-from eval.trial.runner.scorer import Scored, Scorer, Stream
+from eval.trial.runner.scorer import Scorer, Stream
 from eval.trial.sandbox import running as sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
@@ -47,99 +44,12 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-# --- A tiny record by hand: bytes, a uniform distribution, one behaviour changed at a time ---
-
-UNIFORM = """
-import argparse, json, math, os, sys
-from pathlib import Path
-import numpy as np
-V = 260
-p = argparse.ArgumentParser()
-p.add_argument("command")
-p.add_argument("--artifact")
-p.add_argument("--tokens", nargs="+")
-p.add_argument("--out")
-p.add_argument("--probes")
-a = p.parse_args()
-probes = json.loads(Path(a.probes).read_text()) if a.probes else {}
-for path in map(Path, a.tokens):
-    x = np.fromfile(path, "<u2", offset=1024)
-    nll = np.full(len(x) - 1, math.log(V))
-    row = np.full((len(probes.get(path.stem, [])), V), -math.log(V))
-    CHANGE
-    np.save(Path(a.out, path.stem + ".nll.npy"), nll)
-    if path.stem in probes:
-        np.save(Path(a.out, path.stem + ".probe.npy"), row)
-"""
-
-
-def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:
-    """A dataset folder with a byte vocabulary: id = 4 + byte, BOS before each document."""
-    folder = root / "datasets" / "tiny"
-    folder.mkdir(parents=True)
-    tokenizer = json.dumps({"vocab_size": 260}).encode()
-    (folder / "bytes.json").write_bytes(tokenizer)
-    version = hashlib.sha256()
-    for text in (*train, *val):
-        version.update(hashlib.sha256(text.encode()).digest())
-    splits = {
-        "train": write_split(folder, "train", train),
-        "val": write_split(folder, "val", val),
-    }
-    described = {
-        "file": "bytes.json",
-        "kind": "bytes",
-        "sha256": hashlib.sha256(tokenizer).hexdigest(),
-        "vocab_size": 260,
-        "lossless": True,
-    }
-    manifest = {
-        "format": 1,
-        "name": "tiny",
-        "corpus": "tiny",
-        "version": version.hexdigest(),
-        "tokenizer": described,
-        "splits": splits,
-    }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
-    return folder
-
-
-def write_split(folder: Path, name: str, texts: list[str]) -> dict[str, object]:
-    """Write the one shard of a split; returns what the manifest says of it."""
-    ids: list[int] = []
-    for text in texts:
-        ids.append(BOS)
-        ids += [4 + byte for byte in text.encode()]
-    raw = shard_bytes(np.array(ids))
-    shard = f"tiny_{name}_000000.bin"
-    (folder / shard).write_bytes(raw)
-    file = {"name": shard, "tokens": len(ids), "sha256": hashlib.sha256(raw).hexdigest()}
-    return {
-        "documents": len(texts),
-        "source_bytes": sum(len(text.encode()) for text in texts),
-        "tokens": len(ids),
-        "files": [file],
-    }
-
-
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
     rng = np.random.default_rng(0)
     words = ["alpha", "beta", "gamma", "delta", "of", "the", "is"]
     texts = [" ".join(rng.choice(words, size=rng.integers(10, 60))) + "." for _ in range(60)]
     return write_dataset(tmp_path_factory.mktemp("tiny"), texts[:20], texts[20:])
-
-
-def record(folder: Path, change: str = "pass", artifact: bytes = b"weights") -> Path:
-    folder.mkdir(parents=True)
-    (folder / "train_gpt.py").write_text(UNIFORM.replace("CHANGE", change.replace("\n", "\n    ")))
-    (folder / "artifact_seed1337.bin").write_bytes(artifact)
-    return folder
-
-
-def judge(folder: Path, dataset: Path, *only: str, **more) -> AuditReport:
-    return audit_record(folder, Options(dataset=dataset, only=only, random_seed=3, **more))
 
 
 def test_uniform_is_valid_and_its_bits_are_known(tmp_path, tiny):
@@ -531,100 +441,6 @@ def test_quick_draws_one_seed_full_takes_all(tiny, tmp_path):
         assert [s.seed for s in report.scores] == ["42", "1337", "2025"]
         assert len(report.audited) == count
         assert sum("splice" in run.label for run in report.runs) == count
-
-
-# --- The engine ---
-
-
-class Echo(Experiment):
-    """Streams of given lengths in two runs; `judged` notes the lengths behind the scores."""
-
-    def __init__(self, judged: list[list[int]], sizes: list[int], measures_noise: bool = False):
-        self.judged = judged
-        self.sizes = sizes
-        self.measures_noise = measures_noise
-
-    def streams(self) -> list[Stream]:
-        return [Stream(np.full(size, 5)) for size in self.sizes]
-
-    def later_streams(self, scored: Sequence[Scored]) -> list[Stream]:
-        assert [len(one.nll) for one in scored] == self.sizes
-        return [Stream(np.full(size + 100, 5)) for size in self.sizes[1:]]
-
-    def judge(self, scored: Sequence[Scored]) -> None:
-        self.judged.append([len(one.nll) for one in scored])
-
-
-def test_every_experiment_gets_its_own_scores_and_noise_comes_first():
-    labels: list[str] = []
-    judged: list[list[int]] = []
-    one_loss_a_token = SimpleNamespace(
-        score=lambda streams, label: [Scored(nll=stream.tokens * 1.0) for stream in streams]
-    )
-    engine = Engine(one_loss_a_token, Collector("coverage"), labels.append)
-    experiments = [Echo(judged, [2, 3]), Echo(judged, []), Echo(judged, [4, 5, 6], True)]
-    engine.run_together(experiments, "part one", "part two")
-    assert judged == [[4, 5, 6, 105, 106], [2, 3, 103], []]
-    assert labels == ["part one", "part two"]
-
-
-# --- Statistics of the canary ---
-
-
-def canary(log2_q_over_g: np.ndarray) -> dict[str, float]:
-    """The figures of the test, and whether it says INVALID."""
-    into = Collector("canary")
-    evidence = Canary()
-    evidence.note(log2_q_over_g, np.zeros_like(log2_q_over_g))
-    evidence.judge(load_rules().tolerance, into)
-    result = into.result("")
-    return result.figures | {"invalid": result.verdict == "INVALID"}
-
-
-def two_distributions(rng: np.random.Generator, n: int, excess: float) -> np.ndarray:
-    """log2 q/g at n draws from g; q is another distribution over 50 tokens, times 1 + excess."""
-    g = rng.dirichlet(np.full(50, 1.0))
-    q = rng.dirichlet(np.full(50, 1.0))
-    v = rng.choice(50, size=n, p=g)
-    return np.log2(q[v] * (1 + excess) / g[v])
-
-
-def test_canary_never_accuses_a_distribution():
-    """500 valid scorers, however far from g.
-
-    The evidence stays below 40 bits, and its exponential has mean at most 1."""
-    rng = np.random.default_rng(1)
-    bits = [canary(two_distributions(rng, 400, 0.0))["evidence_bits"] for _ in range(500)]
-    assert max(bits) < 15
-    assert np.mean(np.exp2(bits)) < 1.5
-
-
-def test_canary_sees_a_sum_slightly_above_one_through_a_large_divergence():
-    """q is 0.3 bits per token worse than g, so the plain likelihood ratio is hopeless.
-
-    A sum of 1.1 shows all the same."""
-    rng = np.random.default_rng(2)
-    figures = canary(two_distributions(rng, 100_000, 0.10))
-    assert figures["log_likelihood_ratio_bits"] < -10_000
-    assert figures["invalid"] and figures["smallest_visible_excess_of_the_sum"] < 0.1
-    assert not canary(two_distributions(np.random.default_rng(2), 100_000, 0.0))["invalid"]
-
-
-def test_bets_are_fractions_of_the_stake():
-    assert LAMBDAS.max() == 1 and LAMBDAS.min() > 0
-
-
-def test_noise_limit_has_a_floor_and_a_ceiling():
-    rules = load_rules()
-    noise = Noise(rules)
-    assert noise.limit == rules.tolerance.exact
-    noise.add(np.array([0.01, -0.02] * 100))
-    assert noise.limit == pytest.approx(0.08)
-    # One large difference is no noise that later ones may hide in.
-    noise.add(np.append(np.zeros(999), 0.12))
-    assert noise.limit == pytest.approx(0.08)
-    noise.add(np.array([10.0]))
-    assert noise.limit == rules.tolerance.noise_limit
 
 
 def test_stream_names_and_order_reveal_nothing(tmp_path, tiny):
