@@ -1,7 +1,9 @@
-# make record   set up, build the embedded corpus, train and score the reference model, package and check the record, renew the boards
+# make record   set up, build the embedded corpus, train and score the reference model, pack and
+#               check the record, regenerate the boards
 # make audit    run the referee on that record, LEVEL=quick or full
 # make test     set up and run the tests
-# Options: SEEDS="1337 42 2025"   NAME="My idea"   SLUG=my-idea   AUTHOR="..."   GITHUB_ID=...   BLURB="..."   PYTHON=python3.12
+# Options: SEEDS="1337 42 2025"   NAME="My idea"   SLUG=my-idea   AUTHOR="..."   GITHUB_ID=...
+#          BLURB="..."   PYTHON=python3.12
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
