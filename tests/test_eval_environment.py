@@ -190,7 +190,9 @@ def test_what_is_not_in_the_list_cannot_be_imported_and_what_is_has_no_docstring
     assert outcome.stdout.splitlines() == ["None True", "['numpy']"], outcome.stderr
     seen = outcome.seen["outside"]
     assert {"package networkx", "package scipy", "package matplotlib"} <= set(seen)
-    assert any(path.endswith("networkx/__init__.py") for path in seen)
+    # an environment below /tmp is hidden by the run's own /tmp, which is not outside
+    below_tmp = site.startswith("/tmp/")
+    assert below_tmp or any(path.endswith("networkx/__init__.py") for path in seen)
 
 
 @needs_sandbox

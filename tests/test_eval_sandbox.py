@@ -149,7 +149,8 @@ open({shard!r}, "rb")
 """
     outcome = run(code, mechanism)
     assert outcome.stdout == "False False\n"
-    assert outcome.seen["outside"] == [shard]
+    # a clone below /tmp is hidden by the run's own /tmp, which is not outside
+    assert outcome.seen["outside"] == ([] if shard.startswith("/tmp/") else [shard])
 
 
 @pytest.mark.parametrize("mechanism", ISOLATED)
