@@ -4,13 +4,13 @@ Lossless where promised, counted as the decoder writes, deterministic, refused w
 """
 
 import dataclasses
-import io
 import platform
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sentencepiece as spm
+from hub_support import trained
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -40,22 +40,7 @@ def ours() -> SentencePieceTokenizer:
 
 def foreign(texts: list[str] = TEXTS, **options) -> bytes:
     """A model trained with other people's settings."""
-    writer = io.BytesIO()
-    defaults = dict(
-        model_type="bpe",
-        vocab_size=340,
-        byte_fallback=True,
-        pad_id=0,
-        bos_id=1,
-        eos_id=2,
-        unk_id=3,
-        minloglevel=2,
-        num_threads=2,
-    )
-    spm.SentencePieceTrainer.train(
-        sentence_iterator=iter(texts), model_writer=writer, **(defaults | options)
-    )
-    return writer.getvalue()
+    return trained(texts, **({"vocab_size": 340, "num_threads": 2} | options))
 
 
 def with_bos(ids: np.ndarray) -> np.ndarray:
