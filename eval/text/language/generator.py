@@ -161,7 +161,7 @@ class KneserNey:
         `contexts[n-2]` holds the int64 keys of the last n-1 tokens, see `context_keys`."""
         p = self.bottom[targets]
         yield p, np.ones(len(targets), bool)
-        for level, keys in zip(self.levels, contexts, strict=False):
+        for level, keys in zip(self.levels, contexts, strict=True):
             at, seen = level.locate(keys)
             grams = (keys << self.bits) | targets
             count = np.where(seen, level.discounted_count(grams), 0.0)

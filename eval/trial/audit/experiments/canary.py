@@ -19,7 +19,7 @@ class Canary:
         self.log_ratios: list[np.ndarray] = []
 
     def note(self, log2_q: np.ndarray, log2_g: np.ndarray) -> None:
-        """Scores [n] of sampled tokens, in bits; log2 g is -inf for a BOS that the referee set."""
+        """Scores [n] of sampled tokens, in bits; log2 g is NaN for a BOS that the referee set."""
         known = np.isfinite(log2_g)
         self.log_ratios.append(log2_q[known] - log2_g[known])
 

@@ -36,7 +36,9 @@ class Pair:
 
 @dataclass
 class Moved:
-    """A pair whose shared scores differ, and by how much: `difference` [shared - 1] in nats."""
+    """How far the shared scores of a pair are apart: `difference` [shared - 1] in nats.
+
+    `before` and `after` [shared - 1] are the losses themselves, `largest` the largest distance."""
 
     pair: Pair
     difference: np.ndarray
