@@ -13,6 +13,7 @@ from typing import Any
 from eval.errors import UserError
 from eval.papers.audits.reading import AuditReading, open_audit
 from eval.papers.audits.report import AuditReport
+from eval.papers.files import DirectoryFiles, Files
 from eval.papers.logs.log import Log, LoggedScore
 from eval.papers.logs.reading import parse_log
 from eval.papers.submission.reading import read_submission
@@ -47,10 +48,12 @@ class Record:
     `submission` is None where there is none that can be read: `problem` says why.
     `stated` is its JSON object as the author wrote it, `json_lines` the lines of the file.
     `artifacts` by seed, in the record's order; `missing` holds the stated seeds without one.
-    `with_audit` says whether the checks look at the audit too.
+    `with_audit` says whether the checks look at the audit too. `files` is where the folder is
+    read from; `folder` names it, and is a directory of this machine only if the files are.
     """
 
     folder: Path
+    files: Files
     submission: Submission | None = None
     problem: str | None = None
     stated: dict[str, Any] = field(default_factory=dict)
@@ -68,15 +71,15 @@ class Record:
     @cached_property
     def code(self) -> bytes | None:
         """Bytes of the script, None where the folder has none."""
-        return self.script.read_bytes() if self.script.is_file() else None
+        return self.files.read(CODE_FILE) if CODE_FILE in self.files.sizes else None
 
     @cached_property
     def shipped_size(self) -> int | None:
         """Bytes of the script; by the file that stands for it where the folder is data only."""
         if self.code is not None:
             return len(self.code)
-        path = self.folder / SIZE_FILE
-        counted = path.read_text(errors="replace").strip() if path.is_file() else ""
+        raw = self.files.read(SIZE_FILE) if SIZE_FILE in self.files.sizes else b""
+        counted = raw.decode(errors="replace").strip()
         return int(counted) if re.fullmatch(r"\d{1,12}", counted) else None
 
     # --- The logs ---
@@ -184,13 +187,18 @@ class Record:
         return self.submission.environment if self.submission else None
 
 
-def open_record(folder: Path) -> Record:
-    """Open a record folder. Raises UserError when it is none; faults inside it are not raised."""
-    if not folder.is_dir():
-        found = "a file" if folder.exists() else "nothing"
-        raise UserError(f"{folder}: expected a record folder, found {found}")
+def open_record(folder: Path, files: Files | None = None) -> Record:
+    """Open a record folder: a directory, or `files` from elsewhere that `folder` is the name of.
+
+    Raises UserError when it is no folder; faults inside it are not raised.
+    """
+    if files is None:
+        if not folder.is_dir():
+            found = "a file" if folder.exists() else "nothing"
+            raise UserError(f"{folder}: expected a record folder, found {found}")
+        files = DirectoryFiles(folder)
     read = read_submission(folder)
-    return Record(folder, read.submission, read.problem, read.stated, read.lines)
+    return Record(folder, files, read.submission, read.problem, read.stated, read.lines)
 
 
 def open_for_trial(folder: Path, artifact: Path | None = None, seed: int | None = None) -> Record:
