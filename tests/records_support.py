@@ -15,7 +15,7 @@ import pytest
 
 from eval.commands import pack
 from eval.papers.audits.report import TEST_NAMES, AuditReport, SeedScore, TestResult
-from eval.papers.audits.writing import write_audit
+from eval.papers.rendering.audits import write_audit
 from eval.papers.submission.reading import load_submission
 from eval.papers.submission.schema import SeedResult
 from eval.rules import Verdict

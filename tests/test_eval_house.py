@@ -31,7 +31,7 @@ TRIAL_READS = {"papers.folder", "papers.submission", "papers.audits"}
 TRIAL_CHECKS = "eval.trial.audit.evidence"
 # Modules that write. Only commands and other writers stand on them.
 WRITERS = {
-    "eval.papers.audits.writing",
+    "eval.papers.rendering.audits",
     "eval.papers.rendering.board",
     "eval.papers.rendering.packing",
     "eval.papers.rendering.pictures",

@@ -13,7 +13,7 @@ from records_support import pack_three
 
 from eval.papers.checks.report import format_report
 from eval.papers.checks.run import check_folder
-from eval.papers.tables import aligned
+from eval.papers.rendering.tables import aligned
 from eval.rules import Verdict
 
 KEYS = [

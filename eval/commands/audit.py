@@ -13,7 +13,7 @@ from pathlib import Path
 
 from eval.commands.score import add_run_options
 from eval.papers.audits.report import AUDIT_TEXT, TEST_NAMES, AuditReport
-from eval.papers.audits.writing import to_terminal, write_audit
+from eval.papers.rendering.audits import to_terminal, write_audit
 from eval.trial.audit.audit import Options, audit_record
 
 

@@ -24,7 +24,7 @@ from eval.papers.checks.statistics import (
     side,
 )
 from eval.papers.folder import open_record
-from eval.papers.tables import aligned
+from eval.papers.rendering.tables import aligned
 from eval.rules import Rules
 
 

@@ -31,6 +31,7 @@ from eval.papers.rendering.packing import (
     write_folder,
 )
 from eval.papers.rendering.readme import CHANGES_BEGIN, CHANGES_END, bits_per_byte, default_changes
+from eval.papers.rendering.tables import aligned
 from eval.papers.submission.schema import (
     ANONYMOUS,
     DOCS_TRACK,
@@ -42,7 +43,6 @@ from eval.papers.submission.schema import (
     Track,
     mean,
 )
-from eval.papers.tables import aligned
 from eval.rules import CURRENT
 
 LABEL_WIDTHS = (12,)  # characters: of the summary's labels

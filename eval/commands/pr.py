@@ -24,8 +24,8 @@ from eval.papers.rendering.readme import (
     reproduction,
     results_table,
 )
+from eval.papers.rendering.tables import aligned
 from eval.papers.submission.schema import ANONYMOUS
-from eval.papers.tables import aligned
 from eval.rules import Verdict
 
 # Variables that say who commits. All others of git's say where, and must not lead elsewhere.

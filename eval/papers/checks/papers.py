@@ -9,10 +9,12 @@ from eval.papers.audits.report import AUDIT_FILE, AUDIT_TEXT
 from eval.papers.checks.report import (
     Check,
     Evidence,
+    Severity,
     cannot_tell,
     cite_audit,
     fails,
     passes,
+    policy,
     say,
     shorten,
 )
@@ -133,7 +135,7 @@ def check_audit(record: Record) -> Iterator[Check]:
         yield fails("audit", record.audit_problem)
         return
     if audit is None or submission is None:
-        yield cannot_tell("audit", f"not audited; {advice}")
+        yield cannot_tell("audit", f"not audited; {advice}", severity=Severity.NOTE)
         return
     if not (record.folder / AUDIT_TEXT).is_file():
         yield fails("audit", f"{AUDIT_TEXT} is missing beside {AUDIT_FILE}; audit again")
@@ -148,5 +150,5 @@ def check_audit(record: Record) -> Iterator[Check]:
     findings = "; ".join(audit_findings(audit))
     if findings:
         detail += f": {shorten(findings, LONGEST_FINDINGS)}"
-    verdict = {"INVALID": fails, "POLICY": cannot_tell}.get(audit.verdict, passes)
+    verdict = {"INVALID": fails, "POLICY": policy}.get(audit.verdict, passes)
     yield verdict("audit", detail, cite_audit(record, "verdict"))

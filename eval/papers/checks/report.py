@@ -1,18 +1,19 @@
 """What a check says, with the lines that prove it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from enum import StrEnum
 
 from pydantic import Field
 
 from eval.papers.audits.report import AUDIT_FILE
 from eval.papers.folder import Record
 from eval.papers.logs.log import Fact, Log, LoggedScore, Step
+from eval.papers.rendering.tables import aligned
 from eval.papers.submission.schema import SUBMISSION_FILE, Strict
-from eval.papers.tables import aligned
 from eval.rules import Verdict
 
-CHECK_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.CANNOT_TELL)
+CHECK_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.POLICY)
 COLUMN_WIDTHS = (11, 13)  # characters: of verdict and name, so that two reports look alike
 INDENT = 2
 LONGEST_EVIDENCE = 150  # characters of a line that a report cites
@@ -30,15 +31,70 @@ class Evidence(Strict):
         return f"{place}: {self.text}" if self.text else place
 
 
+class Severity(StrEnum):
+    """What a check's verdict means to a reviewer. Only blocking lines decide the report's."""
+
+    BLOCKING = "blocking"  # the number is wrong, unproven or over a limit
+    EXPLAIN = "to explain"  # a reviewer must ask the author
+    FORMAT = "format"  # names, JSON keys, dates, large files
+    NOTE = "note"  # what no public record can show; lowers nothing
+
+
+# The default severity of each check, by its name. A call may say otherwise.
+SEVERITIES = {
+    "files": Severity.BLOCKING,
+    "uncounted": Severity.EXPLAIN,
+    "modules": Severity.EXPLAIN,
+    "code_packed": Severity.EXPLAIN,
+    "log_size": Severity.FORMAT,
+    "json": Severity.FORMAT,
+    "date": Severity.FORMAT,
+    "folder": Severity.FORMAT,
+    "track": Severity.FORMAT,
+    "log": Severity.BLOCKING,
+    "seeds": Severity.BLOCKING,
+    "log_by_hand": Severity.BLOCKING,
+    "enough_seeds": Severity.EXPLAIN,
+    "headline": Severity.BLOCKING,
+    "val_loss": Severity.BLOCKING,
+    "seed_results": Severity.EXPLAIN,
+    "derived": Severity.BLOCKING,
+    "readme": Severity.EXPLAIN,
+    "arithmetic": Severity.BLOCKING,
+    "coverage": Severity.BLOCKING,
+    "overlap": Severity.BLOCKING,
+    "aggregates": Severity.EXPLAIN,
+    "code_bytes": Severity.EXPLAIN,
+    "compiles": Severity.BLOCKING,
+    "wrapper": Severity.BLOCKING,
+    "source": Severity.BLOCKING,
+    "embedded": Severity.BLOCKING,
+    "bytes_total": Severity.EXPLAIN,
+    "cap": Severity.BLOCKING,
+    "artifacts": Severity.BLOCKING,
+    "train_time": Severity.BLOCKING,
+    "eval_time": Severity.BLOCKING,
+    "comparable": Severity.EXPLAIN,
+    "world_size": Severity.BLOCKING,
+    "parameters": Severity.EXPLAIN,
+    "implied_bytes": Severity.BLOCKING,
+    "audit": Severity.BLOCKING,
+    "significance": Severity.BLOCKING,
+}
+
+
 class Check(Strict):
+    """One answered question. `severity` says what a verdict other than PASS means."""
+
     name: str
     verdict: Verdict
+    severity: Severity
     detail: str
     evidence: list[Evidence] = Field(default_factory=list)
 
 
 class Report(Strict):
-    """All checks of one folder; `verdict` is the worst of them."""
+    """All checks of one folder; `verdict` is what its blocking lines say."""
 
     folder: str
     name: str | None
@@ -68,16 +124,58 @@ def tally(report: Report) -> str:
     return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in CHECK_VERDICTS)
 
 
+def verdict_of(checks: Iterable[Check]) -> Verdict:
+    """FAIL if a blocking check fails, else CANNOT-TELL if one cannot tell, else PASS."""
+    found = {check.verdict for check in checks if check.severity is Severity.BLOCKING}
+    for verdict in (Verdict.FAIL, Verdict.CANNOT_TELL):
+        if verdict in found:
+            return verdict
+    return Verdict.PASS
+
+
+# --- The four answers ---
+
+
 def passes(name: str, detail: str, *evidence: Evidence) -> Check:
-    return Check(name=name, verdict=Verdict.PASS, detail=detail, evidence=list(evidence))
+    return _answer(Verdict.PASS, name, detail, evidence)
 
 
-def fails(name: str, detail: str, *evidence: Evidence) -> Check:
-    return Check(name=name, verdict=Verdict.FAIL, detail=detail, evidence=list(evidence))
+def fails(name: str, detail: str, *evidence: Evidence, severity: Severity | None = None) -> Check:
+    """The evidence proves that something is wrong."""
+    return _answer(Verdict.FAIL, name, detail, evidence, severity)
 
 
-def cannot_tell(name: str, detail: str, *evidence: Evidence) -> Check:
-    return Check(name=name, verdict=Verdict.CANNOT_TELL, detail=detail, evidence=list(evidence))
+def cannot_tell(
+    name: str, detail: str, *evidence: Evidence, severity: Severity | None = None
+) -> Check:
+    """The folder does not show whether something is right."""
+    return _answer(Verdict.CANNOT_TELL, name, detail, evidence, severity)
+
+
+def policy(
+    name: str, detail: str, *evidence: Evidence, severity: Severity = Severity.EXPLAIN
+) -> Check:
+    """The facts are known; whether they are allowed is a rule that people make."""
+    return _answer(Verdict.POLICY, name, detail, evidence, severity)
+
+
+def _answer(
+    verdict: Verdict,
+    name: str,
+    detail: str,
+    evidence: Sequence[Evidence],
+    severity: Severity | None = None,
+) -> Check:
+    return Check(
+        name=name,
+        verdict=verdict,
+        severity=severity or SEVERITIES[name],
+        detail=detail,
+        evidence=list(evidence),
+    )
+
+
+# --- Evidence ---
 
 
 def shorten(text: str, width: int = LONGEST_EVIDENCE) -> str:

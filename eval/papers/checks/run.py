@@ -5,14 +5,13 @@ from pathlib import Path
 from eval.papers.checks.clocks import check_eval_time, check_training_time
 from eval.papers.checks.files import check_files, check_json
 from eval.papers.checks.papers import check_audit, check_derived, check_readme
-from eval.papers.checks.report import Check, Report
+from eval.papers.checks.report import Check, Report, verdict_of
 from eval.papers.checks.scores import check_arithmetic, check_headline, check_headline_loss
 from eval.papers.checks.seed_results import check_aggregates, check_seed_results
 from eval.papers.checks.seeds import check_comparable, check_logs, check_parameters, check_seeds
 from eval.papers.checks.significance import check_significance
 from eval.papers.checks.sizes import check_artifacts, check_bytes, check_code, check_implied_bytes
 from eval.papers.folder import Record, open_record
-from eval.rules import Verdict
 
 CHECKS = (
     check_files,
@@ -35,8 +34,6 @@ CHECKS = (
     check_parameters,
     check_implied_bytes,
 )
-
-WORST_FIRST = (Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.PASS)
 
 
 def check_folder(folder: Path, with_audit: bool = False, against: Path | None = None) -> Report:
@@ -65,6 +62,6 @@ def check_record(record: Record, against: Record | None = None) -> Report:
         checks += check(record)
     if against is not None:
         checks.append(check_significance(record, against))
-    worst = min((check.verdict for check in checks), key=WORST_FIRST.index)
     name = record.submission.name if record.submission else None
-    return Report(folder=str(record.folder), name=name, verdict=worst, checks=checks)
+    verdict = verdict_of(checks)
+    return Report(folder=str(record.folder), name=name, verdict=verdict, checks=checks)

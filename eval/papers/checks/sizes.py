@@ -4,7 +4,16 @@ import statistics
 from collections.abc import Iterator
 
 from eval.files import sha256_of
-from eval.papers.checks.report import Check, Evidence, cannot_tell, cite, fails, passes, say
+from eval.papers.checks.report import (
+    Check,
+    Evidence,
+    Severity,
+    cannot_tell,
+    cite,
+    fails,
+    passes,
+    say,
+)
 from eval.papers.checks.scores import partner_loss
 from eval.papers.folder import SIZE_FILE, Record
 from eval.papers.logs.log import Log
@@ -72,7 +81,11 @@ def _check_source(record: Record, code: bytes) -> Iterator[Check]:
     """The script is the one that the logs embed and that submission.json states."""
     native = {name: log for name, log in record.logs.items() if log.native}
     if not native:
-        yield cannot_tell("source", "the logs embed no source, so nothing ties them to this script")
+        yield cannot_tell(
+            "source",
+            "the logs embed no source, so nothing ties them to this script",
+            severity=Severity.NOTE,
+        )
         return
     sha256 = sha256_of(code)
     others = {name: log for name, log in native.items() if log.source != code}
@@ -174,6 +187,7 @@ def check_artifacts(record: Record) -> Iterator[Check]:
         yield cannot_tell(
             "artifacts",
             "no artifact in the folder and no hash stated: the weights cannot be identified",
+            severity=Severity.NOTE,
         )
         return
     if not TRACKS[submission.track].commits_artifacts:

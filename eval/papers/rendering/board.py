@@ -15,8 +15,8 @@ from eval.papers.audits.report import AuditReport
 from eval.papers.folder import Record, open_record
 from eval.papers.logs.log import Log, Step
 from eval.papers.rendering.readme import bits_per_byte
+from eval.papers.rendering.tables import markdown_table
 from eval.papers.submission.schema import SUBMISSION_FILE, TRACKS, Submission, json_schema, mean
-from eval.papers.tables import markdown_table
 
 ASSETS = Path(__file__).parent / "assets"
 PAGE_TEMPLATE = "board.html"

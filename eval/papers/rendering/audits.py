@@ -14,7 +14,7 @@ from eval.papers.audits.report import (
     SeedScore,
     TestResult,
 )
-from eval.papers.tables import aligned, markdown_table
+from eval.papers.rendering.tables import aligned, markdown_table
 
 LABEL_WIDTHS = (9,)  # characters: of the terminal's lines about the whole audit
 TEST_WIDTHS = (9, 14)  # of its lines about one test: verdict and name
