@@ -124,7 +124,9 @@ class Log:
     """A log as it was read. Facts are kept by name, for example `result.val_bpb`.
 
     `source` is the script that a native log embeds. `resumes` are the places where an interrupted
-    run continued from a checkpoint; the value is its step. `problems` lists all damage.
+    run continued from a checkpoint; the value is its step. `problems` lists all damage. `lines`
+    are those of a public log that are no step and no source, with their numbers, for readers that
+    look for more.
     """
 
     path: Path
@@ -138,6 +140,7 @@ class Log:
     phases: list[Phase] = field(default_factory=list)
     resumes: list[Fact] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
+    lines: list[tuple[int, str]] = field(default_factory=list, repr=False)
 
     def text(self, name: str) -> str | None:
         """Value of a fact; the log's `none` reads as None."""

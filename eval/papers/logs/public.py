@@ -131,6 +131,7 @@ def _read_line(reading: PublicReading, number: int, text: str) -> None:
     if step is not None:
         reading.log.steps.append(step)
         return
+    reading.log.lines.append((number, text))
     _read_facts(reading, number, text)
     for read in LINE_READERS:
         if read(reading, number, text):

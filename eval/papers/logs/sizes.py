@@ -1,0 +1,174 @@
+"""The sizes that a public log prints: weights, script and their total, under many labels.
+
+A script may try several compressions and print a line for each, so a size counts only together with
+its label. Which of them is the shipped one is settled by what the record states.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+COUNT = r"(\d{1,3}(?:,\d{3})+|\d{2,15})(?![\d.,]*\d)"
+LABEL = r"(?P<label>[^:]{0,40}?)"
+PACKED = re.compile(r"compressed|packed|minified", re.IGNORECASE)
+UNPACKED = re.compile(r"uncompressed|unpacked", re.IGNORECASE)
+RAW = re.compile(r"\(?raw\)?|torch|pickle|uncompressed", re.IGNORECASE)
+
+
+class Kind(StrEnum):
+    """What a size is the size of."""
+
+    WEIGHTS = "weights"
+    CODE = "code"
+    PACKED_CODE = "compressed code"
+    TOTAL = "total"
+
+
+@dataclass(frozen=True)
+class Size:
+    """A size in bytes, and the line of the log that states it.
+
+    `label` is the compression as the log calls it, empty where it names none.
+    """
+
+    kind: Kind
+    label: str
+    bytes: int
+    line: int
+    text: str
+
+
+# A line of each kind, as the contest's scripts and their descendants print it. A launcher may have
+# put a time or a rank before it.
+PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
+    (kind, re.compile(rf"(?:^|[\]:]\s){pattern}", re.IGNORECASE))
+    for kind, pattern in (
+        (Kind.WEIGHTS, rf"Serialized[ _]model[ _]?{LABEL}:\s*{COUNT}(?: bytes| B\b)"),
+        (Kind.TOTAL, rf"Total submission(?: size)?\s?{LABEL}:\s*{COUNT}(?: bytes| B\b)"),
+        (Kind.TOTAL, rf"Submission size\s?{LABEL}:\s*{COUNT}(?: bytes| B\b)"),
+        (Kind.CODE, rf"Code size\s?{LABEL}:\s*{COUNT}(?: bytes| B\b)"),
+        (Kind.WEIGHTS, rf"artifact_bytes(?P<label>):\s*{COUNT}\b"),
+        (Kind.CODE, rf"code_bytes(?P<label>):\s*{COUNT}\b"),
+        (Kind.TOTAL, rf"(?:total_bytes|bytes_total)(?P<label>):\s*{COUNT}\b"),
+    )
+)
+SUMMARY = re.compile(rf"\bartifact:{COUNT} code:{COUNT} total:{COUNT}\b")
+SUMMARY_KINDS = (Kind.WEIGHTS, Kind.CODE, Kind.TOTAL)
+
+
+def sizes_of(lines: Iterable[tuple[int, str]]) -> "Sizes":
+    """The sizes that lines of a log state; each line is its number and its text."""
+    found: list[Size] = []
+    for number, text in lines:
+        if "ytes" in text or " B" in text or "artifact:" in text:
+            found += _read(number, text)
+    return Sizes(tuple(found))
+
+
+def _read(number: int, text: str) -> list[Size]:
+    summary = SUMMARY.search(text)
+    if summary:
+        counts = zip(SUMMARY_KINDS, summary.groups(), strict=True)
+        return [Size(kind, "", _count(count), number, text) for kind, count in counts]
+    for kind, pattern in PATTERNS:
+        match = pattern.search(text)
+        if match is None:
+            continue
+        label = match["label"].strip(" ()_")
+        if kind is Kind.CODE:
+            packed = PACKED.search(label) and not UNPACKED.search(label)
+            kind_of_code = Kind.PACKED_CODE if packed else Kind.CODE
+            return [Size(kind_of_code, "", _count(match.groups()[-1]), number, text)]
+        raw = RAW.fullmatch(label)
+        return [Size(kind, "" if raw else label, _count(match.groups()[-1]), number, text)]
+    return []
+
+
+def _count(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+@dataclass(frozen=True)
+class Shipment:
+    """What one run ships: weights, script and total as the log counts them; None: not printed."""
+
+    weights: Size | None = None
+    code: Size | None = None
+    packed_code: Size | None = None
+    total: Size | None = None
+
+    @property
+    def counted_code(self) -> int | None:
+        """Bytes of everything in the total but the weights."""
+        if self.total is None or self.weights is None:
+            return None
+        return self.total.bytes - self.weights.bytes
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """All sizes of a log, in its order."""
+
+    all: tuple[Size, ...] = ()
+
+    def of(self, kind: Kind) -> list[Size]:
+        return [size for size in self.all if size.kind is kind]
+
+    def stating(self, count: int) -> Size | None:
+        """The first line that states a number of bytes, whatever it calls them."""
+        return next((size for size in self.all if size.bytes == count), None)
+
+    def shipment(self, stated: Collection[int] = ()) -> Shipment:
+        """The sizes of what was shipped.
+
+        Of several totals it is the one that the record states; where it states none, that of the
+        stated weights; else the smallest. A total of uncompressed weights is none where a
+        compression was printed too.
+        """
+        code = _last(self.of(Kind.CODE))
+        packed = _last(self.of(Kind.PACKED_CODE))
+        totals = self._shipped_totals()
+        weights = self._shipped_weights()
+        named = [size for size in totals if size.bytes in stated]
+        if not named:
+            shipped = [size for size in weights if size.bytes in stated]
+            named = [total for total in totals if any(self._pair(w, total) for w in shipped)]
+            weights = shipped or weights
+        total = min(named or totals, key=lambda size: size.bytes, default=None)
+        return Shipment(self._weights_of(total, weights), code, packed, total)
+
+    def _shipped_weights(self) -> list[Size]:
+        weights = self.of(Kind.WEIGHTS)
+        return [size for size in weights if size.label] or weights
+
+    def _shipped_totals(self) -> list[Size]:
+        """The totals without that of the uncompressed weights, where others are printed."""
+        totals = self.of(Kind.TOTAL)
+        raw = [size for size in self.of(Kind.WEIGHTS) if not size.label]
+        compressed = any(size.label for size in self.all)
+        if not compressed:
+            return totals
+        codes = [0, *(size.bytes for size in self.of(Kind.CODE))]
+        sums = {weights.bytes + code for weights in raw for code in codes}
+        kept = [size for size in totals if size.label or size.bytes not in sums]
+        return kept or [size for size in totals if size.label]
+
+    def _pair(self, weights: Size, total: Size) -> bool:
+        """Whether a total is that of these weights: by its label, else by the sum."""
+        if weights.label and weights.label == total.label:
+            return True
+        kinds = (Kind.CODE, Kind.PACKED_CODE)
+        codes = [size.bytes for size in self.all if size.kind in kinds]
+        return total.bytes - weights.bytes in codes
+
+    def _weights_of(self, total: Size | None, weights: list[Size]) -> Size | None:
+        if total is None:
+            return min(weights, key=lambda size: size.bytes, default=None)
+        paired = [size for size in weights if self._pair(size, total)]
+        below = [size for size in weights if size.bytes <= total.bytes]
+        return max(paired or below or weights, key=lambda size: size.bytes, default=None)
+
+
+def _last(sizes: list[Size]) -> Size | None:
+    return sizes[-1] if sizes else None
