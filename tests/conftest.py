@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from warm_support import run_warm
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -153,17 +154,9 @@ def run_script(
     env: dict[str, str] | None = None,
     script: Path = ROOT / "train_gpt.py",
 ) -> subprocess.CompletedProcess:
-    """`python train_gpt.py ARGV`, or the same under torchrun, in a clean environment."""
-    launcher = [sys.executable]
-    if nproc > 1:
-        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
-    return subprocess.run(
-        [*launcher, str(script), *map(str, argv)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"} | (env or {}),
-    )
+    """`python train_gpt.py ARGV`, or the same as `nproc` ranks, in a clean environment."""
+    environment = CLEAN_ENV | {"OMP_NUM_THREADS": "1"} | (env or {})
+    return run_warm([str(script), *map(str, argv)], environment, nproc)
 
 
 # --- A disk that fills up ---
