@@ -151,17 +151,24 @@ def load_byte_table(path: Path) -> ByteTable:
         ) from None
     if path.suffix == ".json":
         return _byte_table(_byte_vocabulary(raw, path))
+    return sentencepiece_table(raw, str(path))
+
+
+def sentencepiece_table(raw: bytes, name: str) -> ByteTable:
+    """The table of a SentencePiece model; `name` is what errors call it.
+
+    Raises UserError when the bytes are no such model, or one with other special ids."""
     try:
         model = _parse_model(raw)
     except (LookupError, ValueError, AttributeError, TypeError) as error:
         raise UserError(
-            f"{path}: expected a SentencePiece model, "
+            f"{name}: expected a SentencePiece model, "
             f"found {len(raw):,} bytes that are none ({error})"
         ) from None
     found = [piece.kind for piece in model.pieces[: UNK + 1]]
     if found != SPECIAL_TYPES:
         raise UserError(
-            f"{path}: expected ids pad 0, BOS 1, EOS 2, UNK 3, found piece types {found}"
+            f"{name}: expected ids pad 0, BOS 1, EOS 2, UNK 3, found piece types {found}"
         )
     return _byte_table(model)
 
