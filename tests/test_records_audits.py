@@ -40,7 +40,7 @@ def test_an_audited_record_passes_everything(record):
     [
         ("PASS", Verdict.PASS),
         ("WARN", Verdict.PASS),
-        ("POLICY", Verdict.CANNOT_TELL),
+        ("POLICY", Verdict.POLICY),
         ("INVALID", Verdict.FAIL),
     ],
 )

@@ -9,7 +9,7 @@ from records_support import FakeRun, cli, pack_three
 
 from eval.commands import check, pack
 from eval.errors import UserError
-from eval.papers.checks.report import format_report
+from eval.papers.checks.showing import format_report
 from eval.papers.checks.run import check_folder
 from eval.papers.submission.reading import load_submission
 from eval.rules import Verdict
@@ -288,7 +288,7 @@ def test_impossible_seeds_are_a_verdict(tmp_path, change):
 def test_json_output_and_exit_codes(record, capsys):
     assert cli(check, record, "--json") == 0
     (report,) = json.loads(capsys.readouterr().out)
-    assert report["verdict"] == "CANNOT-TELL"
+    assert report["verdict"] == "PASS"
     assert report["name"] == "Example record"
     assert len(report["checks"]) > 20
     (record / "artifact_seed42.bin").write_bytes(b"")

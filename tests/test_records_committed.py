@@ -8,7 +8,7 @@ from records_support import cli
 
 from eval.commands import board
 from eval.papers.audits.reading import read_audit
-from eval.papers.checks.report import format_report
+from eval.papers.checks.showing import format_report
 from eval.papers.checks.run import check_folder
 from eval.papers.submission.schema import SUBMISSION_FILE
 from eval.rules import Verdict

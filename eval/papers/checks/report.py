@@ -2,24 +2,20 @@
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
-
-from pydantic import Field
 
 from eval.papers.audits.report import AUDIT_FILE
 from eval.papers.folder import Record
 from eval.papers.logs.log import Fact, Log, LoggedScore, Step
-from eval.papers.rendering.tables import aligned
-from eval.papers.submission.schema import SUBMISSION_FILE, Strict
+from eval.papers.submission.schema import SUBMISSION_FILE
 from eval.rules import Verdict
 
-CHECK_VERDICTS = (Verdict.PASS, Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.POLICY)
-COLUMN_WIDTHS = (11, 13)  # characters: of verdict and name, so that two reports look alike
-INDENT = 2
 LONGEST_EVIDENCE = 150  # characters of a line that a report cites
 
 
-class Evidence(Strict):
+@dataclass(frozen=True)
+class Evidence:
     """A line that proves a verdict; `line` is 1-based, None for a whole file."""
 
     file: str
@@ -83,45 +79,32 @@ SEVERITIES = {
 }
 
 
-class Check(Strict):
+@dataclass(frozen=True)
+class Check:
     """One answered question. `severity` says what a verdict other than PASS means."""
 
     name: str
     verdict: Verdict
     severity: Severity
     detail: str
-    evidence: list[Evidence] = Field(default_factory=list)
+    evidence: list[Evidence] = field(default_factory=list)
 
 
-class Report(Strict):
-    """All checks of one folder; `verdict` is what its blocking lines say."""
+@dataclass(frozen=True)
+class Report:
+    """All checks of one folder; `verdict` is what its blocking lines say.
+
+    `name` and `val_bpb` are as submission.json states them. `problem` says why a folder cannot be
+    read at all; its verdict is then CANNOT-TELL. `commit` is the commit that it was read from.
+    """
 
     folder: str
     name: str | None
     verdict: Verdict
     checks: list[Check]
-
-
-def format_report(report: Report) -> str:
-    """A report as text: one line for each check, its evidence below, the verdict at the end."""
-    rows = []
-    for check in report.checks:
-        rows.append((check.verdict, check.name, check.detail))
-        rows += [("", "", f"| {evidence}") for evidence in check.evidence]
-    indent = " " * INDENT
-    parts = [
-        report.folder,
-        f"{indent}{report.name or 'unreadable record'}",
-        aligned(rows, COLUMN_WIDTHS, indent=INDENT),
-        f"{indent}{tally(report)}: {report.verdict}",
-    ]
-    return "\n".join(part for part in parts if part)
-
-
-def tally(report: Report) -> str:
-    """How many checks ended on each verdict."""
-    verdicts = [check.verdict for check in report.checks]
-    return ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in CHECK_VERDICTS)
+    val_bpb: float | None = None
+    problem: str | None = None
+    commit: str | None = None
 
 
 def verdict_of(checks: Iterable[Check]) -> Verdict:

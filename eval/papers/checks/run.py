@@ -62,6 +62,11 @@ def check_record(record: Record, against: Record | None = None) -> Report:
         checks += check(record)
     if against is not None:
         checks.append(check_significance(record, against))
-    name = record.submission.name if record.submission else None
-    verdict = verdict_of(checks)
-    return Report(folder=str(record.folder), name=name, verdict=verdict, checks=checks)
+    submission = record.submission
+    return Report(
+        folder=str(record.folder),
+        name=submission.name if submission else None,
+        verdict=verdict_of(checks),
+        checks=checks,
+        val_bpb=submission.val_bpb if submission else None,
+    )

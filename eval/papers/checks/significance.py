@@ -1,5 +1,7 @@
 """The check of `--against`: is the improvement significant?"""
 
+from dataclasses import replace
+
 from eval.errors import UserError
 from eval.papers.checks.report import Check, Evidence, cannot_tell, cite, fails, passes
 from eval.papers.checks.statistics import compare_sides, comparison_rules, logged_side
@@ -44,4 +46,4 @@ def _scores_of(record: Record) -> list[Evidence]:
     """The lines of a record's final scores, with the folder's name before the file's."""
     lines = [cite(log, log.final) for log in record.by_seed.values() if log.final is not None]
     folder = record.folder.name
-    return [line.model_copy(update={"file": f"{folder}/{line.file}"}) for line in lines]
+    return [replace(line, file=f"{folder}/{line.file}") for line in lines]

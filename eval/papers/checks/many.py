@@ -1,0 +1,122 @@
+"""Checks many folders, on all cores, and keeps going whatever one of them holds."""
+
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from eval.errors import UserError
+from eval.papers.checks.report import Report
+from eval.papers.checks.run import check_record
+from eval.papers.folder import Record, open_record
+from eval.rules import Verdict
+
+FEW = 8  # folders that are checked sooner than further processes have started
+FOLDERS_AT_A_TIME = 4  # that a process is given
+DEEPEST = 4  # levels of folders below a given one in which records are looked for
+EVIDENCE = re.compile(r"submission\w*\.json|.*\.(?:py|log)", re.IGNORECASE)
+NO_RECORDS = re.compile(r"\..*|__.*__")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One folder to check: a directory, or the folder of a commit in `repository`."""
+
+    folder: Path
+    repository: Path | None = None
+    commit: str | None = None
+    against: Path | None = None
+
+
+def record_folders(folder: Path) -> list[Path]:
+    """The folder itself if it holds what a record is made of, else the records below it."""
+    return _records_below(folder, DEEPEST) or [folder]
+
+
+def _records_below(folder: Path, depth: int) -> list[Path]:
+    """Records in a folder of folders; a folder without further ones counts as a record too."""
+    try:
+        items = sorted(folder.iterdir())
+    except OSError:
+        return []  # whoever opens it says why
+    if any(item.is_file() and EVIDENCE.fullmatch(item.name) for item in items):
+        return [folder]
+    found = []
+    for item in items if depth else []:
+        if item.is_dir() and not item.is_symlink() and not NO_RECORDS.fullmatch(item.name):
+            found += _records_below(item, depth - 1) or [item]
+    return found
+
+
+def check_many(jobs: Sequence[Job], processes: int | None = None) -> Iterator[Report]:
+    """A report for each job, in their order, as soon as it and those before it are there.
+
+    `processes` is the number of cores by default. A folder that cannot be read gets a report
+    that says why.
+    """
+    count = min(processes or len(os.sched_getaffinity(0)), len(jobs))
+    if count <= 1 or len(jobs) < FEW:
+        yield from map(examine, jobs)
+        return
+    from concurrent.futures import ProcessPoolExecutor
+
+    with ProcessPoolExecutor(count) as pool:
+        yield from pool.map(examine, jobs, chunksize=FOLDERS_AT_A_TIME)
+
+
+def examine(job: Job) -> Report:
+    """The report of one folder; `problem` says why where it cannot be read."""
+    try:
+        base = None if job.against is None else _opened(job.against)
+        report = check_record(_record(job), base)
+    except (UserError, OSError) as error:
+        return _unreadable(job, str(error))
+    except Exception as error:
+        # A fault of the referee's own. Strangers wrote what it reads, so that one folder in
+        # thousands may find such a fault; the others must be judged nevertheless.
+        return _unreadable(job, f"the referee failed, please report it: {error!r}")
+    return replace(report, commit=job.commit)
+
+
+def _record(job: Job) -> Record:
+    if job.repository is None or job.commit is None:
+        record = open_record(job.folder)
+    else:
+        from eval.papers.checks.commits import CommitFiles
+
+        files = CommitFiles(_commit(job.repository, job.commit), job.folder.as_posix())
+        if not files.sizes:
+            raise UserError(
+                f"{job.folder}: expected a folder of commit {job.commit[:12]}, found none; "
+                "name it from the root of the repository"
+            )
+        record = open_record(job.folder, files)
+    record.with_audit = True
+    return record
+
+
+@cache
+def _commit(repository: Path, commit: str):
+    """Listed once in each process."""
+    from eval.papers.checks.commits import Commit, Git
+
+    return Commit(Git(repository), commit)
+
+
+@cache
+def _opened(folder: Path) -> Record:
+    """The record to beat, read once in each process."""
+    return open_record(folder)
+
+
+def _unreadable(job: Job, problem: str) -> Report:
+    return Report(
+        folder=str(job.folder),
+        name=None,
+        verdict=Verdict.CANNOT_TELL,
+        checks=[],
+        problem=problem,
+        commit=job.commit,
+    )
