@@ -36,7 +36,7 @@ def content_of(log: Log) -> dict:
         result = result.model_copy(update={"log": None, "log_sha256": None})
     return {
         "facts": {name: fact.value for name, fact in log.facts.items()},
-        "steps": [replace(step, line=0, text="") for step in log.steps],
+        "steps": [step._replace(line=0, text="") for step in log.steps],
         "overrides": sorted(log.overrides),
         "source": log.source,
         "result": result,

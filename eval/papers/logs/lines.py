@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from eval.papers.logs.log import Step
-from eval.papers.logs.values import NUMBER, number_of, seconds, tokens_of
+from eval.papers.logs.values import NUMBER, number_of, seconds
 
 ANSI = re.compile(rb"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\-_])")
 RANK_PREFIX = re.compile(rb"(?m)^\[(?:rank|default)?\d+\]:[ ]?")
@@ -15,7 +15,18 @@ LINE_BREAK = re.compile(
     rf"(?<!^)(?=step:\d+/\d+ (?:train|val)_loss:)|(?<!^)(?=result val_loss:{NUMBER} )"
 )
 UNBROKEN = ("config:", "config ", "env ", "data ")  # quoted values of these may hold anything
-STEP = re.compile(r"(?:step:\s*)?(\d{1,12})/(\d{1,12})\s+(?=(?:train|val)_(?:loss|bpb):)")
+# `step:10/200 train_loss:…`, `10/200 val_loss: …`, and the short `s:10/200 tl:…`.
+STEP = re.compile(
+    r"(?:step:?\s*|s:)?(\d{1,12})/(\d{1,12})[\s|,]+"
+    r"(?=(?:(?:train|val)_(?:loss|bpb)|[tv]l|bpb)\s?[:=])"
+)
+# What nearly every line of a long log is, for speed alone: STEP reads the same from it.
+PLAIN_STEP = re.compile(
+    r"step:(\d{1,12})/(\d{1,12}) train_loss:(\d{1,9}\.\d{1,12}) train_time:(\d{1,12})ms(?!\S)"
+)
+STEP_BEGINS = frozenset("s0123456789")
+SHORT_KEYS = {"tl": "train_loss", "vl": "val_loss", "bpb": "val_bpb", "tt": "train_time"}
+STEP_TOKEN = re.compile(r"(?<![\w.])([a-z_]+)\s?[:=]\s*([^\s,|]+)")
 
 
 def split_lines(text: bytes) -> list[tuple[int, str]]:
@@ -24,9 +35,15 @@ def split_lines(text: bytes) -> list[tuple[int, str]]:
     A physical line on which several writers met gives several entries with the same number.
     """
     lines: list[tuple[int, str]] = []
-    plain = ANSI.sub(b"", text).decode("utf-8", "replace")
+    plain = (ANSI.sub(b"", text) if b"\x1b" in text else text).decode("utf-8", "replace")
+    plain = plain.replace("\ufeff", "")
+    several_writers = "\r" in plain or ("]:" in plain and WRITER_BREAK.search(plain) is not None)
     for number, physical in enumerate(plain.split("\n"), 1):
-        lines += [(number, piece.rstrip()) for piece in _pieces(physical) if piece.strip()]
+        joined = physical.find("step:", 1) > 0 or physical.find("result val_loss:", 1) > 0
+        if several_writers or joined:
+            lines += [(number, piece.rstrip()) for piece in _pieces(physical) if piece.strip()]
+        elif physical and not physical.isspace():
+            lines.append((number, physical.rstrip()))
     return lines
 
 
@@ -41,10 +58,20 @@ def _pieces(physical: str) -> Iterator[str]:
 
 def parse_step(number: int, text: str) -> Step | None:
     """The training-log point that a line states; None for any other line."""
+    if text[:1] not in STEP_BEGINS:
+        return None
+    plain = PLAIN_STEP.match(text)
+    if plain is not None:
+        loss = float(plain[3])
+        return Step(
+            int(plain[1]), int(plain[2]), number, text, loss, train_s=float(plain[4]) * 1e-3
+        )
     match = STEP.match(text)
     if match is None:
         return None
-    tokens = {key: value.rstrip(",") for key, value in tokens_of(text[match.end() :]).items()}
+    tokens: dict[str, str] = {}
+    for key, value in STEP_TOKEN.findall(text, match.end()):
+        tokens.setdefault(SHORT_KEYS.get(key, key), value)
     return Step(
         step=int(match[1]),
         of=int(match[2]),

@@ -3,8 +3,9 @@
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
-from eval.papers.logs.values import integer_of, number_of
+from eval.papers.logs.values import integer_of, number_of, same_value
 
 # Counts by the smallest value that each can have.
 SMALLEST_COUNT = {
@@ -52,8 +53,7 @@ class Fact:
     text: str
 
 
-@dataclass(frozen=True)
-class Step:
+class Step(NamedTuple):
     """One training-log point.
 
     Losses in nats per token, bpb in bits per byte, time in seconds since the clock started.
@@ -79,7 +79,8 @@ class LoggedScore:
     """A score of the whole set, printed after training. `label` is what the script calls it.
 
     `val_bpb` in bits per byte, printed with `decimals` digits; `val_loss` in nats per token;
-    `eval_s` in seconds.
+    `eval_s` in seconds. `stage` is `train` before the training clock stops, `export` before the
+    artifact's size is printed and `eval` after it.
     """
 
     label: str
@@ -89,6 +90,7 @@ class LoggedScore:
     decimals: int
     line: int
     text: str
+    stage: str = "eval"
 
     @property
     def named_result(self) -> bool:
@@ -121,26 +123,38 @@ class Phase:
 
 @dataclass
 class Log:
-    """A log as it was read. Facts are kept by name, for example `result.val_bpb`.
+    """A run as its log tells it. Facts are kept by name, for example `result.val_bpb`.
 
-    `source` is the script that a native log embeds. `resumes` are the places where an interrupted
-    run continued from a checkpoint; the value is its step. `problems` lists all damage. `lines`
-    are those of a public log that are no step and no source, with their numbers, for readers that
-    look for more.
+    `path` is where the log was read from and `file` its name in the record's folder; `run` counts
+    the runs that wrote into this file, from 1. `source` is the script that the log prints:
+    byte for byte in a native log, as far as a public one shows it. `source_line` is the line
+    where it begins. `lines` are the clean lines of a public log that are neither source nor
+    steps. `resumes` are the places where an interrupted run continued from a checkpoint; the
+    value is its step. `problems` lists all damage, `doubts` what a public log states twice and
+    differently.
     """
 
     path: Path
     sha256: str
     native: bool = False
+    file: str = ""
+    run: int = 1
     source: bytes | None = None
+    source_line: int | None = None
     facts: dict[str, Fact] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
     steps: list[Step] = field(default_factory=list)
     scores: list[LoggedScore] = field(default_factory=list)
     phases: list[Phase] = field(default_factory=list)
     resumes: list[Fact] = field(default_factory=list)
+    lines: list[tuple[int, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    lines: list[tuple[int, str]] = field(default_factory=list, repr=False)
+    doubts: list[str] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The file's name, and which run of it this is."""
+        return self.file if self.run == 1 else f"{self.file}#{self.run}"
 
     def text(self, name: str) -> str | None:
         """Value of a fact; the log's `none` reads as None."""
@@ -196,15 +210,17 @@ class Log:
     def state(self, name: str, value: str, line: int, text: str) -> None:
         """Keep a fact. Checks may rely on numbers being numbers.
 
-        An implausible value, or a second and different one, becomes a problem of the log.
+        An implausible value becomes a problem of the log, and so does a second and different one
+        in a native log; public scripts print settings of several phases under one name.
         """
         complaint = _implausible(name, value)
         if complaint is not None:
             self.problems.append(f"line {line}: {name} is {complaint}, found {value[:40]!r}")
             return
         known = self.facts.setdefault(name, Fact(value, line, text))
-        if known.value != value:
-            self.problems.append(
+        if not same_value(known.value, value):
+            complaints = self.problems if self.native else self.doubts
+            complaints.append(
                 f"line {line} says {name} = {value}, line {known.line} says {known.value}"
             )
 

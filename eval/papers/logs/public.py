@@ -1,6 +1,5 @@
 """The public dialect: logs of the contest's scripts, which print what their authors liked."""
 
-import ast
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,109 +13,110 @@ from eval.papers.logs.values import NUMBER, integer_of, number_of, seconds
 MAX_LINE = 2000
 
 
-def compiled(*patterns: str) -> tuple[re.Pattern[str], ...]:
-    return tuple(map(re.compile, patterns))
+@dataclass(frozen=True)
+class Pattern:
+    """Where a fact stands: the first group is its value. Only lines with `word` are searched."""
+
+    fact: str
+    word: str
+    expression: re.Pattern[str]
 
 
-# Patterns of each fact, whose first group is the value. `env.*` and `result.*` are the native
-# names, so that the checks need one vocabulary.
-PUBLIC_PATTERNS = {
-    "result.seed": compiled(r"^\s*seed:\s*(\d+)\b"),
-    "env.world_size": compiled(r"\bworld_size:\s*(\d+)"),
-    "env.torch": compiled(r"^Running PyTorch (\S+)"),
-    "env.python": compiled(r"^Running Python (\d[\w.]*)"),
-    "env.driver": compiled(r"Driver Version:\s*(\S+)"),
-    "env.cuda": compiled(r"CUDA Version:\s*([\d.]+)"),
-    "env.gpu": compiled(r"^\|\s+\d+\s+(NVIDIA .*?)\s+(?:On|Off)\s+\|"),
-    "model.parameters": compiled(r"^model_params:\s*(\d+)"),
-    "data.val_tokens": compiled(r"^val_loader:.*\btokens:\s*(\d+)", r"^val_tokens:\s*(\d+)"),
-    "data.train_files": compiled(r"\btrain_shards:\s*(\d+)"),
-    "data.dataset": compiled(
-        r"^train_loader:dataset:(\S+)", r"^\s*datasets_dir:\s*\S*/([^/\s]+)/?$"
+def pattern(fact: str, word: str, expression: str) -> Pattern:
+    return Pattern(fact, word, re.compile(expression))
+
+
+# `env.*` and `result.*` are the native names, so that the checks need one vocabulary.
+PUBLIC_PATTERNS = (
+    pattern("result.seed", "seed", r"^\s*seed:\s*(\d+)\b"),
+    pattern("env.world_size", "world_size", r"\bworld_size[:=]\s*(\d+)"),
+    pattern("env.torch", "Running PyTorch", r"^Running PyTorch (\S+)"),
+    pattern("env.python", "Running Python", r"^Running Python (\d[\w.]*)"),
+    pattern("env.driver", "Driver Version", r"Driver Version:\s*(\S+)"),
+    pattern("env.cuda", "CUDA Version", r"CUDA Version:\s*([\d.]+)"),
+    pattern("env.gpu", "NVIDIA", r"^\|\s+\d+\s+(NVIDIA .*?)\s+(?:On|Off)\s+\|"),
+    pattern("model.parameters", "params", r"^(?:model_params|params|n_params)[:=]\s*(\d+)"),
+    pattern("data.val_tokens", "tokens", r"^val_loader:.*\btokens:\s*(\d+)"),
+    pattern("data.val_tokens", "val_tokens", r"^val_tokens:\s*(\d+)"),
+    pattern("data.train_files", "train_shards", r"\btrain_shards:\s*(\d+)"),
+    pattern("data.dataset", "train_loader", r"^train_loader:dataset:(\S+)"),
+    pattern("data.dataset", "datasets_dir", r"^\s*datasets_dir:\s*\S*/([^/\s]+)/?$"),
+    pattern("data.tokenizer", "tokenizer_path", r"\btokenizer_path[=:]\s*(\S+)"),
+    pattern(
+        "config.max_wallclock_seconds",
+        "max_wallclock_seconds",
+        r"\bmax_wallclock_seconds:\s*([\d.]+)",
     ),
-    "data.tokenizer": compiled(r"\btokenizer_path[=:]\s*(\S+)"),
-    "config.max_wallclock_seconds": compiled(r"\bmax_wallclock_seconds:\s*([\d.]+)"),
-    "result.code_bytes": compiled(r"^Code size(?: \(uncompressed\))?: (\d+) bytes"),
-    "result.code_bytes_packed": compiled(r"^Code size \(compressed\): (\d+) bytes"),
-    "result.artifact_bytes": compiled(r"^Serialized model (?!int8\+zlib \(|: )\S+: (\d+) bytes"),
-    "result.peak_mib": compiled(r"^peak memory allocated: (\d+) MiB"),
-}
-STOP = re.compile(r"^stopping_early:.*\btrain_time:\s*(\d+)ms step:\s*(\d+)/(\d+)")
-TOTAL = re.compile(r"^Total submission size (\S+): (\d+) bytes")
+    pattern("config.iterations", "iterations", r"\biterations:\s*(\d+)"),
+    pattern("config.train_seq_len", "train_seq_len", r"^train_batch_.*\btrain_seq_len:\s*(\d+)"),
+    pattern("config.train_batch_tokens", "train_batch", r"\btrain_batch_tokens:\s*(\d+)"),
+    pattern("result.code_bytes", "Code size", r"^Code size(?: \(uncompressed\))?: (\d+) bytes"),
+    pattern("result.code_bytes_packed", "Code size", r"^Code size \(compressed\): (\d+) bytes"),
+    pattern("result.peak_mib", "peak memory", r"^peak memory allocated: (\d+) MiB"),
+)
+# A seed that stands in another line, where no line of its own states one.
+LOOSE_SEED = re.compile(r"(?:^|\s)(?:seed|SEED)\s?[:=]\s?(\d{1,12})(?=[\s,;]|$)")
+STOP = re.compile(r"^stopping_early\b.*?\btrain_time[^:]*:\s*(\d+)ms step:\s*(\d+)/(\d+)")
+TOTAL = re.compile(r"^Total submission size(?: (\S+))?: (\d+) bytes")
+ARTIFACT = re.compile(r"^Serialized model (?!int8\+zlib \(|: )(\S+): (\d+) bytes")
 EXCEPTION = "Traceback (most recent call last)"
-VAL_BPB = re.compile(rf"\bval_bpb:\s*({NUMBER})(?=\s|$|,)")
-VAL_LOSS = re.compile(rf"\bval_loss:\s*({NUMBER})(?=\s|$|,)")
+# A script may print its path behind the number without a line break.
+NUMBER_END = r"(?=[\s,;)\]|]|logs/|$)"
+VAL_BPB = re.compile(rf"(?<![\w])(?:val_)?bpb\s?[:=]\s*({NUMBER}){NUMBER_END}")
+VAL_LOSS = re.compile(rf"(?<![\w])(?:val_loss|vl)\s?[:=]\s*({NUMBER}){NUMBER_END}")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
+# A score of a part of the text, while it is scored.
+PROGRESS = re.compile(r"\[\s*[\d.]+\s*[%/]|\d\s?%|running|progress|\b\w*chunk\b|\d+/\d+ ")
+# A format string that was never filled in: source.
+UNFILLED = re.compile(r"\{[A-Za-z_][\w.]*(?:[\[(][^{}]*)?(?::[^{}]*)?\}")
 TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
 TIMED_WORD = re.compile(r"\b(?:done|calibrated|collected|took)\b")
-RULER = re.compile(r"^={40,}$")
-CODE_HEAD = re.compile(r"^(?:import |from \w+|\"\"\"|'''|#|@|def |class )")
-CODE_NODES = (ast.Import, ast.ImportFrom, ast.FunctionDef, ast.ClassDef)
-# A source dump stands near the top, has few rulers inside and more than a few lines.
-MOST_RULERS = 6
-FEWEST_CODE_LINES = 3
 SAME_BPB = 5.1e-5  # bits per byte: equal to the 4 decimals that every script prints
-
-
-# --- Source dumps ---
-
-
-def without_public_source(lines: list[tuple[int, str]]) -> list[tuple[int, str]]:
-    """Drop a source dump: public scripts write their code between rulers of `=`.
-
-    Whatever between two rulers parses as Python is code. A ruler inside a docstring belongs to the
-    code, so the longest stretch that parses counts.
-    """
-    rulers = [i for i, (_, text) in enumerate(lines) if RULER.match(text)]
-    bounds = [-1, *rulers, len(lines)]
-    for i in range(min(len(bounds) - 1, MOST_RULERS)):
-        start = _code_start(lines, bounds[i] + 1)
-        if start is None:
-            break
-        for end in reversed(bounds[i + 1 : i + 1 + MOST_RULERS]):
-            long_enough = end - start >= FEWEST_CODE_LINES
-            if long_enough and end < len(lines) and _is_python(lines[start:end]):
-                return lines[:start] + lines[end:]
-    return lines
-
-
-def _code_start(lines: list[tuple[int, str]], first: int) -> int | None:
-    """Index of the first line from `first` on that could begin a script."""
-    for i in range(first, len(lines)):
-        if CODE_HEAD.match(lines[i][1]):
-            return i
-    return None
-
-
-def _is_python(lines: list[tuple[int, str]]) -> bool:
-    try:
-        tree = ast.parse("\n".join(text for _, text in lines))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return any(isinstance(node, CODE_NODES) for node in tree.body)
-
-
-# --- Lines ---
 
 
 @dataclass
 class PublicReading:
-    """A public log while it is read. `stage` is `train`, `export` or `eval`."""
+    """A public log while it is read. `stage` is `train`, `export` or `eval`.
+
+    `artifacts` are the compressed models that the log states, by the name of the compression.
+    """
 
     log: Log
     stage: str = "train"
     gpus: set[str] = field(default_factory=set)
+    artifacts: dict[str, Fact] = field(default_factory=dict)
+    total_label: str | None = None
 
 
 def parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
     """Read clean lines into the log. A missing final score becomes a problem of the log."""
     reading = PublicReading(log)
+    log.lines = []
     for number, text in lines:
-        if len(text) <= MAX_LINE:
+        step = parse_step(number, text)
+        if step is not None:
+            log.steps.append(step)
+            continue
+        log.lines.append((number, text))
+        if len(text) <= MAX_LINE and not ("{" in text and UNFILLED.search(text)):
             _read_line(reading, number, text)
+    _settle(reading)
+
+
+def _settle(reading: PublicReading) -> None:
+    """State what only the whole log tells."""
+    log = reading.log
     if reading.gpus:
         named = log.facts["env.gpu"]
         log.state("env.gpus", str(len(reading.gpus)), named.line, named.text)
+    artifacts = list(reading.artifacts.values())
+    if artifacts:
+        chosen = reading.artifacts.get(reading.total_label, artifacts[-1])
+        log.state("result.artifact_bytes", chosen.value, chosen.line, chosen.text)
+    if "result.seed" not in log.facts:
+        _state_loose_seed(log)
+    if "result.train_s" not in log.facts:
+        _state_last_step(log)
     if log.final is None:
         log.problems.append(
             "truncated: no score was printed after training (no val_bpb outside the step lines)"
@@ -125,28 +125,40 @@ def parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
         _state_eval_time(log, log.final)
 
 
+def _state_loose_seed(log: Log) -> None:
+    for number, text in log.lines:
+        match = LOOSE_SEED.search(text) if len(text) <= MAX_LINE else None
+        if match is not None and not UNFILLED.search(text):
+            log.state("result.seed", match[1], number, text)
+            return
+
+
+def _state_last_step(log: Log) -> None:
+    """Where no line says that training stopped, the clock of the last step does."""
+    timed = [step for step in log.steps if step.train_s is not None]
+    if timed:
+        last = max(timed, key=lambda step: step.step)
+        log.state("result.train_s", f"{last.train_s:.3f}", last.line, last.text)
+        log.state("result.steps", str(last.step), last.line, last.text)
+
+
 def _read_line(reading: PublicReading, number: int, text: str) -> None:
-    """A step line states nothing else. Any other line may state facts and one event."""
-    step = parse_step(number, text)
-    if step is not None:
-        reading.log.steps.append(step)
-        return
-    reading.log.lines.append((number, text))
-    _read_facts(reading, number, text)
+    """A line may state facts and one event."""
+    for entry in PUBLIC_PATTERNS:
+        if entry.word in text:
+            _read_fact(reading, entry, number, text)
     for read in LINE_READERS:
         if read(reading, number, text):
             return
 
 
-def _read_facts(reading: PublicReading, number: int, text: str) -> None:
-    for name, patterns in PUBLIC_PATTERNS.items():
-        for pattern in patterns:
-            match = pattern.search(text)
-            if match is None:
-                continue
-            if name == "env.gpu":
-                reading.gpus.add(text.split()[1])  # the GPU's index in the table of nvidia-smi
-            reading.log.state(name, match[1], number, text)
+def _read_fact(reading: PublicReading, entry: Pattern, number: int, text: str) -> None:
+    match = entry.expression.search(text)
+    if match is None:
+        return
+    if entry.fact == "env.gpu":
+        reading.gpus.add(text.split()[1])  # the GPU's index in the table of nvidia-smi
+    reading.log.state(entry.fact, match[1], number, text)
 
 
 # --- Readers of one kind of event each: whether the line was of that kind ---
@@ -174,7 +186,16 @@ def _read_total(reading: PublicReading, number: int, text: str) -> bool:
     known = reading.log.integer("result.bytes_total")
     if total is not None and (known is None or total < known):
         reading.log.facts["result.bytes_total"] = Fact(match[2], number, text)
+        reading.total_label = match[1]
     reading.stage = "eval"
+    return True
+
+
+def _read_artifact(reading: PublicReading, number: int, text: str) -> bool:
+    match = ARTIFACT.match(text)
+    if match is None:
+        return False
+    reading.artifacts[match[1]] = Fact(match[2], number, text)
     return True
 
 
@@ -186,9 +207,11 @@ def _read_exception(reading: PublicReading, number: int, text: str) -> bool:
 
 
 def _read_score(reading: PublicReading, number: int, text: str) -> bool:
-    match = VAL_BPB.search(text)
+    match = VAL_BPB.search(text) if "bpb" in text else None
     if match is None:
         return False
+    if PROGRESS.search(text):
+        return True
     bpb = number_of(match[1])
     if bpb is None:
         reading.log.problems.append(f"line {number}: val_bpb is no finite number")
@@ -197,13 +220,14 @@ def _read_score(reading: PublicReading, number: int, text: str) -> bool:
     time = EVAL_TIME.search(text)
     begins = [match.start()] if loss is None else [match.start(), loss.start()]
     score = LoggedScore(
-        label=text[: min(begins)].strip(" :"),
+        label=text[: min(begins)].strip(" :=|,([-"),
         val_bpb=bpb,
         val_loss=number_of(loss[1]) if loss else None,
         eval_s=seconds(time[1]) if time else None,
         decimals=len(match[1].partition(".")[2]),
         line=number,
         text=text,
+        stage=reading.stage,
     )
     reading.log.scores.append(score)
     if score.eval_s is not None and reading.stage != "train":
@@ -229,6 +253,7 @@ def _read_phase(reading: PublicReading, number: int, text: str) -> bool:
 LINE_READERS: tuple[Callable[[PublicReading, int, str], bool], ...] = (
     _read_stop,
     _read_total,
+    _read_artifact,
     _read_exception,
     _read_score,
     _read_phase,

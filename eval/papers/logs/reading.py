@@ -10,15 +10,22 @@ source code inside that contains lines like results. The order of lines has no m
 log, so interleaving cannot change what is read. Contradictions are reported, never resolved.
 """
 
+import codecs
+import contextlib
+import gc
 import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from eval.errors import UserError
 from eval.files import sha256_of
+from eval.papers.logs.dump import code_lines, find_dumps
 from eval.papers.logs.lines import ANSI, RANK_PREFIX, split_lines
 from eval.papers.logs.log import Log, Step
 from eval.papers.logs.native import parse_native
-from eval.papers.logs.public import parse_public, without_public_source
+from eval.papers.logs.public import parse_public
+from eval.papers.logs.runs import split_runs
 
 MAX_LOG_BYTES = 64 * 2**20  # the largest public log is 0.2 MB; more is no training log
 FORMAT_LINE = re.compile(rb"(?m)^log_format:1\s*$")
@@ -30,39 +37,104 @@ SOURCE_BEGIN = re.compile(
 SOURCE_END = b"===== end source ====="
 # Used only where the stated length is wrong: the marker counts if the line that must follow does.
 SOURCE_END_LINE = re.compile(rb"\n===== end source =====[ \t\r]*\n(?=env )")
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
 def parse_log(path: Path) -> Log:
-    """Read a log of either dialect. Damage is listed in `problems`, never guessed around.
+    """Read the log of one run, of either dialect.
 
-    Raises UserError when the file is missing, unreadable or larger than 64 MiB.
+    Damage is listed in `problems`, never guessed around. Raises UserError when the file is
+    missing, unreadable or larger than 64 MiB.
     """
-    raw = _read(path)
-    log = Log(path, sha256_of(raw))
-    plain = raw.replace(b"\r\n", b"\n")
+    runs = parse_runs(_read(path), path)
+    log = runs[0]
+    if len(runs) > 1:
+        log.problems.append(f"more than one run in this log: {len(runs)} of them")
+    return log
+
+
+def parse_runs(
+    raw: bytes, path: Path, file: str | None = None, scripts: Sequence[bytes] = ()
+) -> list[Log]:
+    """Read every run that wrote into a log, of either dialect.
+
+    `file` is the log's name in the record's folder. `scripts` may have written it: where a public
+    log prints one of them, it is known at once.
+    """
+    log = Log(path, sha256_of(raw), file=path.name if file is None else file)
+    text = _as_utf8(raw)
+    plain = text.replace(b"\r\n", b"\n")
     lead = ANSI.sub(b"", RANK_PREFIX.sub(b"", ANSI.sub(b"", plain[:LEAD_BYTES])))
     log.native = FORMAT_LINE.search(lead) is not None
-    if log.native:
-        parse_native(log, split_lines(_take_source(log, raw)))
-    else:
-        parse_public(log, without_public_source(split_lines(plain)))
-    log.steps = _settle_steps(log)
-    return log
+    with _no_collection():
+        if log.native:
+            parse_native(log, split_lines(_take_source(log, text)))
+            log.steps = _settle_steps(log)
+            return [log]
+        return _public_runs(log, plain, scripts)
+
+
+@contextlib.contextmanager
+def _no_collection() -> Iterator[None]:
+    """Without the garbage collector, which would walk through every line again and again.
+
+    Nothing here makes circles.
+    """
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def _public_runs(log: Log, plain: bytes, scripts: Sequence[bytes]) -> list[Log]:
+    """The runs of a public log, `log` being the first of them, not read so far."""
+    lines = split_lines(plain)
+    texts = [text for _, text in lines]
+    dumps = find_dumps(texts, [code_lines(script) for script in scripts])
+    if dumps:
+        _keep_source(log, plain, lines[dumps[0].begin][0], lines[dumps[0].end - 1][0])
+    for dump in reversed(dumps):
+        del lines[dump.begin : dump.end]
+    runs = []
+    for i, part in enumerate(split_runs(lines), 1):
+        run = replace(log, run=i, facts={}, steps=[], scores=[], phases=[], problems=[], doubts=[])
+        parse_public(run, part)
+        run.steps = _settle_steps(run)
+        runs.append(run)
+    return runs
+
+
+def _keep_source(log: Log, plain: bytes, first: int, last: int) -> None:
+    """Keep lines `first` to `last`, 1-based, as the source that the log prints."""
+    printed = ANSI.sub(b"", plain).split(b"\n")[first - 1 : last]
+    log.source = b"\n".join(printed).removeprefix(codecs.BOM_UTF8)
+    log.source_line = first
+
+
+def _as_utf8(raw: bytes) -> bytes:
+    """A log as UTF-8 without byte order mark: some shells write UTF-16."""
+    if raw.startswith(UTF16_MARKS):
+        return raw.decode("utf-16", "replace").encode()
+    return raw.removeprefix(codecs.BOM_UTF8)
 
 
 def _read(path: Path) -> bytes:
     try:
         size = path.stat().st_size
         if size > MAX_LOG_BYTES:
-            most = f"{MAX_LOG_BYTES:,}"
-            raise UserError(
-                f"{path}: expected a training log of at most {most} bytes, found {size:,}"
-            )
+            raise UserError(f"{path}: {too_large(size)}")
         return path.read_bytes()
     except OSError as error:
         raise UserError(
             f"{path}: cannot be read ({error.strerror}); give the train.log of a run"
         ) from None
+
+
+def too_large(size: int) -> str:
+    return f"expected a training log of at most {MAX_LOG_BYTES:,} bytes, found {size:,}"
 
 
 # --- The embedded source of a native log ---
@@ -135,14 +207,26 @@ def _settle_steps(log: Log) -> list[Step]:
 
     Two different values for one step are a contradiction.
     """
+    if _in_order(log.steps):
+        return log.steps
     seen: dict[tuple[int, bool], Step] = {}
     nothing = (None, None)
+    complaints = log.problems if log.native else log.doubts
     for step in log.steps:
         known = seen.setdefault((step.step, step.val_loss is None), step)
         both_stated = nothing not in (step.losses, known.losses)
         if both_stated and known.losses != step.losses:
             pair = f"lines {known.line} and {step.line}"
-            log.problems.append(
+            complaints.append(
                 f"{pair} give different losses for step {step.step}: more than one run in this log"
             )
     return sorted(seen.values(), key=lambda step: (step.step, step.val_loss is not None))
+
+
+def _in_order(steps: list[Step]) -> bool:
+    last = -1
+    for step in steps:
+        if step.step <= last:
+            return False
+        last = step.step
+    return True

@@ -6,6 +6,7 @@ import re
 
 TOKEN = re.compile(r'(?<![\w/.-])([A-Za-z_][\w/.-]*):[ \t]*("(?:[^"\\]|\\.)*"|\S+)')
 NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
+WHOLE_NUMBER = re.compile(NUMBER)
 DURATION = re.compile(rf"({NUMBER})(ms|s|m)?$")
 SECONDS_PER_UNIT = {"ms": 1e-3, "s": 1.0, "m": 60.0, None: 1.0}
 # No count in a log needs more digits, and so many fit a float's range with room to spare.
@@ -42,7 +43,7 @@ def seconds(value: str) -> float | None:
 
 def number_of(value: str | None) -> float | None:
     """The finite number that a token is; None for anything else."""
-    if value is None or not re.fullmatch(NUMBER, value):
+    if value is None or not WHOLE_NUMBER.fullmatch(value):
         return None
     number = float(value)
     return number if math.isfinite(number) else None
@@ -51,3 +52,11 @@ def number_of(value: str | None) -> float | None:
 def integer_of(value: str | None) -> int | None:
     """The integer of at most 18 digits that a token is; None for anything else."""
     return int(value) if value is not None and INTEGER.fullmatch(value) else None
+
+
+def same_value(a: str, b: str) -> bool:
+    """Whether two tokens are equal texts or equal numbers, such as 900 and 900.000."""
+    if a == b:
+        return True
+    number = number_of(a)
+    return number is not None and number == number_of(b)
