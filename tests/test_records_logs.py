@@ -3,7 +3,6 @@
 import contextlib
 import random
 import time
-from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
