@@ -68,6 +68,11 @@ class Record:
     def script(self) -> Path:
         return self.folder / CODE_FILE
 
+    @property
+    def script_name(self) -> str | None:
+        """The name of the script's file, None where the folder has none."""
+        return CODE_FILE if CODE_FILE in self.files.sizes else None
+
     @cached_property
     def code(self) -> bytes | None:
         """Bytes of the script, None where the folder has none."""
@@ -103,6 +108,11 @@ class Record:
     def logs(self) -> dict[str, Log]:
         """Each distinct log once, by file name. Raises UserError for one that cannot be read."""
         return self._logs_and_copies[0]
+
+    @property
+    def chosen(self) -> dict[str, Log]:
+        """The record's own logs, by file name."""
+        return self.logs
 
     def log(self, name: str) -> Log:
         """The log of that file name, or the log that it is a copy of.

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 
 from eval.papers.checks.report import Check, Evidence, cannot_tell, fails, passes, say
-from eval.papers.folder import PACKED_NAMES, SIZE_FILE, Record
+from eval.papers.folder import SIZE_FILE, Record
 from eval.papers.submission.reading import track_of
 from eval.papers.submission.schema import (
     CODE_FILE,
@@ -24,9 +24,6 @@ CONTEST_FIELDS = (
     "bytes_total",
     "bytes_code",
 )
-FOREIGN_CODE = re.compile(
-    r".*\.(py|pyc|so|c|cc|cpp|cu|rs|js|sh|pyx|pth?|bin|npz|npy|model|zst|xz|br|gz|7z|zip)"
-)
 FOLDER_DATE = re.compile(r"(\d{4}-\d{2}-\d{2})")
 MAX_LOG_IN_GIT = 1_000_000  # bytes
 
@@ -34,14 +31,6 @@ MAX_LOG_IN_GIT = 1_000_000  # bytes
 def check_files(record: Record) -> Iterator[Check]:
     """What a record needs is there, and nothing that a run could load without counting it."""
     yield _check_completeness(record)
-    uncounted = _uncounted(record)
-    if uncounted:
-        packed = record.submission is not None and record.submission.origin == "packed"
-        verdict = fails if packed else cannot_tell
-        names = ", ".join(uncounted)
-        yield verdict(
-            "uncounted", f"further files that a run could load, in no byte count here: {names}"
-        )
     large = [name for name in record.logs if (record.folder / name).stat().st_size > MAX_LOG_IN_GIT]
     if large:
         names = ", ".join(large)
@@ -62,16 +51,6 @@ def _check_completeness(record: Record) -> Check:
         size = Evidence(file=SIZE_FILE, text=f"{record.shipped_size} bytes")
         return cannot_tell("files", f"kept as data only: {', '.join(missing)} not here", size)
     return passes("files", f"{', '.join(required)}, {len(record.logs)} log(s)")
-
-
-def _uncounted(record: Record) -> list[str]:
-    """Names of code and weights that `pack` does not write."""
-    names = []
-    for path in sorted(record.folder.rglob("*")):
-        foreign = FOREIGN_CODE.fullmatch(path.name) and not PACKED_NAMES.fullmatch(path.name)
-        if foreign and path.is_file() and "__pycache__" not in path.parts:
-            names.append(path.name)
-    return names
 
 
 def check_json(record: Record) -> Iterator[Check]:

@@ -3,6 +3,8 @@
 from pathlib import Path
 
 from eval.papers.checks.clocks import check_eval_time, check_training_time
+from eval.papers.checks.code import check_code
+from eval.papers.checks.coverage import check_implied_bytes
 from eval.papers.checks.files import check_files, check_json
 from eval.papers.checks.papers import check_audit, check_derived, check_readme
 from eval.papers.checks.report import Check, Report, verdict_of
@@ -10,7 +12,7 @@ from eval.papers.checks.scores import check_arithmetic, check_headline, check_he
 from eval.papers.checks.seed_results import check_aggregates, check_seed_results
 from eval.papers.checks.seeds import check_comparable, check_logs, check_parameters, check_seeds
 from eval.papers.checks.significance import check_significance
-from eval.papers.checks.sizes import check_artifacts, check_bytes, check_code, check_implied_bytes
+from eval.papers.checks.sizes import check_artifacts, check_bytes
 from eval.papers.folder import Record, open_record
 
 CHECKS = (

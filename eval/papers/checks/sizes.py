@@ -1,9 +1,11 @@
-"""Checks of the bytes: script, artifacts, their sum, and the text that a score divides by."""
+"""Checks of the bytes: weights, script and their sum, against submission.json and the cap."""
 
 import statistics
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from eval.files import sha256_of
+from eval.papers.checks.compression import compressed_sizes, looks_compressed
 from eval.papers.checks.report import (
     Check,
     Evidence,
@@ -12,169 +14,232 @@ from eval.papers.checks.report import (
     cite,
     fails,
     passes,
+    policy,
     say,
 )
-from eval.papers.checks.scores import partner_loss
-from eval.papers.folder import SIZE_FILE, Record
-from eval.papers.logs.log import Log
-from eval.papers.submission.schema import CODE_FILE, TRACKS, SeedResult, Track
-from eval.text.corpus.exports import check_fineweb_bytes
+from eval.papers.checks.shipments import StatedSize, shipments_of, stated_sizes
+from eval.papers.folder import Record
+from eval.papers.logs.sizes import Shipment, Size
+from eval.papers.submission.schema import TRACKS, SeedResult, Track
 
-# --- The script ---
-
-
-def check_code(record: Record) -> Iterator[Check]:
-    """Size and identity of the script: file, submission.json and every log."""
-    yield _check_code_size(record)
-    yield _check_compiles(record)
-    if record.code is not None:
-        yield from _check_source(record, record.code)
+FEWEST_ZEROS = 3  # at the end of a number that its author rounded
 
 
-def _check_code_size(record: Record) -> Check:
-    stated = record.submission.bytes_code if record.submission else None
-    logs = _logs_with(record, "result.code_bytes")
-    packed = [log for log in logs if "result.code_bytes_packed" in log.facts]
-    evidence = [cite(log, log.facts["result.code_bytes"]) for log in logs]
-    evidence += [cite(log, log.facts["result.code_bytes_packed"]) for log in packed]
-    sizes = {log.integer("result.code_bytes") for log in logs}
-    if stated is not None:
-        evidence.insert(0, say(record, "bytes_code"))
-        sizes.add(stated)
-    shipped = record.shipped_size
-    if shipped is None:
-        return cannot_tell("code_bytes", f"no {CODE_FILE} to measure", *evidence)
-    evidence.insert(0, _measured(record))
-    if not sizes:
-        detail = f"the script has {shipped:,} bytes; nobody states a size"
-        return cannot_tell("code_bytes", detail, *evidence)
-    if sizes == {shipped}:
-        return passes("code_bytes", f"{shipped:,} bytes everywhere", *evidence)
-    others = ", ".join(f"{size:,}" for size in sorted(sizes - {shipped}))
-    detail = f"the script has {shipped:,} bytes, stated or logged {others}"
-    return fails("code_bytes", detail, *evidence)
-
-
-def _measured(record: Record) -> Evidence:
-    """The script's size as measured, or as its substitute states it."""
-    file = SIZE_FILE if record.code is None else CODE_FILE
-    return Evidence(file=file, text=f"{record.shipped_size} bytes")
-
-
-def _logs_with(record: Record, fact: str) -> list[Log]:
-    return [log for log in record.logs.values() if log.integer(fact) is not None]
-
-
-def _check_compiles(record: Record) -> Check:
-    if record.code is None:
-        return cannot_tell("compiles", f"no {CODE_FILE} here")
-    try:
-        compile(record.code, CODE_FILE, "exec", dont_inherit=True)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        # The last two come from nesting that no script needs.
-        place = Evidence(file=CODE_FILE, line=getattr(error, "lineno", None))
-        return fails("compiles", f"{CODE_FILE}: {error}", place)
-    return passes("compiles", f"{CODE_FILE} compiles")
-
-
-def _check_source(record: Record, code: bytes) -> Iterator[Check]:
-    """The script is the one that the logs embed and that submission.json states."""
-    native = {name: log for name, log in record.logs.items() if log.native}
-    if not native:
-        yield cannot_tell(
-            "source",
-            "the logs embed no source, so nothing ties them to this script",
-            severity=Severity.NOTE,
-        )
-        return
-    sha256 = sha256_of(code)
-    others = {name: log for name, log in native.items() if log.source != code}
-    for name, log in others.items():
-        fact = log.facts.get("source.sha256")
-        lines = [cite(log, fact)] if fact else []
-        detail = f"{name} was written by another script than {CODE_FILE} (sha256 {sha256[:12]}…)"
-        yield fails("source", detail, *lines)
-    if not others:
-        lines = [cite(log, log.facts["source.sha256"]) for log in native.values()]
-        detail = f"{CODE_FILE} is byte for byte what {len(native)} log(s) embed"
-        yield passes("source", detail, *lines)
-    stated = record.submission.code_sha256 if record.submission else None
-    if stated and stated != sha256:
-        detail = f"{CODE_FILE} has sha256 {sha256[:12]}…, submission.json states {stated[:12]}…"
-        yield fails("source", detail, say(record, "code_sha256"))
+def check_bytes(record: Record) -> Iterator[Check]:
+    """Total = weights + code in every log, the stated total is theirs, and the cap holds."""
+    shipments = shipments_of(record)
+    stated = stated_sizes(record)
+    yield from _check_sums(record, shipments)
+    yield _check_stated_total(record, shipments, stated)
+    yield _check_cap(record, shipments, stated)
 
 
 # --- Totals ---
 
 
-def check_bytes(record: Record) -> Iterator[Check]:
-    """Total = artifact + code in every log, the stated total covers them, and the cap holds.
-
-    The cap holds for the script as it is shipped.
-    """
-    logs = {}
-    for name, log in record.logs.items():
-        if log.integer("result.artifact_bytes") and log.integer("result.bytes_total"):
-            logs[name] = log
-    if not logs:
-        yield cannot_tell("bytes_total", "no log states artifact and total bytes")
-        return
-    yield from _check_sums(logs)
-    yield _check_stated_total(record, logs)
-    yield _check_cap(record, logs)
+def _check_sums(record: Record, shipments: dict[str, Shipment]) -> Iterator[Check]:
+    """A total counts at least its parts. What it counts besides is on the safe side."""
+    for name, shipment in shipments.items():
+        counted = shipment.counted_code
+        codes = [code.bytes for code in (shipment.code, shipment.packed_code) if code is not None]
+        if counted is None or not codes or counted >= min(codes):
+            continue
+        parts = f"{shipment.weights.bytes:,} + {min(codes):,}"
+        detail = f"{name}: total {shipment.total.bytes:,} is less than weights + code ({parts})"
+        log = record.logs[name]
+        yield fails("bytes_total", detail, cite(log, shipment.total), cite(log, shipment.weights))
 
 
-def _check_sums(logs: dict[str, Log]) -> Iterator[Check]:
-    for name, log in logs.items():
-        total = log.integer("result.bytes_total")
-        artifact = log.integer("result.artifact_bytes")
-        code = log.integer("result.code_bytes")
-        if total - artifact not in (code, log.integer("result.code_bytes_packed")):
-            parts = f"{artifact:,} + {code or 0:,}"
-            detail = f"{name}: total {total:,} is not artifact + code ({parts})"
-            yield fails("bytes_total", detail, cite(log, log.facts["result.bytes_total"]))
+def _check_stated_total(
+    record: Record, shipments: dict[str, Shipment], stated: list[StatedSize]
+) -> Check:
+    """Each stated size is a logged total, their mean, or the logged weights with the script."""
+    totals = {name: s.total for name, s in shipments.items() if s.total is not None}
+    lines = [cite(record.logs[name], total) for name, total in totals.items()]
+    if not stated:
+        logged = _listed([total.bytes for total in totals.values()]) or "none either"
+        detail = f"submission.json states no total, the logs say {logged}"
+        return cannot_tell("bytes_total", detail, *lines, severity=Severity.NOTE)
+    lines = [*(size.line for size in stated), *lines]
+    readings = _readings(record, shipments, totals)
+    unmatched = [size.bytes for size in stated if _reading(size.bytes, readings) is None]
+    if not unmatched:
+        said = [f"{size.bytes:,} is {_reading(size.bytes, readings)}" for size in stated]
+        return passes("bytes_total", "; ".join(dict.fromkeys(said)), *lines)
+    if not readings:
+        detail = f"{_listed(unmatched)} stated, no log prints a size to hold it against"
+        return cannot_tell("bytes_total", detail, *lines, severity=Severity.EXPLAIN)
+    known = _listed([total.bytes for total in totals.values()]) or _listed(list(readings))
+    detail = f"{_listed(unmatched)} stated, the logs say {known}"
+    return fails("bytes_total", detail, *lines)
 
 
-def _check_stated_total(record: Record, logs: dict[str, Log]) -> Check:
-    """The stated total is that of the largest log, of some other one, or their mean."""
-    lines = [cite(log, log.facts["result.bytes_total"]) for log in logs.values()]
-    totals = {name: log.integer("result.bytes_total") for name, log in logs.items()}
-    stated = record.submission.bytes_total if record.submission else None
-    if stated is None:
-        return fails("bytes_total", "submission.json states none", *lines)
-    lines.insert(0, say(record, "bytes_total"))
-    readings: dict[int, str] = {total: name for name, total in totals.items()}
-    readings[max(totals.values())] = "the largest log"
-    readings[round(statistics.fmean(totals.values()))] = "the mean of the logs"
-    if stated not in readings:
-        logged = ", ".join(f"{total:,}" for total in totals.values())
-        return fails("bytes_total", f"{stated:,} stated, the logs say {logged}", *lines)
-    of_which = f" is that of {readings[stated]}" if len(logs) > 1 else ""
-    return passes("bytes_total", f"{stated:,}{of_which}", *lines)
+def _readings(
+    record: Record, shipments: dict[str, Shipment], totals: dict[str, Size]
+) -> dict[int, str]:
+    """What a stated size may be, by its bytes. Later entries say more."""
+    readings: dict[int, str] = {}
+    for name, shipment in shipments.items():
+        if shipment.weights is not None:
+            readings[shipment.weights.bytes] = f"the weights of {name}, without the code"
+            code = record.submission.bytes_code if record.submission else None
+            if code is not None:
+                sum_as_stated = shipment.weights.bytes + code
+                readings[sum_as_stated] = f"the weights of {name} and the stated code"
+            if record.shipped_size is not None:
+                measured = shipment.weights.bytes + record.shipped_size
+                readings[measured] = f"the weights of {name} and the script as shipped"
+    if totals:
+        readings[round(statistics.fmean(t.bytes for t in totals.values()))] = "the mean total"
+    readings |= {total.bytes: f"the total of {name}" for name, total in totals.items()}
+    if len(totals) > 1:
+        readings[max(total.bytes for total in totals.values())] = "the largest log's total"
+    return readings
 
 
-def _check_cap(record: Record, logs: dict[str, Log]) -> Check:
+def _reading(stated: int, readings: dict[int, str]) -> str | None:
+    """What a stated size is, to the digits that its author gives."""
+    if stated in readings:
+        return readings[stated]
+    zeros = len(str(stated)) - len(str(stated).rstrip("0"))
+    if zeros >= FEWEST_ZEROS:
+        for size, reading in readings.items():
+            if round(size, -zeros) == stated:
+                return f"{reading}, rounded from {size:,}"
+    return None
+
+
+def _listed(sizes: list[int]) -> str:
+    return ", ".join(f"{size:,}" for size in sizes)
+
+
+# --- The cap ---
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The weights of one log and the script as it lies in the folder. Sizes in bytes."""
+
+    name: str
+    shipment: Shipment
+    weights: int
+    script: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.script
+
+    @property
+    def parts(self) -> str:
+        return f"weights {self.weights:,} + script {self.script:,} = {self.total:,}"
+
+
+def _check_cap(record: Record, shipments: dict[str, Shipment], stated: list[StatedSize]) -> Check:
     track = TRACKS.get(record.track_name)
     cap = track.bytes_cap if track else Track.bytes_cap
-    largest = max(logs.values(), key=lambda log: log.integer("result.artifact_bytes"))
-    artifact = largest.integer("result.artifact_bytes")
-    evidence = [cite(largest, largest.facts["result.artifact_bytes"])]
-    logged = max(log.integer("result.bytes_total") for log in logs.values())
-    if record.shipped_size is None:
-        verdict = cannot_tell if logged <= cap else fails
-        detail = f"logged total {logged:,} of {cap:,}; the script itself is not here to be measured"
-        return verdict("cap", detail, *evidence)
-    evidence.append(_measured(record))
-    total = artifact + record.shipped_size
-    if total <= cap and logged <= cap:
-        sizes = f"largest artifact {artifact:,} + script {record.shipped_size:,} = {total:,}"
-        return passes("cap", f"{sizes} of {cap:,}", *evidence)
-    sizes = f"largest artifact {artifact:,} + script as shipped {record.shipped_size:,} = {total:,}"
-    packed = largest.integer("result.code_bytes_packed")
-    counted = ""
-    if packed:
-        counted = f"; the log counts the script compressed, {packed:,} bytes, which is not the file"
-    return fails("cap", f"{sizes}, cap {cap:,}{counted}", *evidence)
+    measured = _largest_measured(record, shipments)
+    logged = _largest_total(shipments)
+    evidence = [size.line for size in stated if size.bytes > cap]
+    if logged is not None:
+        name, total = logged
+        evidence.append(cite(record.logs[name], total))
+    if measured is not None:
+        weights = measured.shipment.weights
+        evidence += [cite(record.logs[measured.name], weights), _script_size(record)]
+    over = _stated_over(stated, shipments, cap)
+    logged_over = logged is not None and logged[1].bytes > cap
+    if over or logged_over:
+        return _over_by_the_papers(over, logged, measured, cap, evidence)
+    if measured is not None and measured.total > cap:
+        return _over_as_shipped(record, measured, cap, evidence)
+    if measured is not None:
+        return passes("cap", f"largest {measured.parts} of {cap:,}", *evidence)
+    if logged is not None:
+        detail = f"logged total {logged[1].bytes:,} of {cap:,}; the script is not here to measure"
+        return cannot_tell("cap", detail, *evidence)
+    return _by_statement_alone(stated, cap)
+
+
+def _largest_measured(record: Record, shipments: dict[str, Shipment]) -> Measured | None:
+    if not record.shipped_size:
+        return None
+    found = []
+    for name, shipment in shipments.items():
+        if shipment.weights is not None:
+            weights = shipment.weights.bytes
+            found.append(Measured(name, shipment, weights, record.shipped_size))
+    return max(found, key=lambda one: one.total, default=None)
+
+
+def _largest_total(shipments: dict[str, Shipment]) -> tuple[str, Size] | None:
+    totals = [(name, s.total) for name, s in shipments.items() if s.total is not None]
+    return max(totals, key=lambda pair: pair[1].bytes, default=None)
+
+
+def _script_size(record: Record) -> Evidence:
+    return Evidence(file=record.script_name or "", text=f"{record.shipped_size} bytes")
+
+
+def _stated_over(
+    stated: list[StatedSize], shipments: dict[str, Shipment], cap: int
+) -> list[StatedSize]:
+    """Stated sizes above the cap. Where every log prints a smaller total they are another size."""
+    over = [size for size in stated if size.bytes > cap]
+    totals = [s.total.bytes for s in shipments.values() if s.total is not None]
+    contradicted = totals and len(totals) == len(shipments) and max(totals) <= cap
+    return [] if contradicted else over
+
+
+def _over_by_the_papers(
+    over: list[StatedSize],
+    logged: tuple[str, Size] | None,
+    measured: Measured | None,
+    cap: int,
+    evidence: list[Evidence],
+) -> Check:
+    """FAIL, unless the log counts another script than the one that is shipped."""
+    said = [f"submission.json says {size.bytes:,}" for size in over]
+    if logged is not None and logged[1].bytes > cap:
+        said.append(f"{logged[0]} says {logged[1].bytes:,}")
+    said = ", ".join(dict.fromkeys(said))
+    counted = measured.shipment.counted_code if measured is not None else None
+    other_script = counted is not None and counted > measured.script
+    if not over and other_script and measured.total <= cap:
+        detail = f"{said}, cap {cap:,}; but that counts {counted:,} bytes of code: {measured.parts}"
+        return passes("cap", detail, *evidence)
+    return fails("cap", f"{said}, cap {cap:,}", *evidence)
+
+
+def _over_as_shipped(
+    record: Record, measured: Measured, cap: int, evidence: list[Evidence]
+) -> Check:
+    """POLICY where the log counts the script compressed, though it is shipped as it is."""
+    shipment = measured.shipment
+    packed = shipment.packed_code
+    counted = packed.bytes if packed is not None else shipment.counted_code
+    if packed is not None:
+        evidence.append(cite(record.logs[measured.name], packed))
+    sizes = compressed_sizes(record.code) if counted and record.code else {}
+    labelled = packed is not None and packed.bytes < measured.script
+    if counted is None or not (labelled or looks_compressed(counted, sizes)):
+        return fails("cap", f"largest {measured.parts}, cap {cap:,}", *evidence)
+    here = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+    best = min(sizes.values())
+    detail = (
+        f"with the script compressed ({counted:,} bytes logged) {measured.weights + counted:,}, "
+        f"with the script as shipped {measured.total:,}, cap {cap:,}; compressed here: {here}"
+    )
+    if measured.weights + best > cap:
+        return fails("cap", f"{detail}: over the cap under each of them", *evidence)
+    return policy("cap", detail, *evidence)
+
+
+def _by_statement_alone(stated: list[StatedSize], cap: int) -> Check:
+    if not stated:
+        return cannot_tell("cap", "neither a log nor submission.json states a size")
+    largest = max(stated, key=lambda size: size.bytes)
+    detail = f"submission.json states {largest.bytes:,} of {cap:,}; no log prints a size"
+    return cannot_tell("cap", detail, largest.line)
 
 
 # --- Artifacts ---
@@ -203,73 +268,18 @@ def check_artifacts(record: Record) -> Iterator[Check]:
 
 
 def _artifact_complaint(record: Record, seed: str, row: SeedResult) -> Check | None:
-    path = record.folder / (row.artifact or "")
-    if not path.is_file():
-        name = row.artifact or f"artifact of seed {seed}"
+    name = row.artifact or f"artifact of seed {seed}"
+    if name not in record.files.sizes:
         return fails("artifacts", f"{name} is missing", say(record, "artifact", seed))
-    weights = path.read_bytes()
+    weights = record.files.read(name)
     sha256 = sha256_of(weights)
     if (len(weights), sha256) != (row.artifact_bytes, row.artifact_sha256):
         found = f"{len(weights):,} bytes, sha256 {sha256[:12]}…"
         stated = f"{row.artifact_bytes:,}, {row.artifact_sha256[:12]}…"
         line = say(record, "artifact_sha256", seed)
-        return fails("artifacts", f"{path.name}: {found}, stated {stated}", line)
+        return fails("artifacts", f"{name}: {found}, stated {stated}", line)
     log = record.by_seed.get(int(seed))
     if log is not None and log.text("artifact.sha256") != sha256:
         line = cite(log, log.facts["artifact.sha256"])
-        return fails("artifacts", f"{path.name} is not what {log.path.name} wrote", line)
+        return fails("artifacts", f"{name} is not what {log.path.name} wrote", line)
     return None
-
-
-# --- The text ---
-
-
-def check_implied_bytes(record: Record) -> Iterator[Check]:
-    """Does the denominator of the score belong to the text that was scored?
-
-    From the papers alone: bytes = tokens · val_loss / val_bpb / ln 2.
-    """
-    for name, log in record.logs.items():
-        scored = log.integer("result.scored_bytes")
-        if scored is None or "data.val_bytes" not in log.facts:
-            yield _from_published_sizes(record, log)
-            continue
-        size = log.integer("data.val_bytes")
-        facts = ("result.scored_bytes", "data.val_bytes")
-        lines = [cite(log, log.facts[fact]) for fact in facts]
-        verdict = passes if scored == size else fails
-        detail = f"{name}: {scored:,} bytes in the denominator, the split has {size:,}"
-        yield verdict("implied_bytes", detail, *lines)
-
-
-def _from_published_sizes(record: Record, log: Log) -> Check:
-    """The implied bytes against those of the published export with as many tokens."""
-    name = log.path.name
-    tokens = log.integer("data.val_tokens")
-    if tokens is None:
-        return cannot_tell("implied_bytes", f"{name}: no validation token count in the log")
-    if log.ambiguous:
-        return cannot_tell("implied_bytes", f"{name}: several scores could be its result")
-    evidence = [cite(log, log.facts["data.val_tokens"])]
-    final = partner_loss(log, log.final) if log.final else None
-    if final and final.val_bpb > 0:
-        loss = final.val_loss
-        bpb = final.val_bpb
-        evidence.append(cite(log, final))
-    elif record.submission and record.submission.val_loss:
-        loss = record.submission.val_loss
-        bpb = record.submission.val_bpb
-        evidence += [say(record, "val_loss"), say(record, "val_bpb")]
-    else:
-        detail = f"{name}: no loss is given beside the final bpb"
-        return cannot_tell("implied_bytes", detail, *evidence)
-    export, implied, complaint = check_fineweb_bytes(tokens, loss, bpb)
-    if complaint is None:
-        label = export.label if export else "the whole split"
-        size = f"{implied / 1e6:.3f} MB"
-        detail = f"{name}: {size} from {loss} nats and {bpb} bpb, as {label} has"
-        return passes("implied_bytes", detail, *evidence)
-    if export is None:
-        return cannot_tell("implied_bytes", f"{name}: {complaint}", *evidence)
-    detail = f"{name}: {complaint}, if loss and bpb are of one score at all"
-    return fails("implied_bytes", detail, *evidence)

@@ -1,0 +1,133 @@
+"""Checks of what the script loads: files of the folder that nobody counts, modules it lacks."""
+
+import re
+from collections.abc import Iterator
+
+from eval.papers.checks.report import Check, Evidence, Severity, cannot_tell, fails, passes
+from eval.papers.checks.script import (
+    KNOWN_PACKAGES,
+    Import,
+    Loaded,
+    Script,
+    is_standard,
+    module_files,
+)
+from eval.papers.checks.shipments import shipments_of
+from eval.papers.folder import PACKED_NAMES, Record
+from eval.papers.submission.schema import TRACKS, Track
+
+CODE_FILES = re.compile(
+    r".*\.(py|pyc|so|c|cc|cpp|cu|rs|js|sh|pyx|pth?|bin|npz|npy|model|zst|xz|br|gz|7z|zip)"
+)
+TOKENIZER_FILES = re.compile(r".*\.(model|vocab)")  # part of the data, which the contest provides
+REQUIREMENTS = "requirements.txt"
+REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][\w.-]*)", re.MULTILINE)
+
+
+def check_loaded(record: Record, script: Script, loaded: Loaded) -> Iterator[Check]:
+    """Code that a run loads besides the script, and modules that nobody provides."""
+    yield from _check_uncounted(record, script, loaded)
+    yield from _check_modules(record, script, loaded)
+
+
+# --- Files ---
+
+
+def _check_uncounted(record: Record, script: Script, loaded: Loaded) -> Iterator[Check]:
+    further = _further_files(record, script)
+    if record.submission is not None and record.submission.origin == "packed":
+        if further:
+            names = ", ".join(further)
+            detail = f"further files that a run could load, in no byte count here: {names}"
+            yield fails("uncounted", detail)
+        return
+    if loaded.imported:
+        yield _check_imported(record, script, loaded)
+    named = [name for name in loaded.named if name in further and not _is_tokenizer(name)]
+    if named:
+        detail = f"{script.name} names {', '.join(named)}, which no byte count here includes"
+        lines = [Evidence(file=script.name, line=loaded.named[name]) for name in named]
+        yield cannot_tell("uncounted", detail, *lines)
+    elif further and not loaded.imported:
+        yield passes("uncounted", f"the script loads none of {', '.join(further)}")
+
+
+def _further_files(record: Record, script: Script) -> list[str]:
+    """Names of code and weights that `pack` does not write."""
+    names = []
+    for name in record.files.sizes:
+        base = name.rpartition("/")[2]
+        foreign = CODE_FILES.fullmatch(base) and not PACKED_NAMES.fullmatch(base)
+        if foreign and name != script.name and "__pycache__" not in name and base[0] != ".":
+            names.append(name)
+    return names
+
+
+def _is_tokenizer(name: str) -> bool:
+    return TOKENIZER_FILES.fullmatch(name) is not None
+
+
+def _check_imported(record: Record, script: Script, loaded: Loaded) -> Check:
+    """Imported code counts as code, whether the log counts it or not."""
+    names = ", ".join(loaded.imported)
+    helpers = sum(record.files.sizes[name] for name in loaded.imported)
+    lines = [
+        Evidence(file=script.name, line=line, text=f"imports {name}")
+        for name, line in loaded.imported.items()
+    ]
+    with_helpers = len(script.shipped) + helpers
+    what = f"{script.name} imports {names}, {helpers:,} bytes"
+    shipments = [s for s in shipments_of(record).values() if s.weights is not None]
+    if shipments and all((s.counted_code or 0) >= with_helpers for s in shipments):
+        return passes("uncounted", f"{what}, which the logs count", *lines)
+    if not shipments:
+        return cannot_tell("uncounted", f"{what}; no log says how much is left for it", *lines)
+    track = TRACKS.get(record.track_name)
+    cap = track.bytes_cap if track else Track.bytes_cap
+    weights = max(s.weights.bytes for s in shipments)
+    total = weights + with_helpers
+    parts = f"weights {weights:,} + script {len(script.shipped):,} + these = {total:,} of {cap:,}"
+    if total > cap >= weights + len(script.shipped):
+        detail = f"{what}, in no byte count: {parts}"
+        return fails("uncounted", detail, *lines, severity=Severity.BLOCKING)
+    return cannot_tell("uncounted", f"{what}, in no byte count: {parts}", *lines)
+
+
+# --- Modules ---
+
+
+def _check_modules(record: Record, script: Script, loaded: Loaded) -> Iterator[Check]:
+    """Modules without which the script ends and that nothing here provides."""
+    if script.tree is None:
+        return
+    packages = KNOWN_PACKAGES | _required(record)
+    relative = [one for file, one in loaded.imports if _broken_relative(record, script, file, one)]
+    unknown: dict[str, tuple[str, Import]] = {}
+    for file, one in loaded.imports:
+        provided = one.level or is_standard(one.module) or one.module in packages
+        if not provided and not one.guarded and not module_files(record, one.module):
+            unknown.setdefault(one.module, (file, one))
+    if relative:
+        names = ", ".join(dict.fromkeys(one.module for one in relative))
+        lines = [Evidence(file=script.name, line=one.line) for one in relative]
+        yield fails("modules", f"{script.name} is no package, yet imports .{names}", *lines)
+    if unknown:
+        names = ", ".join(unknown)
+        lines = [Evidence(file=file, line=one.line) for file, one in unknown.values()]
+        detail = f"{names}: neither in the folder nor in its {REQUIREMENTS}; where from?"
+        yield cannot_tell("modules", detail, *lines)
+    if not relative and not unknown:
+        yield passes("modules", "what the script imports is in the folder or a known package")
+
+
+def _broken_relative(record: Record, script: Script, file: str, one: Import) -> bool:
+    """A script that is run by its path has no package to import from."""
+    return one.level > 0 and file == script.name and not one.guarded
+
+
+def _required(record: Record) -> set[str]:
+    """Names that requirements.txt gives, as a module would be called."""
+    if REQUIREMENTS not in record.files.sizes:
+        return set()
+    text = record.files.read(REQUIREMENTS).decode(errors="replace")
+    return {name.replace("-", "_").replace(".", "_") for name in REQUIREMENT.findall(text)}

@@ -1,0 +1,77 @@
+"""What each run of a record ships, in bytes: by its log, by submission.json, and as measured."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from eval.papers.checks.report import Evidence, say
+from eval.papers.folder import Record
+from eval.papers.logs.log import Fact, Log
+from eval.papers.logs.sizes import Kind, Shipment, Size, sizes_of
+
+FEWEST_BYTES = 10_000  # a smaller stated number is no size of weights or of a total
+NATIVE_FACTS = {
+    "weights": (Kind.WEIGHTS, "result.artifact_bytes"),
+    "code": (Kind.CODE, "result.code_bytes"),
+    "packed_code": (Kind.PACKED_CODE, "result.code_bytes_packed"),
+    "total": (Kind.TOTAL, "result.bytes_total"),
+}
+
+
+def shipments_of(record: Record) -> dict[str, Shipment]:
+    """What the record's own logs say was shipped, by the name of the log."""
+    stated = set(_large_integers(record.stated))
+    return {name: _shipment_of(log, stated) for name, log in record.chosen.items()}
+
+
+def _shipment_of(log: Log, stated: set[int]) -> Shipment:
+    if not log.native:
+        return sizes_of(log.lines).shipment(stated)
+    return Shipment(
+        **{
+            part: _size(kind, log.facts[fact])
+            for part, (kind, fact) in NATIVE_FACTS.items()
+            if log.integer(fact) is not None
+        }
+    )
+
+
+def _size(kind: Kind, fact: Fact) -> Size:
+    return Size(kind, "", int(fact.value), fact.line, fact.text)
+
+
+def _large_integers(value: Any) -> Iterator[int]:
+    """Every integer in a JSON value that may be a size of weights or of a total."""
+    if isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _large_integers(inner)
+    elif isinstance(value, int) and value >= FEWEST_BYTES:
+        yield value
+
+
+@dataclass(frozen=True)
+class StatedSize:
+    """A number of bytes of weights or of a total in submission.json, and the line that has it."""
+
+    bytes: int
+    line: Evidence
+
+
+def stated_sizes(record: Record) -> list[StatedSize]:
+    """The sizes that submission.json states: the record's total, else those of its seeds.
+
+    Authors call weights and totals alike `artifact_bytes`: only the logs tell which is meant.
+    """
+    submission = record.submission
+    if submission is None:
+        return []
+    if submission.bytes_total is not None:
+        return [StatedSize(submission.bytes_total, say(record, "bytes_total"))]
+    found = []
+    for seed, row in submission.seed_results.items():
+        named = seed if seed.isdigit() else None
+        if row.bytes_total is not None:
+            found.append(StatedSize(row.bytes_total, say(record, "bytes_total", named)))
+        elif row.artifact_bytes is not None:
+            found.append(StatedSize(row.artifact_bytes, say(record, "artifact_bytes", named)))
+    return found
