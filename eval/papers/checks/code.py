@@ -195,9 +195,9 @@ def _check_source(record: Record, script: Script) -> Iterator[Check]:
     if not embedding:
         detail = "the logs embed no source, so nothing ties them to this script"
         yield cannot_tell("source", detail, severity=Severity.NOTE)
-    complaints = [_source_complaint(name, log, script) for name, log in embedding.items()]
-    yield from (complaint for complaint in complaints if complaint is not None)
-    if embedding and not any(complaints):
+    complaints = list(_source_complaints(embedding, script))
+    yield from complaints
+    if embedding and not complaints:
         native = [log for log in embedding.values() if log.native]
         lines = [cite(log, log.facts["source.sha256"]) for log in native]
         exact = "byte for byte" if len(native) == len(embedding) else "line by line"
@@ -210,23 +210,42 @@ def _check_source(record: Record, script: Script) -> Iterator[Check]:
         yield fails("source", detail, say(record, "code_sha256"))
 
 
-def _source_complaint(name: str, log: Log, script: Script) -> Check | None:
-    """What differs between the script and the source that a log embeds."""
-    if log.native:
-        if log.source == script.shipped:
-            return None
-        fact = log.facts.get("source.sha256")
-        lines = [cite(log, fact)] if fact else []
-        sha256 = sha256_of(script.shipped)
-        detail = f"{name} was written by another script than {script.name} (sha256 {sha256[:12]}…)"
-        return fails("source", detail, *lines)
+def _source_complaints(embedding: dict[str, Log], script: Script) -> Iterator[Check]:
+    """What differs between the script and each source that logs embed."""
+    by_source: dict[bytes | None, list[str]] = {}
+    for name, log in embedding.items():
+        by_source.setdefault(log.source, []).append(name)
+    for source, names in by_source.items():
+        log = embedding[names[0]]
+        if log.native and source != script.shipped:
+            yield _other_native(names, log, script)
+        elif not log.native:
+            yield from _other_public(names, log, script)
+
+
+def _other_native(names: list[str], log: Log, script: Script) -> Check:
+    fact = log.facts.get("source.sha256")
+    lines = [cite(log, fact)] if fact else []
+    sha256 = sha256_of(script.shipped)[:12]
+    listed = ", ".join(names)
+    detail = f"{listed} was written by another script than {script.name} (sha256 {sha256}…)"
+    return fails("source", detail, *lines)
+
+
+def _other_public(names: list[str], log: Log, script: Script) -> Iterator[Check]:
+    """FAIL where no reading of the script holds the lines that the logs print."""
     embedded = _code_lines(log.source)
-    candidates = [_code_lines(script.shipped), _code_lines(script.source)]
-    for lines in candidates:
-        if _holds(lines, embedded) or _same_statements(lines, embedded):
-            return None
-    shipped = max(candidates, key=lambda lines: _common_lines(lines, embedded))
-    return _first_difference(name, log, script, shipped)
+    candidates = [_code_lines(script.shipped)]
+    if script.unwrapped.layers:
+        candidates.append(_code_lines(script.source))
+    if any(_holds(lines, embedded) for lines in candidates):
+        return
+    bare = _without_comments(embedded)
+    stripped = [_without_comments(lines) for lines in candidates]
+    if any(_holds(lines, bare) for lines in stripped):
+        return
+    closest = max(stripped, key=lambda lines: _common_lines(lines, bare))
+    yield _first_difference(names, log, script, closest)
 
 
 NumberedLine = tuple[int, str]  # 1-based line number and text
@@ -248,14 +267,9 @@ def _holds(shipped: list[NumberedLine], embedded: list[NumberedLine]) -> bool:
     return any(texts[i : i + len(wanted)] == wanted for i in starts)
 
 
-def _same_statements(shipped: list[NumberedLine], embedded: list[NumberedLine]) -> bool:
-    """Whether two sources differ in comments alone."""
-    return _without_comments(shipped) == _without_comments(embedded)
-
-
-def _without_comments(lines: list[NumberedLine]) -> list[str]:
-    bare = [COMMENT.sub("", text).rstrip() for _, text in lines]
-    return [text for text in bare if text]
+def _without_comments(lines: list[NumberedLine]) -> list[NumberedLine]:
+    bare = [(number, COMMENT.sub("", text).rstrip()) for number, text in lines]
+    return [(number, text) for number, text in bare if text]
 
 
 def _common_lines(shipped: list[NumberedLine], embedded: list[NumberedLine]) -> int:
@@ -268,18 +282,27 @@ def _common_lines(shipped: list[NumberedLine], embedded: list[NumberedLine]) -> 
     return count
 
 
-def _first_difference(name: str, log: Log, script: Script, shipped: list[NumberedLine]) -> Check:
-    embedded = _code_lines(log.source)
+def _first_difference(
+    names: list[str], log: Log, script: Script, shipped: list[NumberedLine]
+) -> Check:
+    """FAIL with the first line in which the script and the embedded source differ."""
+    embedded = _without_comments(_code_lines(log.source))
     place = _common_lines(shipped, embedded)
-    ours, theirs = (
-        lines[place] if place < len(lines) else (lines[-1][0], "(it ends here)")
-        for lines in (shipped, embedded)
-    )
+    ours = _line_at(shipped, place)
+    theirs = _line_at(embedded, place)
     in_log = (log.source_line or 1) - 1 + theirs[0]
-    detail = f"{name} embeds another source than {script.where}: they part in line {ours[0]}"
+    listed = ", ".join(names)
+    detail = f"{listed}: embeds another source than {script.where}, they part in line {ours[0]}"
     return fails(
         "source",
         detail,
         Evidence(file=script.name, line=ours[0], text=shorten(ours[1])),
         Evidence(file=log.file or log.path.name, line=in_log, text=shorten(theirs[1])),
     )
+
+
+def _line_at(lines: list[NumberedLine], place: int) -> NumberedLine:
+    """The line at that place; behind the end the last line's number."""
+    if place < len(lines):
+        return lines[place]
+    return (lines[-1][0] if lines else 1, "(it ends here)")

@@ -122,6 +122,8 @@ def _check_modules(record: Record, script: Script, loaded: Loaded) -> Iterator[C
 
 def _broken_relative(record: Record, script: Script, file: str, one: Import) -> bool:
     """A script that is run by its path has no package to import from."""
+    if b"__package__" in script.source:
+        return False
     return one.level > 0 and file == script.name and not one.guarded
 
 
