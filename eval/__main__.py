@@ -4,7 +4,9 @@ Every command is a module of `eval.commands` with `configure(parser)`, which add
 and `run(args)`, which returns the exit code. Only the module of the chosen command is imported."""
 
 import argparse
+import gc
 import importlib
+import os
 import sys
 from collections.abc import Sequence
 
@@ -20,9 +22,12 @@ COMMANDS = {
     "pr": "prepare the branch and the text of a record's pull request",
 }
 
+NEW_OBJECTS = 100_000  # between two searches for rubbish
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit code: the command's own, 2 for bad input, 130 when interrupted."""
+    prepare_process()
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = arguments[0] if arguments else None
     args = build_parser(chosen).parse_args(arguments)
@@ -30,6 +35,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return args.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] == "eval":
+            raise  # a fault of ours
+        print(
+            f"error: this command needs {error.name}, which is not installed; "
+            "install golf-referee[all], or work in a clone with its requirements.txt",
+            file=sys.stderr,
+        )
         return 2
     except OSError as error:  # a full disk, a file that vanished
         place = error.filename or "input or output"
@@ -39,6 +53,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted; nothing half-written is left behind", file=sys.stderr)
         return 130
+
+
+def prepare_process() -> None:
+    """What the process needs before anything is printed or imported."""
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal's encoding lacks is shown escaped: a letter must not end a command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    # Importing makes many objects, all of which stay; searching them for rubbish again and again,
+    # as the default of 700 does, is a fifth of a short command's time.
+    gc.set_threshold(NEW_OBJECTS)
+    # pydantic would search every installed package for plugins, which costs more than a check.
+    os.environ.setdefault("PYDANTIC_DISABLE_PLUGINS", "__all__")
 
 
 def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:

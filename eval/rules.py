@@ -3,7 +3,6 @@
 So a verdict can be repeated, and a policy can be argued about.
 """
 
-import tomllib
 from enum import StrEnum
 from functools import cache
 from pathlib import Path
@@ -29,7 +28,8 @@ class Verdict(StrEnum):
 
 
 class Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    # Deferred: most commands want the verdicts alone, and no rule set.
+    model_config = ConfigDict(extra="forbid", frozen=True, defer_build=True)
 
 
 class Policy(Section):
@@ -102,6 +102,8 @@ class Rules(Section):
 @cache
 def load_rules(name: str = CURRENT) -> Rules:
     """Raises UserError for a rule set that does not exist or does not follow the schema."""
+    import tomllib
+
     path = RULESETS / f"{name}.toml"
     try:
         rules = Rules.model_validate(tomllib.loads(path.read_text(encoding="utf-8")))

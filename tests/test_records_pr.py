@@ -5,6 +5,8 @@ One commit, only additions, nothing else touched."""
 import os
 import shutil
 import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from records_support import FakeRun, audit, cli, pack_three
@@ -13,6 +15,7 @@ from eval.commands import pack, pr
 from eval.errors import UserError
 from eval.files import sha256_of
 
+ROOT = Path(__file__).resolve().parents[1]
 BRANCH = "record/2026-11-24_example-record"
 
 
@@ -159,3 +162,56 @@ def test_anonymous_misplaced_and_baseless_records_are_refused(git, record, tmp_p
     author = ["--author", "anonymous", "--github-id", "x"]
     assert cli(pack, run, *about, *author, "--records-dir", tmp_path / "records") == 0
     assert refused(record.parent / "2026-11-24_nobody", tmp_path, "the author is anonymous") == ""
+
+
+# --- What git says ---
+
+
+def test_outside_a_repository(packed, tmp_path):
+    folder = tmp_path / "records" / packed.parent.name / packed.name
+    shutil.copytree(packed, folder)
+    with pytest.raises(UserError, match=r"expected a git repository, found none .*; clone"):
+        cli(pr, folder, "--root", tmp_path)
+
+
+def test_without_an_identity(git, record, tmp_path, monkeypatch):
+    for variable in ("AUTHOR_NAME", "AUTHOR_EMAIL", "COMMITTER_NAME", "COMMITTER_EMAIL"):
+        monkeypatch.delenv(f"GIT_{variable}")
+    monkeypatch.delenv("EMAIL", raising=False)
+    # Else git would make one up from the user's and the machine's name.
+    settings = tmp_path / "gitconfig"
+    settings.write_text("[user]\n\tuseConfigOnly = true\n")
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(settings))
+    remedy = "git config --global user.name NAME and git config --global user.email"
+    assert refused(record, tmp_path, remedy) == ""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a repository away")
+def test_in_somebody_elses_repository(git, record, tmp_path):
+    os.chown(tmp_path, 12345, 12345)
+    os.chown(tmp_path / ".git", 12345, 12345)
+    with pytest.raises(UserError) as caught:
+        cli(pr, record, "--root", tmp_path)
+    assert f"git config --global --add safe.directory {tmp_path}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_name_that_the_locale_lacks(git, tmp_path):
+    """git reads and writes UTF-8 even where the terminal is ASCII."""
+    run = FakeRun().write(tmp_path / "runs" / "x")
+    about = ["--name", "Example record Ω", "--slug", "omega", "--date", "2026-11-24"]
+    author = ["--author", "Ann Author", "--github-id", "ann"]
+    assert cli(pack, run, *about, *author, "--records-dir", tmp_path / "records") == 0
+    folder = next((tmp_path / "records").glob("*/2026-11-24_omega"))
+    environment = os.environ | {
+        "LC_ALL": "C",
+        "PYTHONUTF8": "0",
+        "PYTHONCOERCECLOCALE": "0",
+        "PYTHONPATH": str(ROOT),
+    }
+    command = [sys.executable, "-m", "eval", "pr", str(folder), "--root", str(tmp_path)]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"Example record \\u03a9" in done.stdout
+    title = git("log", "-1", "--format=%s", f"record/{folder.name}")
+    assert title.startswith("Record: Example record Ω, ")

@@ -6,16 +6,15 @@ It pushes nothing.
 """
 
 import argparse
-import os
-import re
-import subprocess
 import tempfile
 from pathlib import Path
 
 from eval.errors import UserError
 from eval.files import REPOSITORY, write_atomic
-from eval.papers.checks.report import Report, tally
+from eval.papers.checks.commits import Git
+from eval.papers.checks.report import Report
 from eval.papers.checks.run import check_record
+from eval.papers.checks.showing import tally
 from eval.papers.folder import PACKED_NAMES, Record, open_record
 from eval.papers.rendering.readme import (
     audit_text,
@@ -28,8 +27,6 @@ from eval.papers.rendering.tables import aligned
 from eval.papers.submission.schema import ANONYMOUS
 from eval.rules import Verdict
 
-# Variables that say who commits. All others of git's say where, and must not lead elsewhere.
-KEPT = re.compile(r"GIT_(?:AUTHOR|COMMITTER)_|GIT_CONFIG_(?:GLOBAL|SYSTEM|NOSYSTEM)$")
 NO_COMMIT = "0" * 40  # what a branch that must not exist yet points to
 LABEL_WIDTHS = (12,)  # characters: of the labels that are printed
 
@@ -50,7 +47,8 @@ def run(args: argparse.Namespace) -> int:
     place = place_of(folder, args.root.resolve())
     repository = Git(args.root)
     branch = f"record/{folder.name}"
-    base = repository.commit(args.base)
+    base = base_commit(repository, args.base)
+    require_identity(repository)
     refuse_conflicts(repository, base, args.base, place, branch)
     title = title_of(record)
     body = body_of(record, report)
@@ -72,54 +70,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-class Git:
-    """git in one repository. Calls return stdout; UserError carries git's own message."""
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-
-    def __call__(
-        self, *args: str, stdin: str | None = None, env: dict[str, str] | None = None
-    ) -> str:
-        try:
-            done = subprocess.run(
-                ["git", *args],
-                cwd=self.root,
-                input=stdin,
-                capture_output=True,
-                text=True,
-                check=False,
-                env=self._environment() | (env or {}),
-            )
-        except FileNotFoundError:
-            raise UserError("pr: git is not installed; install it and run again") from None
-        if done.returncode:
-            reason = (done.stderr.strip() or done.stdout.strip()).splitlines()
-            said = reason[0] if reason else f"exit code {done.returncode}"
-            raise UserError(f"git {args[0]}: {said}")
-        return done.stdout
-
-    def _environment(self) -> dict[str, str]:
-        """Variables without those that may mean another repository or another index."""
-        kept = {}
-        for name, value in os.environ.items():
-            if not name.startswith("GIT_") or KEPT.match(name):
-                kept[name] = value
-        # Without this, `status` would rewrite the index to refresh its times.
-        return kept | {"GIT_OPTIONAL_LOCKS": "0"}
-
-    def commit(self, name: str) -> str:
-        """Hash of the commit that a name means. Raises UserError when there is none."""
-        try:
-            return self("rev-parse", "--verify", "--quiet", f"{name}^{{commit}}").strip()
-        except UserError:
-            raise UserError(
-                f"--base {name}: expected a branch or commit of {self.root}, found none; "
-                "fetch it or name another"
-            ) from None
-
-
 # --- What may be submitted ---
+
+
+def base_commit(repository: Git, name: str) -> str:
+    """Hash of the commit that the pull request goes to. Raises UserError when there is none."""
+    found = repository.commit(name)
+    if found is None:
+        raise UserError(
+            f"--base {name}: expected a branch or commit of {repository.root}, found none; "
+            "fetch it or name another"
+        )
+    return found
+
+
+def require_identity(repository: Git) -> None:
+    """Raises UserError where git does not know who commits, before anything is written."""
+    for role in ("AUTHOR", "COMMITTER"):
+        repository("var", f"GIT_{role}_IDENT")
 
 
 def examine(folder: Path) -> tuple[Record, Report]:

@@ -11,7 +11,6 @@ from eval.papers.checks.report import Check, Report, verdict_of
 from eval.papers.checks.scores import check_arithmetic, check_headline, check_headline_loss
 from eval.papers.checks.seed_results import check_aggregates, check_seed_results
 from eval.papers.checks.seeds import check_comparable, check_logs, check_parameters, check_seeds
-from eval.papers.checks.significance import check_significance
 from eval.papers.checks.sizes import check_artifacts, check_bytes
 from eval.papers.folder import Record, open_record
 
@@ -63,6 +62,8 @@ def check_record(record: Record, against: Record | None = None) -> Report:
     for check in wanted:
         checks += check(record)
     if against is not None:
+        from eval.papers.checks.significance import check_significance
+
         checks.append(check_significance(record, against))
     submission = record.submission
     return Report(
