@@ -12,6 +12,7 @@ from eval.trial.canary.knobs import Knobs, variable_name
 
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_][A-Za-z0-9_]*)=(?P<value>.*)", re.DOTALL)
 COMMAND_WORDS = re.compile(r"\.py\b|^\s*(?:export\s+)?\w+=\S", re.MULTILINE)
+INLINE_CODE = re.compile(r"`([^`]+)`")
 RANKS_FLAG = re.compile(r"--nproc[-_]per[-_]node(?:=(?P<ranks>\S+))?")
 SEPARATORS = {"&&", "||", ";", "|", "&", ">", ">>", "2>&1", "do", "done", "then", "fi"}
 LAUNCHERS = ("torchrun", "python", "python3", "accelerate", "uv", "env", "nohup", "time", "export")
@@ -89,14 +90,19 @@ def commands_in(text: str, where: str = "") -> list[Command]:
 
 
 def _logical_lines(text: str) -> Iterator[str]:
-    """Lines with those joined that a backslash continues; Markdown's own backslashes are undone."""
+    """Lines of code and of shells, those joined that a backslash continues.
+
+    Markdown's own backslashes are undone; of a line of prose its `code` is given.
+    """
     text = re.sub(r"\\([_*-])", r"\1", text.replace("\r\n", "\n"))
     joined = re.sub(r"[ \t]*\\{1,2}[ \t]*\n[ \t]*", " ", text)
     for line in joined.split("\n"):
         plain = line.strip()
-        if not plain.startswith("```"):
-            plain = plain.strip("`").removeprefix("$ ").removeprefix("> ")
-        yield plain
+        if plain.startswith("```"):
+            yield plain
+            continue
+        for text in INLINE_CODE.findall(plain) or [plain]:
+            yield text.removeprefix("$ ").removeprefix("> ")
 
 
 def _split(line: str) -> Iterator[list[str]]:
