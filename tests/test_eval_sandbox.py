@@ -18,7 +18,7 @@ from sandbox_support import ANY, ISOLATED, ROOT, processes_with, run, wait_until
 
 from eval.errors import UserError
 from eval.trial.sandbox import running as sandbox
-from eval.trial.sandbox.job import EVENT_KINDS, GIB
+from eval.trial.sandbox.job import EVENT_KINDS, GIB, Limits
 
 SECRET = "SECRET-OF-THE-HOST"
 
@@ -227,7 +227,7 @@ for _ in range(1 << 14):
 """
     outcome = run(code, mechanism)
     assert outcome.killed == "printed more than 1,048,576 bytes"
-    assert len(outcome.stdout) <= sandbox.TAIL_BYTES
+    assert len(outcome.stdout) == Limits().kept_bytes
 
 
 @pytest.mark.parametrize("mechanism", ISOLATED)

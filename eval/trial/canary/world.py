@@ -20,8 +20,17 @@ VERSION = 1
 HEADER_INTS = 256
 
 RECORD_FOLDER = "records/track_10min_16mb/record"  # where the record's files lie in the tree
-CASEOPS = "lossless_caps_caseops_v1_reserved"
-DATA_FOLDERS = ("data/datasets/{name}", "data/datasets/fineweb10B_sp{vocab}_" + CASEOPS)
+DATASETS = "data/datasets"
+TOKENIZERS = "data/tokenizers"
+CASEOPS = "lossless_caps_caseops_v1_reserved"  # suffix of the names of transformed data
+# Absolute paths at which scripts look for the repository and its data -> places in the tree.
+ALIASES = {
+    "/workspace/parameter-golf": ".",
+    "/workspace/data": "data",
+    "/root/parameter-golf": ".",
+    "/root/data": "data",
+    "/data": "data",
+}
 
 
 @dataclass(frozen=True)
@@ -54,13 +63,59 @@ class World:
     links: Mapping[str, str] = field(default_factory=dict)
 
 
-def build_world(corpus: Corpus, record: Mapping[str, bytes | Path]) -> World:
+def build_world(corpus: Corpus, record: Mapping[str, bytes | Path], caseops: bool = False) -> World:
     """The contest's tree around the files of one record, by their path from its folder.
 
+    With `caseops`, the variables name the data set that has the bytes of each token beside it.
     Raises UserError where a path of the record leads out of its folder."""
-    raise NotImplementedError
+    files: dict[str, bytes | Path] = {}
+    for name, content in record.items():
+        if name.startswith("/") or ".." in name.split("/"):
+            raise UserError(f"{name}: expected a path below the record's folder; rename the file")
+        files[f"{RECORD_FOLDER}/{name}"] = content
+    plain = f"fineweb10B_sp{corpus.vocab_size}"
+    model = f"fineweb_{corpus.vocab_size}_bpe"
+    files |= _data_files(corpus, f"{DATASETS}/{plain}")
+    files[f"{TOKENIZERS}/{model}.model"] = corpus.tokenizer
+    files[f"{TOKENIZERS}/{model}.vocab"] = corpus.vocabulary
+    links = {
+        f"{RECORD_FOLDER}/{DATASETS}": DATASETS,
+        f"{RECORD_FOLDER}/{TOKENIZERS}": TOKENIZERS,
+        f"{TOKENIZERS}/{model}_{CASEOPS}.model": f"{TOKENIZERS}/{model}.model",
+        f"{TOKENIZERS}/{model}_{CASEOPS}.vocab": f"{TOKENIZERS}/{model}.vocab",
+    }
+    transformed = f"{DATASETS}/{plain}_{CASEOPS}"
+    for name in [name for name in files if name.startswith(f"{DATASETS}/{plain}/")]:
+        links[name.replace(f"{DATASETS}/{plain}", transformed)] = name
+    # Only here: elsewhere scripts would take it for a shard of the validation split.
+    files[f"{transformed}/fineweb_val_bytes_000000.bin"] = shard(corpus.validation_bytes)
+    suffix = f"_{CASEOPS}" if caseops else ""
+    variables = {
+        "DATA_DIR": "{tree}/data/",
+        "DATA_PATH": f"{{tree}}/{DATASETS}/{plain}{suffix}",
+        "TOKENIZER_PATH": f"{{tree}}/{TOKENIZERS}/{model}{suffix}.model",
+        "VOCAB_SIZE": str(corpus.vocab_size),
+    }
+    free = {name: target for name, target in links.items() if not _is_taken(name, files)}
+    return World(files, RECORD_FOLDER, variables, free)
+
+
+def _data_files(corpus: Corpus, folder: str) -> dict[str, bytes]:
+    files = {f"{folder}/fineweb_val_000000.bin": shard(corpus.validation)}
+    for number, tokens in enumerate(corpus.training):
+        files[f"{folder}/fineweb_train_{number:06d}.bin"] = shard(tokens)
+    return files
+
+
+def _is_taken(link: str, files: Mapping[str, bytes | Path]) -> bool:
+    """Whether the record has a file or a folder of that name."""
+    return any(name == link or name.startswith(link + "/") for name in files)
 
 
 def shard(tokens: "np.ndarray") -> bytes:
     """A shard file of uint16 tokens [N], as the contest's scripts read it."""
-    raise NotImplementedError
+    import numpy as np
+
+    header = np.zeros(HEADER_INTS, "<i4")
+    header[:3] = MAGIC, VERSION, len(tokens)
+    return header.tobytes() + np.asarray(tokens).astype("<u2").tobytes()

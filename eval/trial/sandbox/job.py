@@ -34,6 +34,7 @@ class Limits:
     output_bytes: int = 2 * GIB  # /out, and /tmp, each
     file_bytes: int = 2 * GIB
     printed_bytes: int = 64 << 20
+    kept_bytes: int = 1 << 16  # of stdout, of stderr, and of the gathered files together
     processes: int = 1024
 
     def fitted(self) -> "Limits":
@@ -43,14 +44,35 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Tree:
+    """A writable copy of a tree of files, in which the run starts.
+
+    `files` maps paths below the tree to contents, `links` paths below it to paths below it, and
+    `aliases` absolute paths that lead into it to paths below it, where the mechanism isolates.
+    `folder` is the working folder. Of the files that the run makes there, those that match one of
+    the patterns in `gather` come back, as far as `kept_bytes` allows."""
+
+    files: Mapping[str, Path | bytes]
+    folder: str = "."
+    links: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    gather: Sequence[str] = ()
+
+
+@dataclass(frozen=True)
 class Job:
     """One run.
 
     `code` and `inputs` map file names to contents. Paths are copied, so the submission sees a
-    snapshot. `argv` follows the interpreter; the words {code}, {in} and {out} become the folders
-    of the sandbox. `collect` names the expected outputs. Folders of the environment in `emptied`
-    are shown without content, except for what `binds` (target -> source on this machine) puts
-    there."""
+    snapshot. `argv` follows the interpreter; the words {code}, {in}, {out} and {tree} become the
+    folders of the sandbox. `collect` names the expected outputs. Folders of the environment in
+    `emptied` are shown without content, except for what `binds` (target -> source on this machine)
+    puts there.
+
+    The run starts in `code`, or in the folder of its `tree`. `variables` are added to its
+    environment, with the same words in their values. `programs` stand before all others in PATH.
+    Every Python interpreter of the run imports the packages of `startup` (name -> folder) first.
+    `python` is another interpreter than the referee's."""
 
     code: Mapping[str, Path | bytes]
     inputs: Mapping[str, Path | bytes]
@@ -59,6 +81,11 @@ class Job:
     limits: Limits = field(default_factory=Limits)
     binds: Mapping[str, Path] = field(default_factory=dict)
     emptied: Sequence[str] = ()
+    tree: Tree | None = None
+    variables: Mapping[str, str] = field(default_factory=dict)
+    programs: Mapping[str, bytes] = field(default_factory=dict)
+    startup: Mapping[str, Path] = field(default_factory=dict)
+    python: Path | None = None
 
 
 @dataclass
@@ -67,7 +94,8 @@ class Outcome:
 
     `seconds` is by the referee's clock, from the start to the end of the last process.
     `problems` lists what broke a rule of the sandbox or would have. `seen` is what the audit hook
-    reported, by kind and without repetition."""
+    reported, by kind and without repetition. `files` are the collected outputs, `gathered` the
+    files of the tree by their path from its working folder."""
 
     mechanism: str
     returncode: int
@@ -79,6 +107,7 @@ class Outcome:
     stderr: str = ""
     printed: int = 0
     files: dict[str, bytes] = field(default_factory=dict)
+    gathered: dict[str, bytes] = field(default_factory=dict)
     listing: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     seen: dict[str, list[str]] = field(default_factory=lambda: {kind: [] for kind in EVENT_KINDS})

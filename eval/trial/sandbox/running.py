@@ -20,6 +20,7 @@ What they do not give: a wall against a kernel exploit, and equal speed on a bus
 Standard library only.
 """
 
+import collections
 import contextlib
 import functools
 import json
@@ -42,7 +43,6 @@ from eval.trial.sandbox.machine import uid_of_run
 from eval.trial.sandbox.stage import command_line, configuration, stage_files
 
 ISOLATING = ("bubblewrap", "unshare")  # mechanisms that hide the rest of the machine
-TAIL_BYTES = 1 << 16
 
 # Beyond the supervisor's own deadline, for reading the output of a run that ended in time.
 KILL_GRACE_S = 30.0
@@ -162,12 +162,12 @@ def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
     for fd in (config_fd, result_write, info_write):
         os.close(fd)
     reins = _Reins(process, info_read, mechanism)
-    printed = _Printed(process, job.limits.printed_bytes, reins)
+    printed = _Printed(process, job.limits, reins)
     alarm = threading.Timer(job.limits.wall_seconds + KILL_GRACE_S, reins.kill, [WALL_CLOCK])
     alarm.daemon = True
     alarm.start()
     try:
-        header, files = _receive(result_read)
+        header, files, gathered = _receive(result_read)
         reins.wait()
     except BaseException:
         reins.kill("interrupted")
@@ -178,7 +178,9 @@ def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
         os.close(result_read)
     seconds = time.monotonic() - started
     printed.join()
-    return _outcome(header, files, seconds, printed, reins, mechanism)
+    outcome = _outcome(header, files, seconds, printed, reins, mechanism)
+    outcome.gathered = gathered
+    return outcome
 
 
 class _Reins:
@@ -226,14 +228,14 @@ class _Reins:
 class _Printed:
     """Reads stdout and stderr at any speed and keeps the last bytes of each.
 
-    It ends a run that prints more than `limit` bytes."""
+    It ends a run that prints more than `limits.printed_bytes`."""
 
-    def __init__(self, process: subprocess.Popen, limit: int, reins: _Reins):
+    def __init__(self, process: subprocess.Popen, limits: Limits, reins: _Reins):
         self.total = 0
-        self.limit = limit
+        self.limit = limits.printed_bytes
         self.reins = reins
         self.lock = threading.Lock()
-        self.tails = {"stdout": b"", "stderr": b""}
+        self.tails = {name: _Tail(limits.kept_bytes) for name in ("stdout", "stderr")}
         self.threads = [
             threading.Thread(target=self._read, args=(name, getattr(process, name)), daemon=True)
             for name in self.tails
@@ -244,7 +246,7 @@ class _Printed:
     def _read(self, name: str, stream) -> None:
         with stream:
             while chunk := stream.read1(1 << 16):
-                self.tails[name] = (self.tails[name] + chunk)[-TAIL_BYTES:]
+                self.tails[name].add(chunk)
                 with self.lock:
                     self.total += len(chunk)
                     over = self.total > self.limit
@@ -256,24 +258,48 @@ class _Printed:
             thread.join(KILL_GRACE_S)
 
     def text(self, name: str) -> str:
-        return self.tails[name].decode(errors="replace")
+        return self.tails[name].content().decode(errors="replace")
 
 
-def _receive(fd: int) -> tuple[dict, dict[str, bytes]]:
-    """The supervisor's report and the collected files; both empty when it ended without one."""
+class _Tail:
+    """The last `kept` bytes of a stream."""
+
+    def __init__(self, kept: int):
+        self.kept = kept
+        self.held = 0
+        self.chunks: collections.deque[bytes] = collections.deque()
+
+    def add(self, chunk: bytes) -> None:
+        """Append, and forget chunks that the last `kept` bytes do without."""
+        self.chunks.append(chunk)
+        self.held += len(chunk)
+        while self.held - len(self.chunks[0]) >= self.kept:
+            self.held -= len(self.chunks.popleft())
+
+    def content(self) -> bytes:
+        return b"".join(self.chunks)[-self.kept :]
+
+
+def _receive(fd: int) -> tuple[dict, dict[str, bytes], dict[str, bytes]]:
+    """The supervisor's report, the collected files and those gathered from the tree.
+
+    All are empty when it ended without a report."""
     with os.fdopen(os.dup(fd), "rb") as pipe:
         length = pipe.read(8)
         text = pipe.read(struct.unpack("<Q", length)[0]) if len(length) == 8 else b""
         try:
             header = json.loads(text)
         except ValueError:
-            return {}, {}
+            return {}, {}, {}
         if "error" in header:
             raise SandboxError(header["error"])
-        files = {name: pipe.read(size) for name, size in header["files"]}
-        if any(len(files[name]) != size for name, size in header["files"]):
-            return {}, {}
-        return header, files
+        sent = []
+        for entries in (header["files"], header["gathered"]):
+            files = {name: pipe.read(size) for name, size in entries}
+            if any(len(files[name]) != size for name, size in entries):
+                return {}, {}, {}
+            sent.append(files)
+        return header, *sent
 
 
 def _outcome(

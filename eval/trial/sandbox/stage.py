@@ -4,11 +4,12 @@ import json
 import os
 import shutil
 import sys
-import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
-from eval.trial.sandbox.job import GIB, Job, Limits
+from eval.errors import UserError
+from eval.trial.sandbox.interpreter import Interpreter, interpreter
+from eval.trial.sandbox.job import GIB, Job, Limits, Tree
 from eval.trial.sandbox.machine import (
     NOBODY,
     counts_processes_per_namespace,
@@ -21,6 +22,11 @@ INSIDE = Path(__file__).resolve().parent / "inside"
 REFEREE_FILES = ("jail.py", "root.py")
 # On the submission's PYTHONPATH lies this folder alone, with the witness that Python loads.
 WITNESS = "witness"
+PROGRAMS = "programs"
+# A tree is laid out here before the run copies it to where it may write.
+MATERIAL = "/material"
+WORKSPACE = "/workspace"
+TREE = f"{WORKSPACE}/tree"
 DEVICES = ("null", "zero", "full", "random", "urandom", "tty")
 
 # Shared libraries and, for compilers that torch starts, programs and headers. No /usr/share: it
@@ -88,7 +94,7 @@ CUDA_VARIABLES = (
 
 PASSED_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
 
-PLACES = ("code", "in", "out", "tmp", "referee", "channel")
+PLACES = ("code", "in", "out", "tmp", "referee", "channel", "tree")
 
 # What Python itself looks for in a folder of packages.
 ALWAYS_SHOWN = ("__pycache__/", "pip/", "_distutils_hack/", "sitecustomize", "usercustomize")
@@ -107,13 +113,20 @@ def stage_files(job: Job, stage: Path, mechanism: str, uid: int) -> dict[str, st
             (stage / name).mkdir()
         place = {name: str(stage / name) for name in PLACES}
     else:
-        place = {name: f"/{name}" for name in PLACES}
+        place = {name: f"/{name}" for name in PLACES} | {"tree": TREE}
+    if job.tree is not None:
+        # Without a private root the run writes where the referee laid the tree out.
+        _lay_out_tree(job.tree, stage / ("tree" if mechanism == "none" else MATERIAL[1:]))
     _copy_files(stage / "referee", {name: INSIDE / name for name in REFEREE_FILES})
+    _stage_programs(stage / "referee" / PROGRAMS, job.programs)
     witness = {
         "sitecustomize.py": INSIDE / "sitecustomize.py",
         "hook.json": _hook_facts(job, place),
     }
     _copy_files(stage / "referee" / WITNESS, witness)
+    for name, folder in job.startup.items():
+        modules = {path.name: path for path in folder.glob("*.py")}
+        _copy_files(stage / "referee" / WITNESS / name, modules)
     return place
 
 
@@ -126,6 +139,39 @@ def _copy_files(folder: Path, files: Mapping[str, Path | bytes]) -> None:
         else:
             shutil.copyfile(content, target)
         target.chmod(0o644)
+
+
+def _lay_out_tree(tree: Tree, folder: Path) -> None:
+    """Files, links and the working folder of `tree` below `folder`.
+
+    Raises UserError where a path leads out of it."""
+    working = _below(folder, tree.folder)
+    working.mkdir(parents=True)
+    for name, content in tree.files.items():
+        target = _below(folder, name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if isinstance(content, bytes):
+            target.write_bytes(content)
+        else:
+            shutil.copyfile(content, target)
+    for name, leads_to in tree.links.items():
+        link = _below(folder, name)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(_below(folder, leads_to), link.parent))
+
+
+def _below(folder: Path, name: str) -> Path:
+    """`folder`/`name`. Raises UserError where that is not below `folder`."""
+    path = Path(os.path.normpath(folder / name))
+    if not path.is_relative_to(folder):
+        raise UserError(f"sandbox: expected a path below the run's tree, found {name}; rename it")
+    return path
+
+
+def _stage_programs(folder: Path, programs: Mapping[str, bytes]) -> None:
+    _copy_files(folder, programs)
+    for name in programs:
+        (folder / name).chmod(0o755)
 
 
 def _write_etc(etc: Path, uid: int) -> None:
@@ -142,21 +188,25 @@ def _hook_facts(job: Job, place: dict[str, str]) -> bytes:
     """JSON of what the audit hook compares with; folders end in a slash.
 
     `hidden` are top-level names that are installed and not shown."""
-    prefixes = [p + "/" for p in environment_prefixes()]
+    python = interpreter(job.python)
+    prefixes = [p + "/" for p in python.prefixes]
     emptied = [p + "/" for p in job.emptied]
-    allowed = [*place.values(), *SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys", "/dev"]
+    trees = [place["tree"], WORKSPACE, *job.tree.aliases] if job.tree else []
+    allowed = [*place.values(), *SYSTEM_ROOT, "/usr", "/etc", "/proc", "/sys", "/dev", *trees]
+    writable = [place["out"], place["tmp"], "/dev", *trees]
     shown = [target + "/" for target in job.binds]
     for folder in emptied:
         shown += [folder + name for name in ALWAYS_SHOWN]
     facts = {
-        "code": place["code"] + "/",
+        "code": place["tree" if job.tree else "code"] + "/",
         "events": place["channel"] + "/events",
-        "writable": [place["out"] + "/", place["tmp"] + "/", "/dev/"],
+        "writable": [p + "/" for p in writable],
         "allowed": [p + "/" for p in allowed] + prefixes,
-        "environment": [p for p in prefixes if p != "/usr/"] + [_stdlib() + "/"],
+        "environment": [p for p in prefixes if p != "/usr/"] + [python.stdlib + "/"],
         "emptied": emptied,
         "shown": shown,
         "hidden": sorted(_hidden_packages(job)),
+        "startup": list(job.startup),
     }
     return json.dumps(facts).encode()
 
@@ -171,22 +221,13 @@ def _hidden_packages(job: Job) -> set[str]:
     return installed - shown
 
 
-def environment_prefixes() -> list[str]:
-    """Folders that make up the running Python environment."""
-    prefixes = (sys.prefix, sys.exec_prefix, sys.base_prefix, sys.base_exec_prefix)
-    return sorted({os.path.realpath(p) for p in prefixes} | {sys.prefix})
-
-
-def _stdlib() -> str:
-    return sysconfig.get_paths()["stdlib"]
-
-
 def configuration(job: Job, stage: Path, place: dict[str, str], mechanism: str, uid: int) -> dict:
     """What inside/jail.py needs; mounts are (kind, source, target, size) in order."""
     limits = job.limits.fitted()
     isolated = mechanism != "none"
     privileged = privileged_here()
     gpu = cuda_devices()
+    tree = job.tree
     return {
         "mechanism": mechanism,
         "referee": os.getpid(),
@@ -197,19 +238,27 @@ def configuration(job: Job, stage: Path, place: dict[str, str], mechanism: str, 
         "memory_bytes": limits.memory_bytes,
         "wall_seconds": limits.wall_seconds,
         "uid": uid if isolated and privileged else None,
-        "tmpfs": ["/tmp", "/out", "/dev/shm"] if isolated else [],
+        "tmpfs": _private_folders(job) if isolated else [],
         "events": place["channel"] + "/events",
         "out": place["out"],
-        "cwd": place["code"],
+        "material": MATERIAL if isolated and tree else None,
+        "tree": place["tree"] if tree else None,
+        "given": [os.path.normpath(name) for name in tree.files] if tree else [],
+        "gather": list(tree.gather) if tree else [],
+        "kept_bytes": limits.kept_bytes,
+        "cwd": os.path.join(place["tree"], tree.folder) if tree else place["code"],
         "collect": list(job.collect),
-        "argv": [sys.executable, *(_in_place(word, place) for word in job.argv)],
-        "env": _environment(place, bool(gpu)),
+        "argv": [
+            interpreter(job.python).executable,
+            *(_in_place(word, place) for word in job.argv),
+        ],
+        "env": _environment(job, place, bool(gpu)),
     }
 
 
 def _in_place(word: str, place: dict[str, str]) -> str:
-    """`word` with the sandbox's folders for {code}, {in} and {out}."""
-    for name in ("code", "in", "out"):
+    """`word` with the sandbox's folders for {code}, {in}, {out} and {tree}."""
+    for name in ("code", "in", "out", "tree"):
         word = word.replace("{" + name + "}", place[name])
     return word
 
@@ -233,9 +282,11 @@ def _rlimits(limits: Limits, isolated: bool, uid: int, gpu: bool) -> dict[str, i
     return rlimits
 
 
-def _environment(place: dict[str, str], gpu: bool) -> dict[str, str]:
+def _environment(job: Job, place: dict[str, str], gpu: bool) -> dict[str, str]:
+    own_programs = f"{place['referee']}/{PROGRAMS}:" if job.programs else ""
+    of_python = os.path.dirname(interpreter(job.python).executable)
     env = {
-        "PATH": f"{os.path.dirname(sys.executable)}:/usr/local/bin:/usr/bin:/bin",
+        "PATH": f"{own_programs}{of_python}:/usr/local/bin:/usr/bin:/bin",
         "HOME": place["tmp"],
         "TMPDIR": place["tmp"],
         "USER": "scorer",
@@ -244,7 +295,16 @@ def _environment(place: dict[str, str], gpu: bool) -> dict[str, str]:
         "PYTHONDONTWRITEBYTECODE": "1",
     }
     passed = PASSED_VARIABLES + (CUDA_VARIABLES if gpu else ())
-    return env | {name: os.environ[name] for name in passed if name in os.environ}
+    env |= {name: os.environ[name] for name in passed if name in os.environ}
+    for name, value in job.variables.items():
+        if name not in ("PATH", "PYTHONPATH"):  # these lead to the witness and to the programs
+            env[name] = _in_place(value, place)
+    return env
+
+
+def _private_folders(job: Job) -> list[str]:
+    """Folders in memory that the run may write to; they count as its memory."""
+    return ["/tmp", "/out", "/dev/shm", *([WORKSPACE] if job.tree else [])]
 
 
 def _mounts(
@@ -258,7 +318,9 @@ def _mounts(
             mounts.append(("symlink", os.readlink(path), path, 0))
         elif os.path.isdir(path):
             mounts.append(("bind", path, path, 0))
-    mounts += [("bind", path, path, 0) for path in _shown(bool(gpu)) if os.path.exists(path)]
+    python = interpreter(job.python)
+    shown = _shown(python, bool(gpu))
+    mounts += [("bind", path, path, 0) for path in shown if os.path.exists(path)]
     emptied = _emptied(job)
     mounts += [("tmpfs", "tmpfs", path, 1 << 16) for path in emptied]
     mounts += [("bind", str(source), target, 0) for target, source in job.binds.items()]
@@ -271,12 +333,31 @@ def _mounts(
     mounts.append(("tmpfs", "tmpfs", "/out", limits.output_bytes))
     mounts.append(("tmpfs", "tmpfs", "/channel", 1 << 16))
     mounts += [("bind", str(stage / name), f"/{name}", 0) for name in ("code", "in", "referee")]
+    if job.tree is not None:
+        mounts += _tree_mounts(job.tree, stage, limits, shown)
     return mounts
 
 
-def _shown(gpu: bool) -> list[str]:
+def _tree_mounts(
+    tree: Tree, stage: Path, limits: Limits, shown: list[str]
+) -> list[tuple[str, str, str, int]]:
+    """The tree's material, the memory that it is copied to, and its aliases.
+
+    An alias gives way to a path of the environment that lies at its place or below it."""
+    mounts = [
+        ("bind", str(stage) + MATERIAL, MATERIAL, 0),
+        ("tmpfs", "tmpfs", WORKSPACE, limits.output_bytes),
+    ]
+    for alias, target in tree.aliases.items():
+        if not any(path == alias or path.startswith(alias + "/") for path in shown):
+            mounts.append(("symlink", os.path.normpath(f"{TREE}/{target}"), alias, 0))
+    return mounts
+
+
+def _shown(python: Interpreter, gpu: bool) -> list[str]:
     """Paths of this machine that the sandbox shows, where they exist."""
-    prefixes = environment_prefixes()
+    # The referee's own interpreter starts the run, whichever one it uses.
+    prefixes = sorted({*interpreter().prefixes, *python.prefixes})
     beyond_system = [p for p in prefixes if p != "/usr" and not p.startswith(SYSTEM)]
     cuda = CUDA_LIBRARIES if gpu else ()
     return [*SYSTEM, *SYSTEM_FILES, *cuda, "/sys", *beyond_system]
@@ -284,7 +365,7 @@ def _shown(gpu: bool) -> list[str]:
 
 def _emptied(job: Job) -> list[str]:
     """Folders that the sandbox shows without their content."""
-    if "/usr" in environment_prefixes() or not os.path.isdir("/usr/lib/python3"):
+    if "/usr" in interpreter(job.python).prefixes or not os.path.isdir("/usr/lib/python3"):
         return list(job.emptied)
     return [*job.emptied, "/usr/lib/python3"]
 

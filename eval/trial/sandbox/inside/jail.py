@@ -12,10 +12,12 @@ little-endian length, that many bytes of JSON, then the collected files one afte
 
 import contextlib
 import ctypes
+import fnmatch
 import json
 import os
 import resource
 import select
+import shutil
 import signal
 import socket
 import stat
@@ -103,6 +105,8 @@ def become_submission(config: dict) -> None:
         os.setresuid(config["uid"], config["uid"], config["uid"])
     LIBC.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     os.closerange(3, 4096)
+    if config["material"]:
+        shutil.copytree(config["material"], config["tree"], symlinks=True, dirs_exist_ok=True)
     os.chdir(config["cwd"])
     os.execve(config["argv"][0], config["argv"], config["env"])
 
@@ -329,6 +333,7 @@ def supervise(config: dict, result: int) -> int:
     status, usage = supervisor.ended.get(child, (signal.SIGKILL, None))
     listing, problems = list_outputs(config["out"], len(config["collect"]) + MAX_LISTED)
     files = collectable(config["out"], config["collect"])
+    gathered = gatherable(config)
     header = {
         "returncode": os.waitstatus_to_exitcode(status),
         "killed": killed,
@@ -341,8 +346,9 @@ def supervise(config: dict, result: int) -> int:
         "listing": listing,
         "problems": problems,
         "files": files,
+        "gathered": gathered,
     }
-    send(result, header, config["out"], files)
+    send(result, header, {config["out"]: files, config["cwd"]: gathered})
     return 0
 
 
@@ -378,22 +384,48 @@ def collectable(out: str, names: list[str]) -> list[tuple[str, int]]:
     return found
 
 
-def send(
-    result: int, header: dict, out: str = "", files: list[tuple[str, int]] | None = None
-) -> None:
-    """Write the report, then the contents of `files`, (name, size) below `out`."""
+def gatherable(config: dict) -> list[tuple[str, int]]:
+    """(path from the working folder, size in bytes) of the wanted files that the run made.
+
+    The largest are left out where all together are more than `kept_bytes`."""
+    found = []
+    for folder, _, names in os.walk(config["tree"] or ""):
+        for name in names:
+            path = os.path.join(folder, name)
+            inside = os.path.relpath(path, config["tree"])
+            wanted = any(fnmatch.fnmatch(name, pattern) for pattern in config["gather"])
+            held = os.lstat(path)
+            if wanted and inside not in config["given"] and stat.S_ISREG(held.st_mode):
+                found.append((os.path.relpath(path, config["cwd"]), held.st_size))
+    left = config["kept_bytes"]
+    kept = []
+    for name, size in sorted(found, key=lambda entry: entry[1])[:MAX_LISTED]:
+        if size <= left:
+            left -= size
+            kept.append((name, size))
+    return sorted(kept)
+
+
+def send(result: int, header: dict, files: dict[str, list[tuple[str, int]]] | None = None) -> None:
+    """Write the report, then the contents of `files`: folder -> (name, size) below it."""
     text = json.dumps(header).encode()
     write_all(result, struct.pack("<Q", len(text)) + text)
-    for name, size in files or []:
-        fd = os.open(os.path.join(out, name), os.O_RDONLY | os.O_NOFOLLOW)
-        left = size
-        while left:
-            chunk = os.read(fd, min(left, 1 << 20))
-            if not chunk:
-                raise OSError("an output file shrank while it was read")
-            write_all(result, chunk)
-            left -= len(chunk)
-        os.close(fd)
+    for folder, entries in (files or {}).items():
+        for name, size in entries:
+            send_file(result, os.path.join(folder, name), size)
+
+
+def send_file(result: int, path: str, size: int) -> None:
+    """Write the first `size` bytes of a file. Raises OSError where it has fewer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    left = size
+    while left:
+        chunk = os.read(fd, min(left, 1 << 20))
+        if not chunk:
+            raise OSError("an output file shrank while it was read")
+        write_all(result, chunk)
+        left -= len(chunk)
+    os.close(fd)
 
 
 def write_all(fd: int, data: bytes) -> None:

@@ -6,6 +6,7 @@ flooding the pipe or by changing this module. It is a witness, not the wall: the
 outside paths do not exist in the sandbox.
 """
 
+import importlib
 import json
 import os
 import sys
@@ -131,10 +132,12 @@ def by_import() -> bool:
 
 
 def install() -> None:
-    """Start to watch this interpreter."""
+    """Start to watch this interpreter, and load what the run wants loaded first."""
     with open(os.path.join(HERE, "hook.json")) as handle:
         facts = json.load(handle)
     sys.addaudithook(Witness(facts))
+    for package in facts["startup"]:
+        importlib.import_module(package)
 
 
 install()
