@@ -61,8 +61,8 @@ class Claim:
     step: int | None = None
 
     @property
-    def numbers(self) -> tuple[Printed | None, Printed | None]:
-        return self.loss, self.bpb
+    def has_both(self) -> bool:
+        return self.loss is not None and self.bpb is not None
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ def read_claims(text: str, script: str = "") -> Claims:
             if reason is not None:
                 set_aside[f"{reason}: {line.strip()[:120]}"] = None
             else:
-                scores.setdefault((claim.label, *claim.numbers), claim)
+                scores.setdefault((claim.label, claim.loss, claim.bpb), claim)
     return Claims(tuple(scores.values()), tuple(training_losses), tuple(set_aside))
 
 

@@ -21,7 +21,7 @@ from eval.trial.canary.sources import Known
 # A weighing that nothing identifies: no target counts more than 16 times the mean. That is a
 # sixteenth of the targets evaluated, or a last window scored at every sixteenth of its length.
 UNKNOWN_HEAVIEST = 16
-MOST_CUT = 8192  # targets at one end of the stream; the longest sequences of the public scripts
+MOST_CUT = 2048  # targets at one end of the stream: a long sequence of the public scripts
 REPEATED_TAILS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # targets: strides of sliding windows
 MOST_REPEATS = 64
 BLOCK_STEPS = 64  # places in each block's length at which a block may begin
@@ -62,6 +62,13 @@ class Interval:
     def holds(self, value: "float | np.ndarray") -> "bool | np.ndarray":
         return (self.low <= value) & (value <= self.high)
 
+    @property
+    def middle(self) -> float:
+        return (self.low + self.high) / 2
+
+    def widened(self, relative: float) -> "Interval":
+        return Interval(self.low * (1 - relative), self.high * (1 + relative))
+
 
 class Readings:
     """All ways for one stream. `nats` and `bytes` float64 [targets + 1]: running sums from 0."""
@@ -90,17 +97,20 @@ class Readings:
     def whole(self) -> Reading:
         return self.between(0, self.targets)
 
-    def without_bos(self) -> Reading:
-        return Reading(
+    @property
+    def plain(self) -> tuple[Reading, Reading]:
+        """All targets, and all that are no BOS."""
+        without_bos = Reading(
             what=f"the {self.targets - self.bos_targets:,} targets that are no BOS",
             targets=self.targets - self.bos_targets,
             nats=self.whole.nats - self.bos_nats,
             bytes=self.whole.bytes,
         )
+        return self.whole, without_bos
 
     def fitting(self, bytes_per_target: Interval) -> list[Reading]:
         """The readings with so many bytes per target; only the whole stream where it fits."""
-        for plain in (self.whole, self.without_bos()):
+        for plain in self.plain:
             if bytes_per_target.holds(plain.bytes_per_target):
                 return [plain]
         return [*self._cut_readings(bytes_per_target), *self._repeated_tails(bytes_per_target)]

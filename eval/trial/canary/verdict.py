@@ -1,0 +1,307 @@
+"""Judges what a script printed against what the stream costs.
+
+No code spends fewer than the entropy on average, and the chance of saving more than b bits is at
+most 2^-b. A claim is refuted where it saves more than 40 bits after everything that is uncertain
+has been taken off: the rounding of the printed digits, the noise of the arithmetic, the way in
+which the script may have weighed the targets, and the number of claims of the run. Nothing is
+proved by a claim that is not refuted.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from eval.trial.canary.claims import Claim, Claims, Printed, read_claims
+from eval.trial.canary.miscounts import stray_bytes, wrong_counts
+from eval.trial.canary.readings import UNKNOWN_HEAVIEST, Interval, Reading, Readings
+from eval.trial.canary.sources import Known, Source
+from eval.trial.canary.tokenizers import Tokenizer
+
+LN2 = math.log(2.0)
+ALLOWED_BITS = 40.0
+# A script may add the sums of its batches one by one in float32: each addition rounds by at most
+# half of 2^-23, and the sum grows from 0 to its end.
+FEWEST_TOKENS_ADDED = 32  # at once
+FLOAT32_ROUNDING = 2.0**-24
+BFLOAT16_ROUNDING = 2.0**-9  # a mean loss of each batch, on a GPU
+SAME_RATIO = 1e-6  # relative; sums of bytes and tokens are whole numbers, nearly always exact
+SAME_MISCOUNT = 2e-4  # relative; a wrong count is computed for the whole stream
+VISIBLE_MISCOUNT = 1e-3  # relative; a smaller difference is a reading that nobody listed
+UNTRAINED = (0.7, 1.3)  # times ln V: losses in nats per token, of small networks trained briefly
+
+INVALID, CONSISTENT, NOT_RUN, REMARK = "INVALID", "CONSISTENT", "NOT RUN", "REMARK"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """`theme` is entropy, bytes or coverage; `verdict` INVALID or REMARK; `line` what was printed.
+
+    `bits` below the entropy, of a finding of the entropy: the number that is certain."""
+
+    theme: str
+    verdict: str
+    what: str
+    line: str = ""
+    bits: float | None = None
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A claim, the unit it is judged in, and the evidence.
+
+    `unit` is `nats/token` or `bits/byte`. `claimed` and `needed` in that unit. `bits_below`: bits
+    of the whole stream by which it is below the entropy, negative above it. `certain_bits`: the
+    same after all that is uncertain, so that the chance is at most 2 to its negative."""
+
+    claim: Claim
+    reading: str
+    unit: str
+    claimed: float
+    needed: float
+    bits_below: float
+    certain_bits: float
+
+
+@dataclass
+class Judgement:
+    """What one run shows. `script_counts_bytes`: some claim fits the bytes of the stream."""
+
+    source: str
+    verdict: str
+    claims: tuple[Claim, ...] = ()
+    judged: list[Judged] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    set_aside: tuple[str, ...] = ()
+    readings: Readings | None = None
+    script_counts_bytes: bool = False
+
+    @property
+    def lowest(self) -> Judged | None:
+        """The claim that is furthest below the entropy, or least above it."""
+        return max(self.judged, key=certain_bits, default=None)
+
+
+def certain_bits(judged: Judged) -> float:
+    return judged.certain_bits
+
+
+def judge_run(
+    text: str,
+    stream: Known,
+    source: Source,
+    tokenizer: Tokenizer,
+    script: str = "",
+    device: str = "cpu",
+) -> Judgement:
+    """The verdict on what a script printed when its validation set was `stream`.
+
+    `script` is its own text, unwrapped, whose numbers are no measurements. `device` is `cpu`,
+    where all is float32, or `cuda`."""
+    claims = read_claims(text, script)
+    if not claims.scores:
+        return Judgement(source.name, NOT_RUN, set_aside=claims.set_aside)
+    case = _Case(claims, Stream(stream, source, tokenizer), device)
+    judged = case.judged()
+    findings = [below_the_entropy(one) for one in judged if one.certain_bits > ALLOWED_BITS]
+    findings += case.byte_findings()
+    refuted = any(finding.verdict == INVALID for finding in findings)
+    return Judgement(
+        source=source.name,
+        verdict=INVALID if refuted else CONSISTENT,
+        claims=claims.scores,
+        judged=judged,
+        findings=findings,
+        set_aside=claims.set_aside,
+        readings=case.readings,
+        script_counts_bytes=case.script_counts_bytes,
+    )
+
+
+def below_the_entropy(judged: Judged) -> Finding:
+    what = (
+        f"{judged.claimed:.8g} {judged.unit} claimed, {judged.needed:.8g} needed "
+        f"({judged.reading}): {judged.bits_below:,.0f} bits below the entropy; "
+        f"the chance is at most 2^-{judged.certain_bits:,.0f}"
+    )
+    return Finding("entropy", INVALID, what, judged.claim.text, judged.certain_bits)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """A known stream, where it comes from, and what its tokens stand for."""
+
+    known: Known
+    source: Source
+    tokenizer: Tokenizer
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The readings that a claim's ratio allows. `nats_per_loss`: ln 2 for losses in bits."""
+
+    nats_per_loss: float
+    readings: list[Reading]
+
+
+class _Case:
+    """The claims of one run beside its stream."""
+
+    def __init__(self, claims: Claims, stream: Stream, device: str):
+        self.claims = claims
+        self.stream = stream
+        known = stream.known
+        self.readings = Readings(known, stream.tokenizer.byte_counts(known.tokens))
+        self.noise = known.targets / FEWEST_TOKENS_ADDED / 2 * FLOAT32_ROUNDING
+        if device != "cpu":
+            self.noise += BFLOAT16_ROUNDING
+        self.fits = {claim: self._fit(claim) for claim in claims.scores}
+        self.script_counts_bytes = any(fit is not None for fit in self.fits.values())
+
+    # --- Which targets, in which unit ---
+
+    def _fit(self, claim: Claim) -> Fit | None:
+        """What a claim's own numbers allow; None where they state no ratio or an unknown one."""
+        if not claim.has_both:
+            return None
+        ratio = stated_ratio(claim)
+        in_nats = self.readings.fitting(ratio)
+        if in_nats:
+            return Fit(1.0, in_nats)
+        ratio_in_bits = Interval(ratio.low * LN2, ratio.high * LN2)
+        in_bits = [one for one in self.readings.plain if ratio_in_bits.holds(one.bytes_per_target)]
+        return Fit(LN2, in_bits) if in_bits else None
+
+    def _losses_are_nats_per_token(self) -> bool:
+        """Seen by another claim's ratio, or by a loss near that of a network without training."""
+        if self.script_counts_bytes:
+            return True
+        untrained = math.log(self.stream.tokenizer.vocab_size)
+        losses = list(self.claims.training_losses)
+        losses += [claim.loss.value for claim in self.claims.scores if claim.loss is not None]
+        low, high = UNTRAINED
+        return any(low * untrained <= loss <= high * untrained for loss in losses)
+
+    # --- Evidence ---
+
+    def judged(self) -> list[Judged]:
+        found = []
+        for claim in self.claims.scores:
+            fit = self.fits[claim]
+            if fit is not None:
+                evidence = (self._by_reading(claim, fit, reading) for reading in fit.readings)
+                found.append(min(evidence, key=certain_bits))
+            else:
+                found += self._without_reading(claim)
+        return found
+
+    def _without_reading(self, claim: Claim) -> Iterator[Judged]:
+        """Loss and bpb each for itself: they may be of different quantities."""
+        per_byte = claim.has_both and is_per_byte(stated_ratio(claim))
+        if claim.loss is not None and not per_byte and self._losses_are_nats_per_token():
+            yield self._by_loss(claim)
+        # A ratio that nothing explains and that all claims share is the script's own way to count.
+        if claim.bpb is not None and (self.script_counts_bytes or per_byte or not claim.loss):
+            yield self._by_bytes(claim)
+
+    def _by_reading(self, claim: Claim, fit: Fit, reading: Reading) -> Judged:
+        claimed = claim.loss.value * fit.nats_per_loss
+        most = self._most(claim.loss) * fit.nats_per_loss
+        return Judged(
+            claim=claim,
+            reading=reading.what,
+            unit="nats/token",
+            claimed=claimed,
+            needed=reading.nats_per_target,
+            bits_below=(reading.nats - claimed * reading.targets) / LN2,
+            certain_bits=self._certain(reading.nats - most * reading.targets, reading.heaviest),
+        )
+
+    def _by_loss(self, claim: Claim) -> Judged:
+        """Which targets is not known: as if the cheapest part of the stream had been scored."""
+        targets = self.stream.known.targets
+        needed = self.readings.cheapest_nats_per_target()
+        saved = (needed - self._most(claim.loss)) * targets
+        whole = self.readings.whole
+        return Judged(
+            claim=claim,
+            reading="some of the targets, the cheapest",
+            unit="nats/token",
+            claimed=claim.loss.value,
+            needed=needed,
+            bits_below=(whole.nats - claim.loss.value * targets) / LN2,
+            certain_bits=self._certain(saved, UNKNOWN_HEAVIEST),
+        )
+
+    def _by_bytes(self, claim: Claim) -> Judged:
+        """From bits per byte alone: as if the cheapest bytes had been scored."""
+        whole = self.readings.whole
+        counted = whole.bytes
+        if not self.script_counts_bytes:  # it may decode tokens one by one
+            counted += float(stray_bytes(self.stream.known, self.stream.tokenizer).sum())
+        needed = self.readings.cheapest_nats_per_byte() * whole.bytes / counted
+        saved = (needed - self._most(claim.bpb) * LN2) * counted
+        return Judged(
+            claim=claim,
+            reading="some of the bytes, the cheapest",
+            unit="bits/byte",
+            claimed=claim.bpb.value,
+            needed=needed / LN2,
+            bits_below=whole.nats / LN2 - claim.bpb.value * counted,
+            certain_bits=self._certain(saved, UNKNOWN_HEAVIEST),
+        )
+
+    def _most(self, printed: Printed) -> float:
+        """The largest value that a printed number may stand for."""
+        return (printed.value + printed.rounding) * (1 + self.noise)
+
+    def _certain(self, saved_nats: float, heaviest: int) -> float:
+        """Bits after the weights and the choice among the claims are taken off."""
+        return saved_nats / heaviest / LN2 - math.log2(len(self.claims.scores))
+
+    # --- Bytes ---
+
+    def byte_findings(self) -> list[Finding]:
+        """Only where no claim of the run fits the bytes of the stream.
+
+        Where one does, the script counts right, and another ratio is that of a bpb which was not
+        computed from the loss beside it."""
+        if self.script_counts_bytes:
+            return []
+        pairs = [claim for claim in reversed(self.claims.scores) if claim.has_both]
+        pairs = [claim for claim in pairs if not is_per_byte(stated_ratio(claim))]
+        explained = [finding for claim in pairs for finding in self._explanations(claim)]
+        return explained[:1] or [self._unexplained(claim) for claim in pairs[:1]]
+
+    def _explanations(self, claim: Claim) -> list[Finding]:
+        truth = self.readings.whole.bytes_per_target
+        stated = stated_ratio(claim).widened(SAME_MISCOUNT)
+        findings = []
+        for wrong in wrong_counts(self.stream.known, self.stream.tokenizer):
+            excess = wrong.bytes_per_target / truth - 1
+            decodes = wrong.only_in_text and not self.stream.source.is_text
+            if excess > VISIBLE_MISCOUNT and not decodes and stated.holds(wrong.bytes_per_target):
+                what = f"{wrong.how}: {excess:+.2%} bytes"
+                findings.append(Finding("bytes", INVALID, what, claim.text))
+        return findings
+
+    def _unexplained(self, claim: Claim) -> Finding:
+        what = (
+            f"val_loss / val_bpb implies {stated_ratio(claim).middle:.4f} bytes per target, the "
+            f"stream holds {self.readings.whole.bytes_per_target:.4f}: other targets, another "
+            "tokenizer, or a bpb that is not of this loss"
+        )
+        return Finding("bytes", REMARK, what, claim.text)
+
+
+def stated_ratio(claim: Claim) -> Interval:
+    """Bytes per target that a claim's loss and bpb imply; the claim has both."""
+    loss, bpb = claim.loss, claim.bpb
+    low = (loss.value - loss.rounding) / ((bpb.value + bpb.rounding) * LN2)
+    least_bpb = bpb.value - bpb.rounding
+    high = (loss.value + loss.rounding) / (least_bpb * LN2) if least_bpb > 0 else math.inf
+    return Interval(low, high).widened(SAME_RATIO)
+
+
+def is_per_byte(ratio: Interval) -> bool:
+    """Whether losses are nats or bits per byte: the ratio is the same whatever the text."""
+    return bool(ratio.holds(1.0) or ratio.holds(1 / LN2))
