@@ -114,6 +114,10 @@ class Record:
         """The record's own logs, by file name."""
         return self.logs
 
+    def score(self, log: Log) -> LoggedScore | None:
+        """The score that a log gives to the record."""
+        return log.final
+
     def log(self, name: str) -> Log:
         """The log of that file name, or the log that it is a copy of.
 
