@@ -61,7 +61,7 @@ def run_docs(args: argparse.Namespace) -> int:
 
 def run_text(args: argparse.Namespace) -> int:
     from data.build import build
-    from data.corpora import text_corpus, text_files
+    from data.corpora import content_suffix, text_corpus, text_files
     from data.job import Job
 
     files = text_files(args.files)
@@ -73,7 +73,7 @@ def run_text(args: argparse.Namespace) -> int:
         val_fraction=args.val_fraction,
         workers=args.workers,
     )
-    contents = "".join(path.suffix + sha256_file(path) for path in files)
+    contents = "".join(content_suffix(path) + sha256_file(path) for path in files)
     recipe = {
         "inputs_sha256": hashlib.sha256(contents.encode()).hexdigest(),
         "documents": args.documents,
@@ -357,6 +357,10 @@ def command_line() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command. Returns the exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal's encoding lacks is shown escaped: a letter must not end a command.
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     args = command_line().parse_args(argv)
     try:
         return args.run(args)

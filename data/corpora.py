@@ -2,15 +2,18 @@
 
 import ast
 import gc
+import gzip
 import importlib.metadata
 import json
 import sys
 import warnings
+import zlib
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from tqdm import tqdm
 
@@ -185,6 +188,40 @@ def is_text(text: str) -> bool:
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst")
 JSONL_SUFFIXES = (".jsonl", ".ndjson", ".json")
+PACKED_SUFFIX = ".gz"
+
+
+def is_packed(path: Path) -> bool:
+    return path.suffix.lower() == PACKED_SUFFIX
+
+
+def content_suffix(path: Path) -> str:
+    """The suffix that says what a file holds, in lower case: `.jsonl` of `A.JSONL.gz`."""
+    inner = path.with_suffix("") if is_packed(path) else path
+    return inner.suffix.lower()
+
+
+def is_json_lines(path: Path) -> bool:
+    return content_suffix(path) in JSONL_SUFFIXES
+
+
+@contextmanager
+def open_unpacked(path: Path) -> Iterator[BinaryIO]:
+    """A file's bytes, unpacked where its name ends in .gz. Raises UserError for a broken one."""
+    with gzip.open(path) if is_packed(path) else open(path, "rb") as file:
+        try:
+            yield file
+        except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+            raise UserError(
+                f"{path}: expected a whole gzip file, found a broken one ({error}); "
+                "fetch it again, or unpack it if it is none"
+            ) from error
+
+
+def read_text(path: Path) -> str:
+    """A whole file of UTF-8 text. Raises UserError."""
+    with open_unpacked(path) as file:
+        return decode_utf8(path, file.read()).removeprefix("\ufeff")
 
 
 def text_files(paths: list[Path]) -> list[Path]:
@@ -198,7 +235,7 @@ def text_files(paths: list[Path]) -> list[Path]:
         if path.is_file():
             files.append(path)
         elif path.is_dir():
-            candidates = [file for file in path.rglob("*") if file.suffix in suffixes]
+            candidates = [file for file in path.rglob("*") if content_suffix(file) in suffixes]
             below = sorted(file for file in candidates if file.is_file())
             if not below:
                 raise UserError(
@@ -255,7 +292,7 @@ def _whole(text: str) -> list[str]:
 
 def jsonl_texts(path: Path) -> Iterator[str]:
     """The `text` field of each line, one line in memory at a time. Raises UserError."""
-    with open(path, "rb") as file:
+    with open_unpacked(path) as file:
         offset = 0
         for number, raw in enumerate(file, 1):
             line = decode_utf8(path, raw, offset).removeprefix("\ufeff")
@@ -300,9 +337,6 @@ def text_corpus(files: list[Path], unit: str, min_characters: int) -> Corpus:
     split = units[unit]
     documents: list[str] = []
     for path in tqdm(files, "reading", unit="file", disable=None):
-        if path.suffix in JSONL_SUFFIXES:
-            found = jsonl_texts(path)
-        else:
-            found = split(decode_utf8(path, path.read_bytes()))
+        found = jsonl_texts(path) if is_json_lines(path) else split(read_text(path))
         documents += [text for text in found if text.strip()]
     return Corpus("text", documents)

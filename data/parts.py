@@ -131,7 +131,7 @@ def document_lines(docs: Path, start: int, stop: int) -> Iterator[tuple[int, str
             raw = file.readline()
             if not raw:
                 return
-            line = decode_utf8(docs, raw, offset)
+            line = decode_utf8(docs, raw, offset).removeprefix("\ufeff")
             if line.strip():
                 yield offset, jsonl_text(docs, f"line at byte {offset:,}", line)
             offset += len(raw)

@@ -16,6 +16,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data.common import UserError, atomic_write, process_pool
+from data.corpora import is_packed
 from data.job import Job, discard, place_tokenizer, up_to_date
 from data.manifest import Manifest, summary
 from data.parts import (
@@ -61,6 +62,11 @@ def retokenize(
     Returns None when this machine's share is done and another's is not, or when Slurm has taken
     over. Raises UserError on bad documents, and on an unfinished job with other settings.
     """
+    if is_packed(docs):
+        raise UserError(
+            f"{docs}: expected plain JSON lines, of which each process reads a part, found a "
+            f"packed file; unpack it first: gunzip --keep {docs.name}"
+        )
     docs = docs.absolute()
     job = dataclasses.replace(job, data_root=job.data_root.absolute())
     folder = job.folder()

@@ -152,7 +152,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
         model = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: tokenizer cannot be read ({error.strerror})") from error
-    if path.suffix != ".json":
+    if path.suffix.lower() != ".json":
         return SentencePieceTokenizer(model, str(path))
     try:
         spec = json.loads(model)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from data.corpora import JSONL_SUFFIXES, blocks, decode_utf8, jsonl_texts
+from data.corpora import blocks, is_json_lines, jsonl_texts, read_text
 from data.encode import Counts, batched, encode_documents
 from data.tokenizer import Tokenizer
 
@@ -38,10 +38,7 @@ class Truth:
 
 def documents(path: Path) -> Iterator[str]:
     """The documents of a JSON-lines or plain text file. Raises UserError on bad contents."""
-    if path.suffix in JSONL_SUFFIXES:
-        texts = jsonl_texts(path)
-    else:
-        texts = blocks(decode_utf8(path, path.read_bytes()), MIN_CHARACTERS)
+    texts = jsonl_texts(path) if is_json_lines(path) else blocks(read_text(path), MIN_CHARACTERS)
     return (text for text in texts if text.strip())
 
 

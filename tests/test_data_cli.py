@@ -6,6 +6,7 @@ Files in, dataset out. A second run does nothing. Damage is repaired, and errors
 import hashlib
 import importlib.metadata
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -286,3 +287,20 @@ def test_help_imports_nothing_heavy():
         [sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True
     )
     assert done.stdout == "[]\n"
+
+
+def test_an_ascii_terminal_is_no_failure(tmp_path):
+    """The summary holds letters that ASCII lacks."""
+    source = tmp_path / "a.txt"
+    source.write_text("\n\n".join(PARAGRAPHS))
+    options = flags(name="plain", vocab_size=400, data_root=tmp_path, min_characters=1)
+    done = subprocess.run(
+        [sys.executable, "-m", "data", "text", str(source), *options],
+        cwd=REPO,
+        capture_output=True,
+        env=os.environ | {"PYTHONIOENCODING": "ascii"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.isascii()
+    assert (tmp_path / "datasets").is_dir()

@@ -1,5 +1,6 @@
 """Documents: what becomes one, and which inputs are refused with file, position and remedy."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -145,6 +146,37 @@ def test_json_lines(tmp_path):
     lines = [json.dumps({"text": text, "id": 1}) for text in ("é\n\nb", " ", "c")]
     path.write_text("\ufeff" + "\n".join(lines) + "\n\n", encoding="utf-8")
     assert corpora.text_corpus([path], "blocks", 1).documents == ["é\n\nb", "c"]
+
+
+def test_suffixes_in_any_case_packed_or_not(tmp_path):
+    """JSON lines are never taken for one document of raw JSON, and no file is left out."""
+    lines = '{"text": "a"}\n{"text": "b"}\n'
+    names = ["A.JSONL", "B.NDJSON.GZ", "c.jsonl", "d.jsonl.gz", "e.TXT", "f.md.gz"]
+    for name in names:
+        raw = ("\ufeff" + lines if ".J" in name.upper() or "ND" in name else "c\n").encode()
+        (tmp_path / name).write_bytes(gzip.compress(raw) if name[-1] in "zZ" else raw)
+    (tmp_path / "g.bin.gz").write_bytes(b"left out")
+    files = corpora.text_files([tmp_path])
+    assert [file.name for file in files] == names
+    documents = corpora.text_corpus(files, "lines", 1).documents
+    assert documents == ["a", "b"] * 4 + ["c", "c"]
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("\ufeffone\n")
+    assert corpora.text_corpus([path], "lines", 1).documents == ["one"]
+
+
+@pytest.mark.parametrize("raw", [b"", b'{"text": "a"}\n', gzip.compress(b"x" * 9)[:-9]])
+def test_a_broken_archive_is_said_to_be_one(tmp_path, raw):
+    path = tmp_path / "a.jsonl.gz"
+    path.write_bytes(raw)
+    if not raw:
+        assert corpora.text_corpus([path], "lines", 1).documents == []
+        return
+    with pytest.raises(UserError, match=r"a\.jsonl\.gz: expected a whole gzip file"):
+        corpora.text_corpus([path], "lines", 1)
 
 
 @pytest.mark.parametrize(

@@ -333,6 +333,23 @@ def test_any_cut_gives_every_document_once(tmp_path_factory, texts, cuts, blank)
     assert found == texts
 
 
+def test_a_byte_order_mark_is_no_part_of_a_document(tmp_path):
+    """As `data text` takes it, and also where files with one were joined."""
+    path = tmp_path / "docs.jsonl"
+    lines = [json.dumps({"text": text}) + "\n" for text in "ab"]
+    path.write_text("".join("\ufeff" + line for line in lines))
+    size = path.stat().st_size
+    assert [text for _, text in document_lines(path, 0, size)] == ["a", "b"]
+
+
+def test_a_packed_list_is_refused_with_the_remedy(tmp_path, capsys):
+    docs = tmp_path / "docs.jsonl.gz"
+    docs.write_bytes(b"")
+    options = flags(docs=docs, name="own", vocab_size=330, data_root=tmp_path)
+    assert main(["retokenize", *options]) == 2
+    assert "unpack it first: gunzip --keep docs.jsonl.gz" in capsys.readouterr().err
+
+
 def test_our_own_tokenizer_is_trained_on_training_documents_only(inputs, tmp_path):
     # Only in validation: a tokenizer that saw it would have a piece for it.
     secret = "\u0416"
