@@ -25,9 +25,15 @@ MAY_IMPORT = {
     "trial": {"foundation", "text", "papers", "trial"},
     "commands": {"foundation", "text", "papers", "trial", "commands"},
 }
-# What the trial takes from the papers: the record, its claims and the report that it writes.
-# The test `evidence` rests on the checks as well.
-TRIAL_READS = {"papers.folder", "papers.submission", "papers.audits"}
+# What the trial takes from the papers: the record, its claims, how logs are read, and the tables
+# of the reports that it writes. The test `evidence` rests on the checks as well.
+TRIAL_READS = {
+    "papers.folder",
+    "papers.submission",
+    "papers.audits",
+    "papers.logs",
+    "papers.rendering",
+}
 TRIAL_CHECKS = "eval.trial.audit.evidence"
 # Modules that write. Only commands and other writers stand on them.
 WRITERS = {
