@@ -1,12 +1,58 @@
-"""Checks of the text that was scored: all of it, once, and counted in its own bytes."""
+"""Checks of the text that was scored: all of it, none of it trained on, bytes rightly counted.
 
+Sources of the fingerprints: the ratios of val_loss to val_bpb that public logs print, measured over
+the merged records and over the pull requests whose byte counts were corrected in review.
+"""
+
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
-from eval.papers.checks.report import Check, cannot_tell, cite, fails, passes, say
+from eval.papers.checks.report import (
+    Check,
+    Evidence,
+    cannot_tell,
+    cite,
+    fails,
+    passes,
+    say,
+    shorten,
+)
 from eval.papers.checks.scores import partner_loss
 from eval.papers.folder import Record
-from eval.papers.logs.log import Log
-from eval.text.corpus.exports import check_fineweb_bytes
+from eval.papers.logs.log import Log, Step
+from eval.text.corpus.exports import (
+    BYTES_TOLERANCE,
+    KNOWN_EXPORTS,
+    KnownExport,
+    check_fineweb_bytes,
+)
+
+# --- Bytes ---
+
+# Wrong byte counts by the ratio that they print, in nats per bit-per-byte.
+WRONG_RATIOS = {
+    1.987: "SP1024 with the leading space counted twice",
+    2.253: "SP1024 whose leading-space mark is mojibake",
+    3.040: "SP8192 with the leading space counted twice",
+    2.384: "CaseOps shards counted with plain SP8192 pieces",
+    2.9329: "SP4096 shards counted with the pieces of another tokenizer",
+    1.787: "a tokenizer whose byte tokens count three bytes each",
+}
+WRONG_RATIO_TOLERANCE = 1.5e-3
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """nats per token over bits per byte of one score, and the line that states both."""
+
+    loss: float
+    bpb: float
+    line: Evidence
+
+    @property
+    def value(self) -> float:
+        return self.loss / self.bpb
 
 
 def check_implied_bytes(record: Record) -> Iterator[Check]:
@@ -14,10 +60,10 @@ def check_implied_bytes(record: Record) -> Iterator[Check]:
 
     From the papers alone: bytes = tokens · val_loss / val_bpb / ln 2.
     """
-    for name, log in record.logs.items():
+    for name, log in record.chosen.items():
         scored = log.integer("result.scored_bytes")
         if scored is None or "data.val_bytes" not in log.facts:
-            yield _from_published_sizes(record, log)
+            yield _from_published_sizes(record, name, log)
             continue
         size = log.integer("data.val_bytes")
         facts = ("result.scored_bytes", "data.val_bytes")
@@ -27,34 +73,224 @@ def check_implied_bytes(record: Record) -> Iterator[Check]:
         yield verdict("implied_bytes", detail, *lines)
 
 
-def _from_published_sizes(record: Record, log: Log) -> Check:
+def _from_published_sizes(record: Record, name: str, log: Log) -> Check:
     """The implied bytes against those of the published export with as many tokens."""
-    name = log.path.name
     tokens = log.integer("data.val_tokens")
+    ratio = _final_ratio(record, log)
+    if ratio is None:
+        return cannot_tell("implied_bytes", f"{name}: no loss is given beside the final bpb")
     if tokens is None:
-        return cannot_tell("implied_bytes", f"{name}: no validation token count in the log")
-    if log.ambiguous:
-        return cannot_tell("implied_bytes", f"{name}: several scores could be its result")
-    evidence = [cite(log, log.facts["data.val_tokens"])]
-    final = partner_loss(log, log.final) if log.final else None
-    if final and final.val_bpb > 0:
-        loss = final.val_loss
-        bpb = final.val_bpb
-        evidence.append(cite(log, final))
-    elif record.submission and record.submission.val_loss:
-        loss = record.submission.val_loss
-        bpb = record.submission.val_bpb
-        evidence += [say(record, "val_loss"), say(record, "val_bpb")]
-    else:
-        detail = f"{name}: no loss is given beside the final bpb"
-        return cannot_tell("implied_bytes", detail, *evidence)
-    export, implied, complaint = check_fineweb_bytes(tokens, loss, bpb)
+        return _without_tokens(name, ratio)
+    evidence = [cite(log, log.facts["data.val_tokens"]), ratio.line]
+    export, implied, complaint = check_fineweb_bytes(tokens, ratio.loss, ratio.bpb)
     if complaint is None:
         label = export.label if export else "the whole split"
         size = f"{implied / 1e6:.3f} MB"
-        detail = f"{name}: {size} from {loss} nats and {bpb} bpb, as {label} has"
+        detail = f"{name}: {size} from {ratio.loss} nats and {ratio.bpb} bpb, as {label} has"
         return passes("implied_bytes", detail, *evidence)
+    known = _wrong_count(ratio.value)
+    if known is not None:
+        complaint += f"; the ratio {ratio.value:.4f} is that of {known}"
     if export is None:
         return cannot_tell("implied_bytes", f"{name}: {complaint}", *evidence)
-    detail = f"{name}: {complaint}, if loss and bpb are of one score at all"
-    return fails("implied_bytes", detail, *evidence)
+    in_training = _training_ratio(log)
+    if in_training is not None and _is_close(in_training.value, export.ratio):
+        detail = f"{name}: {complaint}; in training the same tokens had {in_training.value:.4f}"
+        evidence.append(in_training.line)
+        return cannot_tell("implied_bytes", f"{detail}: another quantity", *evidence)
+    return fails("implied_bytes", f"{name}: {complaint}", *evidence)
+
+
+def _final_ratio(record: Record, log: Log) -> Ratio | None:
+    """That of the log's own score, else of the headline."""
+    score = record.score(log)
+    final = partner_loss(log, score) if score is not None else None
+    if final is not None and final.val_bpb > 0:
+        return Ratio(final.val_loss, final.val_bpb, cite(log, final))
+    submission = record.submission
+    if submission is None or not submission.val_loss or not submission.val_bpb:
+        return None
+    return Ratio(submission.val_loss, submission.val_bpb, say(record, "val_loss"))
+
+
+def _training_ratio(log: Log) -> Ratio | None:
+    """That of the last validation during training, before anything is mixed or adapted."""
+    validations = [step for step in log.steps if _has_both(step)]
+    if not validations:
+        return None
+    last = validations[-1]
+    return Ratio(last.val_loss, last.val_bpb, cite(log, last))
+
+
+def _has_both(step: Step) -> bool:
+    return step.val_loss is not None and step.val_bpb is not None and step.val_bpb > 0
+
+
+def _without_tokens(name: str, ratio: Ratio) -> Check:
+    """The ratio alone tells the tokenizer, not how much was scored."""
+    known = _wrong_count(ratio.value)
+    fitting = [export.label for export in KNOWN_EXPORTS if _is_close(ratio.value, export.ratio)]
+    what = f"{name}: {ratio.value:.5f} nats per bpb"
+    if fitting:
+        return passes("implied_bytes", f"{what}, as {fitting[0]} has", ratio.line)
+    hint = f", that of {known}" if known else ""
+    detail = f"{what}{hint}; no validation token count in the log"
+    return cannot_tell("implied_bytes", detail, ratio.line)
+
+
+def _wrong_count(ratio: float) -> str | None:
+    for known, label in WRONG_RATIOS.items():
+        if abs(ratio / known - 1) <= WRONG_RATIO_TOLERANCE:
+            return label
+    return None
+
+
+def _is_close(ratio: float, known: float, tolerance: float = BYTES_TOLERANCE) -> bool:
+    return abs(ratio / known - 1) <= tolerance
+
+
+# --- Coverage ---
+
+PARTIAL = re.compile(
+    r"\b(?:eval|evaluat\w+|val|validation|scored?|scoring)\b.*"
+    r"(?:\((?:limited|partial|subset|truncated|capped|sampled)\b|"
+    r"\b(?:limited to|truncated to|capped at|subset of|only (?:the )?first|first)\s+[\d,]+"
+    r"\s*(?:batches|tokens|windows|documents|docs|chunks|sequences)\b)",
+    re.IGNORECASE,
+)
+SUBSET_RATIO_TOLERANCE = 1e-2  # a part of the split has other words than the whole
+FEWEST_SHARE = 0.99  # of the split's tokens; tails that are cut at a sequence are far smaller
+SCORED = re.compile(r"\bscored(?:_tokens)?[:=]\s*(\d+)")
+
+
+def check_coverage(record: Record) -> Iterator[Check]:
+    """The whole validation split is scored."""
+    complaints = []
+    for name, log in record.chosen.items():
+        if not log.native:
+            complaints += _coverage_complaints(record, name, log)
+    yield from complaints
+    if complaints:
+        return
+    whole = {}
+    for name, log in record.chosen.items():
+        export = _export_of(log)
+        if export is not None:
+            whole[name] = export
+    if whole and len(whole) == len(record.chosen):
+        lines = [cite(record.logs[name], record.logs[name].facts[TOKENS]) for name in whole]
+        labels = ", ".join(dict.fromkeys(export.label for export in whole.values()))
+        yield passes("coverage", f"as many validation tokens as {labels} has", *lines)
+
+
+TOKENS = "data.val_tokens"
+
+
+def _export_of(log: Log) -> KnownExport | None:
+    tokens = log.integer(TOKENS)
+    if tokens is None:
+        return None
+    return next((export for export in KNOWN_EXPORTS if export.has_as_many(tokens)), None)
+
+
+def _coverage_complaints(record: Record, name: str, log: Log) -> Iterator[Check]:
+    remark = _remark(log, PARTIAL)
+    if remark is not None:
+        yield fails("coverage", f"{name}: says that the evaluation was cut short", remark)
+        return
+    fewer = _fewer_tokens(record, name, log)
+    if fewer is not None:
+        yield fewer
+        return
+    tokens = log.integer(TOKENS)
+    score = record.score(log)
+    match = SCORED.search(score.text) if score is not None else None
+    if match is None or tokens is None or int(match[1]) >= FEWEST_SHARE * tokens:
+        return
+    detail = (
+        f"{name}: {int(match[1]):,} tokens scored of {tokens:,}, unless this is one rank's share"
+    )
+    yield cannot_tell("coverage", detail, cite(log, score), cite(log, log.facts[TOKENS]))
+
+
+def _fewer_tokens(record: Record, name: str, log: Log) -> Check | None:
+    """A split with fewer tokens than the export whose ratio it has."""
+    tokens = log.integer(TOKENS)
+    ratio = _training_ratio(log) or _final_ratio(record, log)
+    if tokens is None or ratio is None or _export_of(log) is not None:
+        return None
+    fitting = [
+        export
+        for export in KNOWN_EXPORTS
+        if _is_close(ratio.value, export.ratio, SUBSET_RATIO_TOLERANCE)
+    ]
+    if not fitting:
+        return None
+    export = min(fitting, key=lambda known: min(known.val_tokens))
+    whole = min(export.val_tokens)
+    lines = [cite(log, log.facts[TOKENS]), ratio.line]
+    share = f"{name}: {tokens:,} validation tokens, the whole {export.label} split has {whole:,}"
+    if tokens < FEWEST_SHARE * whole:
+        return fails("coverage", f"{share}: {tokens / whole:.1%} was scored", *lines)
+    if tokens > max(export.val_tokens) / FEWEST_SHARE:
+        return cannot_tell("coverage", f"{share}: more than there is", *lines)
+    return None
+
+
+def _remark(log: Log, pattern: re.Pattern[str]) -> Evidence | None:
+    for number, text in log.lines:
+        if pattern.search(text):
+            return Evidence(file=log.file or log.path.name, line=number, text=shorten(text))
+    return None
+
+
+# --- Training on the validation text ---
+
+# What a log prints where validation text reached the training or the artifact.
+ON_VALIDATION = {
+    "trains on the validation shards": re.compile(
+        r"\btrain(?:_loader|_files|_pattern|ing)?\b[^\n]{0,80}\bfineweb_val_|"
+        r"\btrain_on_val\w*[:=]\s*(?:1|true|yes)\b",
+        re.IGNORECASE,
+    ),
+    "carries validation tokens in the artifact": re.compile(
+        r"\bpaid[_ ]prefix\b.*\b[\d,]{4,}", re.IGNORECASE
+    ),
+}
+CASEOPS_TOKENS = 47_851_520
+# A preparation script of CaseOps shards keeps 10,000 documents for validation unless told
+# otherwise, where the published split has 50,000; it leaves this many training shards.
+OVERLAPPING_SHARDS = 1499
+DOUBLED_PATH = re.compile(r"\bdatasets/datasets\b")
+FEW_DOCUMENTS = re.compile(rb"--val[-_]docs\"[^)]*default\s*=\s*10_?000\b", re.DOTALL)
+
+
+def check_overlap(record: Record) -> Iterator[Check]:
+    """No fingerprint of training on the validation text."""
+    for name, log in record.chosen.items():
+        for what, pattern in ON_VALIDATION.items():
+            remark = _remark(log, pattern)
+            if remark is not None:
+                yield fails("overlap", f"{name}: {what}, by its own words", remark)
+        yield from _overlapping_shards(record, name, log)
+
+
+def _overlapping_shards(record: Record, name: str, log: Log) -> Iterator[Check]:
+    """80 % of the validation documents lie in the training shards where two fingerprints meet."""
+    if log.integer("data.train_files") != OVERLAPPING_SHARDS:
+        return
+    shards = cite(log, log.facts["data.train_files"])
+    doubled = _remark(log, DOUBLED_PATH)
+    preparing = [
+        Evidence(file=file, text="--val-docs defaults to 10,000 documents")
+        for file in record.files.sizes
+        if file.endswith(".py") and FEW_DOCUMENTS.search(record.files.read(file))
+    ]
+    whole = log.integer(TOKENS) == CASEOPS_TOKENS
+    further = [line for line in (doubled, *preparing) if line is not None]
+    detail = (
+        f"{name}: {OVERLAPPING_SHARDS:,} training shards, as where validation documents from "
+        "10,000 on are trained on"
+    )
+    verdict = fails if whole and preparing else cannot_tell
+    yield verdict("overlap", detail, shards, *further)

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 
 from eval.papers.checks.report import Check, Evidence, cannot_tell, cite, fails, passes, say
 from eval.papers.folder import Record, seed_in_name
-from eval.papers.submission.schema import TRACKS
 
 # Facts that all seeds of one record share, by what a report calls them.
 SHARED_FACTS = {
@@ -106,27 +105,3 @@ def check_comparable(record: Record) -> Iterator[Check]:
             same.append(f"{label} {values[0][:LONGEST_VALUE]}")
     if len(record.logs) > 1:
         yield passes("comparable", f"all {len(record.logs)} logs: {', '.join(same)}")
-    track = TRACKS.get(record.track_name)
-    if track and track.gpus:
-        yield _check_ranks(record, track.gpus)
-
-
-def _check_ranks(record: Record, gpus: int) -> Check:
-    logs = [log for log in record.logs.values() if log.integer("env.world_size") is not None]
-    wrong = [log for log in logs if log.integer("env.world_size") != gpus]
-    if not logs:
-        return cannot_tell("world_size", "no log states the number of ranks")
-    lines = [cite(log, log.facts["env.world_size"]) for log in wrong or logs]
-    if wrong:
-        return fails("world_size", f"{record.track_name} is {gpus} GPUs", *lines)
-    return passes("world_size", f"{gpus} ranks", *lines)
-
-
-def check_parameters(record: Record) -> Iterator[Check]:
-    """The number of parameters, by the first log that states it."""
-    for log in record.logs.values():
-        count = log.integer("model.parameters")
-        if count is not None:
-            yield passes("parameters", f"{count:,}", cite(log, log.facts["model.parameters"]))
-            return
-    yield cannot_tell("parameters", "no log states the number of parameters")
