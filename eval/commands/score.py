@@ -15,6 +15,7 @@ from eval.papers.folder import Record, open_for_trial
 from eval.papers.submission.schema import DOCS_TRACK, SeedResult, allowed_difference
 from eval.rules import CURRENT, Rules, load_rules
 from eval.trial.runner.claims import name_given_artifact, other_artifact, tolerance
+from eval.trial.runner.python import require_python
 from eval.trial.runner.scorer import RunFailed, Scorer, Stream
 from eval.trial.runner.scores import (
     RunSettings,
@@ -82,6 +83,7 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     rules = load_rules(args.rules)
     record = open_for_trial(args.record, args.artifact, args.seed)
+    require_python(record.script)
     dataset = open_dataset(record, args.dataset)
     mechanism = choose("none" if args.no_sandbox else "auto")
     if mechanism == "none":

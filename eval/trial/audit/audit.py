@@ -44,6 +44,7 @@ from eval.trial.audit.isolation import judge_isolation
 from eval.trial.audit.progress import Progress
 from eval.trial.audit.summaries import SUMMARIES
 from eval.trial.runner.claims import machine, name_given_artifact
+from eval.trial.runner.python import require_python
 from eval.trial.runner.scorer import RunFailed, Scorer
 from eval.trial.runner.scores import (
     RunSettings,
@@ -110,6 +111,7 @@ class Audit:
         self.rules: Rules = load_rules(options.rules)
         self.profile: Profile = options.profile or self.rules.profile[options.level]
         self.record: Record = open_for_trial(folder, options.artifact, options.seed)
+        require_python(self.record.script)
         self.unclaimed: list[str] = name_given_artifact(self.record)
         self.dataset: Dataset = open_dataset(self.record, options.dataset)
         self.fresh = Dataset(options.fresh) if options.fresh else None
