@@ -224,12 +224,31 @@ def test_a_changed_record_changes_the_boards(copy):
         assert "delta-audited" not in path.read_text()
 
 
-def test_a_record_in_the_wrong_track_is_refused(copy):
+def test_a_packed_record_in_the_wrong_track_is_left_out(copy, capsys):
     records = copy / "records"
     folder = records / "track_docs_cpu" / "2026-11-24_alpha-record"
     shutil.move(folder, records / "track_non_record_16mb")
-    with pytest.raises(UserError, match="lies in track_non_record_16mb but states track_docs_cpu"):
-        cli(board, "--root", copy)
+    assert cli(board, "--root", copy) == 1
+    assert "lies in track_non_record_16mb but states track_docs_cpu" in capsys.readouterr().err
+    assert "alpha-record" not in (records / "README.md").read_text()
+
+
+@pytest.mark.parametrize("track", ["non-record-16mb", "10min_16mb", "of my own"])
+def test_one_odd_record_stops_no_board(copy, capsys, track):
+    """A stranger's record goes to the board of its folder, whatever it calls its track."""
+    records = copy / "records"
+    for name in ("2026-05-01_Odd", "2026-05-01_Broken"):
+        folder = records / "track_non_record_16mb" / name
+        folder.mkdir(parents=True)
+        stated = {"name": name, "author": "a", "val_bpb": 1.25, "track": track}
+        (folder / "submission.json").write_text(json.dumps(stated))
+    (records / "track_non_record_16mb" / "2026-05-01_Broken" / "submission.json").write_text("{")
+    assert cli(board, "--root", copy) == 1
+    assert "2026-05-01_Broken" in capsys.readouterr().err
+    text = (records / "README.md").read_text()
+    board_of_folder = text.partition("## track_non_record_16mb")[2]
+    assert "2026-05-01_Odd" in board_of_folder
+    assert "alpha-record" in text
 
 
 def test_no_records_and_public_records(tmp_path):

@@ -2,12 +2,14 @@
 
 Writes records/README.md, records/index.html (one self-contained page, no network),
 records/schema.json and the table between the markers of the root README.md. `--check` writes
-nothing and fails where a file differs from what the records give. Scores of one track are compared
+nothing and fails where a file differs from what the records give. A record that no board can show
+is left out, with a line that says why, and makes the exit code 1. Scores of one track are compared
 only within one corpus version: each has a board of its own.
 """
 
 import argparse
 import difflib
+import sys
 from pathlib import Path
 
 from eval.files import REPOSITORY, write_atomic
@@ -27,7 +29,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    entries = collect(args.root / "records")
+    entries, left_out = collect(args.root / "records")
+    for problem in left_out:
+        print(f"left out: {problem}", file=sys.stderr)
     wanted = generate(args.root, entries)
     stale = [path for path, text in wanted.items() if text_of(path) != text]
     if args.check:
@@ -35,13 +39,13 @@ def run(args: argparse.Namespace) -> int:
             print(difference(path, wanted[path], args.root))
         state = f"{len(stale)} out of date; run python -m eval board" if stale else "in step"
         print(f"{len(wanted)} files, {len(entries)} records: {state}")
-        return int(bool(stale))
+        return int(bool(stale or left_out))
     for path in stale:
         write_atomic(path, wanted[path])
     written = ", ".join(str(path.relative_to(args.root)) for path in stale)
     print(f"{len(entries)} records; wrote {written or 'nothing, all in step'}")
     print(f"look at {args.root / 'records' / 'index.html'}")
-    return 0
+    return int(bool(left_out))
 
 
 def text_of(path: Path) -> str | None:

@@ -146,14 +146,22 @@ def _cut(text: str) -> str:
 # --- All records ---
 
 
-def collect(records: Path) -> list[Entry]:
-    """All records below records/track_*/, those of large boards first.
+def collect(records: Path) -> tuple[list[Entry], list[str]]:
+    """All records below records/track_*/, those of large boards first; and what is left out.
 
     Within a board the audited ones come first, then those without an audit that counts, then the
-    rejected ones, best score first. Raises UserError for a broken one.
+    rejected ones, best score first. A broken record stops no other: it is left out, with a line
+    that says why.
     """
-    paths = sorted(records.glob(f"track_*/*/{SUBMISSION_FILE}"))
-    entries = [_entry(path.parent) for path in paths if not path.parent.name.startswith(".")]
+    entries = []
+    left_out = []
+    for path in sorted(records.glob(f"track_*/*/{SUBMISSION_FILE}")):
+        if path.parent.name.startswith("."):
+            continue
+        try:
+            entries.append(_entry(path.parent))
+        except UserError as error:
+            left_out.append(str(error))
     names = [entry.board for entry in entries]
     group = {status: i for i, status in enumerate(UNRANKED, 1)}
 
@@ -166,17 +174,23 @@ def collect(records: Path) -> list[Entry]:
             entry.folder.name,
         )
 
-    return sorted(entries, key=place)
+    return sorted(entries, key=place), left_out
 
 
 def _entry(folder: Path) -> Entry:
+    """A record as its folder says. Raises UserError for one that no board can show.
+
+    A stranger's word for the track decides nothing: the folder does. `pack` writes both.
+    """
     record = open_record(folder)
     problem = record.problem or record.audit_problem
     if record.submission is None or problem:
         raise UserError(problem)
+    if record.submission.val_bpb is None:
+        raise UserError(f"{folder}: expected a stated val_bpb, found none; state it")
     track = folder.parent.name
     stated = record.submission.track
-    if stated not in (None, track):
+    if record.submission.origin == "packed" and stated != track:
         raise UserError(
             f"{folder}: lies in {track} but states {stated}; move the folder or pack it again"
         )
