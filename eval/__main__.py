@@ -15,6 +15,7 @@ from eval.errors import UserError
 COMMANDS = {
     "score": "score a record independently",
     "audit": "test a record by its behaviour",
+    "canary": "run a public script as it is against a known entropy",
     "compare": "tell whether record B is better than record A",
     "check": "check the evidence in record folders",
     "pack": "build a record folder from run folders",

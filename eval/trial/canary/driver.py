@@ -1,0 +1,391 @@
+"""Runs one public script on streams of known entropy, by a plan, and reports what came of it."""
+
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+
+from eval.errors import UserError
+from eval.trial.canary.finding import Script, open_script
+from eval.trial.canary.launch import LIMITS, Call, ScriptRun, launch
+from eval.trial.canary.plan import OUT_OF_MEMORY, OUT_OF_TIME, Plan, retry
+from eval.trial.canary.report import (
+    FindingLine,
+    Report,
+    RunReport,
+    SettingLine,
+    outcome_of,
+    verdict_of,
+)
+from eval.trial.canary.sources import SOURCES, TARGETS, Source, Streams, draw_streams
+from eval.trial.canary.table import Sizes
+from eval.trial.canary.together import judge_together
+from eval.trial.canary.tokenizers import make_tokenizer
+from eval.trial.canary.verdict import INVALID, NOT_RUN, Judgement, judge_run
+from eval.trial.canary.world import Corpus, build_world, shard
+from eval.trial.sandbox.job import WALL_CLOCK
+from eval.trial.sandbox.running import choose
+
+SECONDS = 180.0
+LONG_SECONDS = 600.0
+TRAINING_SHARDS = (1 << 16, 1 << 16, 1 << 16)  # tokens
+FEWEST_SECONDS = 10.0  # below these no run is started
+CASEOPS_NAMES = ("CASEOPS_ENABLED", "CASEOPS", "USE_CASEOPS")
+# At the scale of hashed tables nothing but the number of tokens matters.
+LONG_SIZES = Sizes(
+    layers=2,
+    width=32,
+    side_width=8,
+    sequence=64,
+    stride=32,
+    train_batch=512,
+    validation_batch=1 << 17,
+    sequences=256,
+    steps=2,
+    adaptation_steps=1,
+    calibration=1,
+    evaluation_seconds=600,
+)
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """A source of tokens, by name, and the number of ranks."""
+
+    source: str
+    world_size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.source}, {self.world_size} rank{'s' if self.world_size > 1 else ''}"
+
+
+# What tells most comes first: time may end. Some caches are on only where there are several ranks.
+USUAL_RUNS = (
+    PlannedRun("uniform", 2),
+    PlannedRun("text", 1),
+    PlannedRun("halves", 1),
+    PlannedRun("documents", 1),
+    PlannedRun("alphabet", 1),
+    PlannedRun("halves-other-rest", 1),
+    PlannedRun("halves-swapped", 1),
+    PlannedRun("documents-swapped", 1),
+    PlannedRun("uniform", 1),
+)
+LONG_RUN = PlannedRun("long", 2)  # of scripts that count in hashed tables
+
+
+def silent(text: str) -> None:
+    """Say nothing."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user wants.
+
+    Empty `sources` and `world_sizes` mean the usual plan. `given` are settings that count before
+    all others. `seconds` bounds everything, None for the usual time. `tokens` is the length of a
+    stream, None for that of the source. `every`: go on after a refutation. `keep`: a folder for
+    what was printed and read. `say` is told what happens.
+    """
+
+    sources: tuple[str, ...] = ()
+    world_sizes: tuple[int, ...] = ()
+    given: Mapping[str, str] = field(default_factory=dict)
+    seconds: float | None = None
+    tokens: int | None = None
+    every: bool = False
+    python: Path | None = None
+    device: str = "cpu"
+    keep: Path | None = None
+    mechanism: str = "auto"
+    seed: int = 0
+    say: Callable[[str], None] = silent
+
+
+def plan_runs(script: Script, options: Options) -> tuple[PlannedRun, ...]:
+    """The runs to make, in order.
+
+    Raises UserError for a source that there is not, and for no number of ranks.
+    """
+    unknown = [name for name in options.sources if name not in SOURCES]
+    if unknown:
+        raise UserError(
+            f"--sources: expected names of {', '.join(SOURCES)}; found {', '.join(unknown)}"
+        )
+    if any(ranks < 1 for ranks in options.world_sizes):
+        raise UserError("--world-sizes: expected numbers from 1; name how many ranks to start")
+    if options.sources:
+        sizes = options.world_sizes or (1,)
+        return tuple(PlannedRun(name, size) for name in options.sources for size in sizes)
+    runs = USUAL_RUNS
+    if options.world_sizes:
+        names = list(dict.fromkeys(run.source for run in USUAL_RUNS))
+        runs = tuple(PlannedRun(name, size) for name in names for size in options.world_sizes)
+    return (*runs, LONG_RUN) if counts_in_tables(script) else runs
+
+
+def counts_in_tables(script: Script) -> bool:
+    """Whether a script may count contexts in hashed tables, by the words of its text.
+
+    It only decides whether a long stream is worth the time."""
+    text = script.text.lower()
+    hashes = "hash" in text or "bucket" in text
+    return hashes and any(word in text for word in ("ngram", "n_gram", "n-gram", "ctx_count"))
+
+
+def try_script(path: Path, options: Options) -> Report:
+    """Run the script or the record at `path` by the plan. Raises UserError for bad input."""
+    script = open_script(path)
+    runs = plan_runs(script, options)
+    return _Trial(script, options, choose(options.mechanism)).report(runs)
+
+
+# --- One script ---
+
+
+class _Trial:
+    """The runs of one script, made one after the other within one budget of time."""
+
+    def __init__(self, script: Script, options: Options, mechanism: str):
+        self.script = script
+        self.options = options
+        self.mechanism = mechanism
+        self.started = time.monotonic()
+        self.tokenizer = make_tokenizer(self._vocab_size())
+        self.plan = Plan(script.knobs, script.own.variables, options.given)
+        self.runs: list[RunReport] = []
+        self.judgements: dict[str, Judgement] = {}
+        self.left_out: list[str] = []
+
+    def report(self, planned: Sequence[PlannedRun]) -> Report:
+        if self._python_is_too_old():
+            self.runs.append(self._without_python(planned[0]))
+            planned = ()
+        for number, run in enumerate(planned):
+            reason = self._reason_to_stop(run)
+            if reason is not None:
+                self.left_out += [f"{later.name}: {reason}" for later in planned[number:]]
+                break
+            self.runs.append(self._make(run))
+        together = [FindingLine.of(finding) for finding in judge_together(self.judgements)]
+        return Report(
+            script=self.script.name,
+            verdict=verdict_of(self.runs, together),
+            device=self.options.device,
+            seconds=time.monotonic() - self.started,
+            runs=self.runs,
+            findings=together,
+            left_out=self.left_out,
+            fixed=list(self.plan.fixed),
+            notes=list(self._notes()),
+        )
+
+    def _vocab_size(self) -> int:
+        given = self.options.given.get("VOCAB_SIZE", "")
+        return int(given) if given.isdecimal() else self.script.vocab_size
+
+    # --- Time ---
+
+    def _seconds_left(self, run: PlannedRun) -> float:
+        usual = LONG_SECONDS if run.source == LONG_RUN.source else SECONDS
+        budget = self.options.seconds if self.options.seconds is not None else usual
+        return budget - (time.monotonic() - self.started)
+
+    def _reason_to_stop(self, run: PlannedRun) -> str | None:
+        """Why neither this run nor a later one is made; None to go on."""
+        if not self.runs:
+            return None
+        if self.runs[-1].verdict == INVALID and not self.options.every:
+            return "an earlier run refutes the script (--all goes on)"
+        if len(self.runs) == 1 and self.runs[0].verdict == NOT_RUN:
+            return "the first run came to no score"
+        needed = max(FEWEST_SECONDS, self._seconds_of_a_run(run))
+        if self._seconds_left(run) < needed:
+            return f"no time left (--seconds gives more; a run takes about {needed:.0f} s)"
+        return None
+
+    def _seconds_of_a_run(self, run: PlannedRun) -> float:
+        """About what a run of this length takes, by those that were made."""
+        if run.source == LONG_RUN.source:
+            return FEWEST_SECONDS
+        return max((made.seconds for made in self.runs), default=0.0)
+
+    # --- One run ---
+
+    def _make(self, run: PlannedRun) -> RunReport:
+        """Run the script, with other settings where it fails on them, and judge what it printed."""
+        source = SOURCES[run.source]
+        plan = self._plan_for(run, source)
+        best: _Made | None = None
+        while plan is not None:
+            self.options.say(f"{run.name}: try {len(plan.reasons) + 1}")
+            made = self._launch(run, source, plan)
+            best = made if best is None or made.better_than(best) else best
+            if made.done or self._seconds_left(run) < FEWEST_SECONDS:
+                break
+            plan = retry(plan, made.failure)
+        if best.done and run.source != LONG_RUN.source:
+            self.plan = best.plan  # what worked once is where the next run begins
+        self.judgements[run.source] = best.judgement
+        self.options.say(f"{run.name}: {best.judgement.verdict}, {best.run.seconds:.0f} s")
+        return self._run_report(run, source, best)
+
+    def _plan_for(self, run: PlannedRun, source: Source) -> Plan:
+        tokens = self.options.tokens or source.tokens - 1
+        if run.source == LONG_RUN.source:
+            return replace(self.plan, sizes=LONG_SIZES, tokens=tokens, reasons=(), remedies=())
+        shorter = self.plan.tokens / TARGETS  # less than 1 where an earlier run ran out of time
+        return replace(self.plan, tokens=int(tokens * min(1.0, shorter)), reasons=())
+
+    def _launch(self, run: PlannedRun, source: Source, plan: Plan) -> "_Made":
+        streams = _streams(source, self.options.seed, self.tokenizer.vocab_size, plan.tokens + 1)
+        variables = self._variables(plan, run.world_size)
+        known = streams.validation
+        corpus = Corpus(
+            self.tokenizer.vocab_size,
+            known.tokens,
+            streams.training,
+            self.tokenizer.byte_counts(known.tokens),
+            self.tokenizer.model,
+            self.tokenizer.vocabulary,
+        )
+        world = build_world(corpus, self.script.for_the_run, self._reads_caseops(plan))
+        call = Call(
+            script=self.script.name,
+            arguments=(*self.script.own.arguments, *plan.arguments),
+            variables=variables,
+            world_size=run.world_size,
+            python=self.options.python,
+            device=self.options.device,
+            limits=replace(LIMITS, wall_seconds=max(FEWEST_SECONDS, self._seconds_left(run))),
+        )
+        ran = launch(world, call, self.mechanism)
+        judgement = judge_run(
+            ran.text, known, source, self.tokenizer, self.script.text, self.options.device
+        )
+        made = _Made(plan, ran, judgement)
+        if self.options.keep is not None:
+            _keep(self.options.keep / f"{run.source}-{run.world_size}", made, streams)
+        return made
+
+    def _variables(self, plan: Plan, world_size: int) -> dict[str, str]:
+        """The environment of a run: its settings, and threads for the cores that each rank has."""
+        threads = max(1, (os.cpu_count() or 1) // world_size)
+        return {"OMP_NUM_THREADS": str(threads), **plan.variables}
+
+    def _reads_caseops(self, plan: Plan) -> bool:
+        """Whether the run reads the data set that has the bytes of each token beside it."""
+        own = {**plan.own, **plan.given}
+        values = [own.get(name) or self.script.knobs.default(name) for name in CASEOPS_NAMES]
+        return "1" in values
+
+    # --- Words ---
+
+    def _python_is_too_old(self) -> bool:
+        needed = self.script.python_needed
+        chosen = self.options.python is not None
+        return needed is not None and not chosen and needed > sys.version_info[:2]
+
+    def _without_python(self, run: PlannedRun) -> RunReport:
+        needed = "{}.{}".format(*self.script.python_needed)
+        here = "{}.{}".format(*sys.version_info[:2])
+        return RunReport(
+            source=run.source,
+            why=SOURCES[run.source].why,
+            world_size=run.world_size,
+            targets=0,
+            verdict=NOT_RUN,
+            seconds=0.0,
+            stopped_by=f"the script's grammar is that of Python {needed}, here runs {here}",
+            help=f"pass --python with a Python {needed} that has torch and numpy",
+        )
+
+    def _run_report(self, run: PlannedRun, source: Source, made: "_Made") -> RunReport:
+        return RunReport(
+            why=source.why,
+            world_size=run.world_size,
+            targets=made.plan.tokens,
+            seconds=made.run.seconds,
+            settings=[
+                SettingLine(name=s.name, value=s.value, own=s.own, origin=s.origin)
+                for s in made.plan.settings
+            ],
+            tries=list(made.plan.reasons),
+            attempts=list(made.run.attempts),
+            stopped_by=made.run.stopped_by,
+            help=made.help(self.plan.fixed),
+            **outcome_of(made.judgement),
+        )
+
+    def _notes(self) -> Iterator[str]:
+        unwrapped = self.script.unwrapped
+        if unwrapped.layers:
+            yield f"the script was packed as {' of '.join(unwrapped.layers)}"
+        if unwrapped.problem is not None:
+            yield f"the script could not be read to its end: {unwrapped.problem}"
+        if self.script.own.sources:
+            yield f"own settings from {', '.join(self.script.own.sources)}"
+        if self.mechanism == "none":
+            yield "no sandbox: the script could read and write whatever the referee can"
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One run of the script as it was made."""
+
+    plan: Plan
+    run: ScriptRun
+    judgement: Judgement
+
+    @property
+    def done(self) -> bool:
+        """Whether it ended well and printed a score, or is refuted already."""
+        return self.judgement.verdict == INVALID or (self.run.ok and self.scored)
+
+    @property
+    def scored(self) -> bool:
+        return self.judgement.verdict != NOT_RUN
+
+    def better_than(self, other: "_Made") -> bool:
+        return (self.done, self.scored) > (other.done, other.scored)
+
+    @property
+    def failure(self) -> str:
+        """The text from which another choice is made."""
+        killed = self.run.outcome.killed or ""
+        if killed == WALL_CLOCK:
+            return OUT_OF_TIME
+        if "memory" in killed:
+            return OUT_OF_MEMORY
+        return f"{self.run.outcome.stderr}\n{self.run.stopped_by or ''}"
+
+    def help(self, fixed: Sequence[str]) -> str | None:
+        """What would help a run that came to no score."""
+        if self.scored:
+            return None
+        if self.run.missing:
+            return f"install {', '.join(self.run.missing)}, or pass --python with one that has it"
+        if self.run.outcome.killed == WALL_CLOCK:
+            sizes = f"; the script holds {', '.join(fixed)} as constants" if fixed else ""
+            return f"more time (--seconds), or smaller settings (--env NAME=VALUE){sizes}"
+        if self.run.ok:
+            return "a line with val_loss or val_bpb: the script printed none"
+        return "other settings (--env NAME=VALUE), or a machine with a GPU (--device cuda)"
+
+
+@lru_cache(maxsize=4)
+def _streams(source: Source, seed: int, vocab_size: int, tokens: int) -> Streams:
+    return draw_streams(source, seed, vocab_size, tokens, TRAINING_SHARDS)
+
+
+def _keep(folder: Path, made: _Made, streams: Streams) -> None:
+    """Write what a run printed, its settings and the stream that it read."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "printed.txt").write_text(made.run.text, encoding="utf-8", errors="replace")
+    settings = (f"{setting.name}={setting.value}\n" for setting in made.plan.settings)
+    (folder / "settings.env").write_text("".join(settings), encoding="utf-8")
+    (folder / "fineweb_val_000000.bin").write_bytes(shard(streams.validation.tokens))
