@@ -9,8 +9,8 @@ from records_support import FakeRun, cli, pack_three
 
 from eval.commands import check, pack
 from eval.errors import UserError
-from eval.papers.checks.showing import format_report
 from eval.papers.checks.run import check_folder
+from eval.papers.checks.showing import format_report
 from eval.papers.submission.reading import load_submission
 from eval.rules import Verdict
 

@@ -11,8 +11,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from records_support import pack_three
 
-from eval.papers.checks.showing import format_report
 from eval.papers.checks.run import check_folder
+from eval.papers.checks.showing import format_report
 from eval.papers.rendering.tables import aligned
 from eval.rules import Verdict
 

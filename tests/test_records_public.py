@@ -18,8 +18,8 @@ from check_support import (
 from records_support import upstream_records
 
 from eval.papers.checks.report import agrees
-from eval.papers.checks.showing import format_report
 from eval.papers.checks.run import check_folder
+from eval.papers.checks.showing import format_report
 from eval.papers.submission.reading import load_submission
 from eval.rules import Verdict
 

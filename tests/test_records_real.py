@@ -5,8 +5,8 @@ from conftest import ROOT, flags, run_script
 from records_support import cli
 
 from eval.commands import board, pack
-from eval.papers.checks.showing import format_report
 from eval.papers.checks.run import check_folder
+from eval.papers.checks.showing import format_report
 from eval.papers.logs.reading import parse_log
 from eval.papers.rendering.board import BEGIN, END
 from eval.papers.submission.reading import load_submission

@@ -20,8 +20,8 @@ from bench.damage.mutations import (
     mutate_text_or_json,
 )
 from eval.papers.audits.reading import read_audit
-from eval.papers.checks.showing import format_report
 from eval.papers.checks.run import check_folder
+from eval.papers.checks.showing import format_report
 from eval.papers.logs.reading import parse_log
 from eval.papers.submission.reading import load_submission
 from eval.text.corpus.dataset import Dataset, read_shard
