@@ -261,7 +261,7 @@ class _Trial:
             world_size=run.world_size,
             python=self.options.python,
             device=self.options.device,
-            limits=replace(LIMITS, wall_seconds=max(FEWEST_SECONDS, self._seconds_left(run))),
+            limits=replace(LIMITS, wall_seconds=max(1.0, self._seconds_left(run))),
         )
         ran = launch(world, call, self.mechanism)
         judgement = judge_run(
