@@ -4,6 +4,9 @@ Scripts set their options, reset them and decorate with them. torch itself asks 
 leave functions alone. The real packages would take seconds to import, and trip over what this
 package has changed."""
 
+import importlib
+from types import ModuleType
+
 VERSION = ""
 
 
@@ -40,11 +43,19 @@ class Anything:
         pass
 
 
-def module_attribute(name):
-    """What a module of these packages answers for a name that nobody has set."""
-    if name.startswith("__"):
-        raise AttributeError(name)
-    return Anything()
+class Module(ModuleType):
+    """A module of these packages. What nobody has set takes every use, and is kept."""
+
+    def __getattr__(self, name):
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if name == "config":
+            return importlib.import_module(f"{self.__name__}.config")
+        if name == "OptimizedModule":
+            return importlib.import_module(f"{__package__}.compiling").Compiled
+        made = Anything()
+        setattr(self, name, made)
+        return made
 
 
 def is_compiling() -> bool:
@@ -55,11 +66,3 @@ def is_compiling() -> bool:
 def is_dynamo_supported() -> bool:
     """Not here."""
     return False
-
-
-def __getattr__(name):
-    if name == "OptimizedModule":
-        from .compiling import Compiled
-
-        return Compiled
-    return module_attribute(name)

@@ -51,6 +51,9 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
                 return self.names[outer]
         return self.names.get(name)
 
+    def _import_source(self, name: str) -> ModuleType:
+        return importlib.import_module(f"{self.package}.{self._source(name)}")
+
     def find_spec(self, name, path=None, target=None):
         """A spec for the names that are stood in for. Each may have modules below it."""
         if self._source(name) is None:
@@ -58,14 +61,15 @@ class StandIn(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
     def create_module(self, spec):
-        """None: Python makes the module."""
-        return
+        """A module of the kind that the one that stands in asks for."""
+        kind = getattr(self._import_source(spec.name), "Module", ModuleType)
+        return kind(spec.name)
 
     def exec_module(self, module: ModuleType) -> None:
         """Fill the module with the public names of the one that stands in."""
-        source = importlib.import_module(f"{self.package}.{self._source(module.__name__)}")
+        source = self._import_source(module.__name__)
         for name, value in vars(source).items():
-            if not name.startswith("_") or name == "__getattr__":
+            if not name.startswith("_"):
                 setattr(module, name, value)
         module.__version__ = source.VERSION
 

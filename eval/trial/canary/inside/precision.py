@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import types
 
 import torch
 from torch import nn
@@ -34,8 +35,9 @@ def lead() -> None:
     wrap(torch.Tensor, "view", _view)
     _lead_autocast()
     _lead_inference_mode()
-    # On a CPU "high" and "medium" multiply in bfloat16 where it can.
+    # On a CPU these multiply in bfloat16 where it can.
     torch.set_float32_matmul_precision = nothing
+    torch.backends.cuda.matmul = types.SimpleNamespace(allow_tf32=False, fp32_precision="ieee")
     torch._scaled_mm = _scaled_mm
 
 
