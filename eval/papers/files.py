@@ -44,6 +44,8 @@ class DirectoryFiles:
         path = self.folder / name
         try:
             return path.read_bytes()
+        except FileNotFoundError:
+            raise UserError(f"{path}: missing") from None
         except OSError as error:
             raise UserError(
                 f"{path}: expected a readable file, found {error.strerror}; repair it or remove it"

@@ -14,9 +14,14 @@ from eval.errors import UserError
 from eval.papers.audits.reading import AuditReading, open_audit
 from eval.papers.audits.report import AuditReport
 from eval.papers.files import DirectoryFiles, Files
+from eval.papers.logs.choice import Choice, Claims, Group, choose
+from eval.papers.logs.finding import log_order, read_logs
 from eval.papers.logs.log import Log, LoggedScore
+from eval.papers.logs.naming import Naming, named_in_readme
 from eval.papers.logs.reading import parse_log
-from eval.papers.submission.reading import read_submission
+from eval.papers.logs.values import decimals
+from eval.papers.submission.public import RECORD_FIELDS
+from eval.papers.submission.reading import Fault, read_submission, track_of
 from eval.papers.submission.schema import (
     CODE_FILE,
     SUBMISSION_FILE,
@@ -36,6 +41,11 @@ PACKED_NAMES = re.compile(
     r"|train_seed\d+\.log|artifact_seed\d+\.bin|__pycache__"
 )
 ARTIFACT = re.compile(r"artifact_seed(\d+)\.bin")
+README_FILE = "README.md"
+README_NAMES = ("readme.md", "readme", "readme.txt")
+# The script that a command in README runs.
+RUN_SCRIPT = re.compile(r"(?:torchrun|python3?|srun|run)\b[^\n`]*?\b([\w.-]+\.py)\b")
+LENIENT = 1e-4  # bits per byte: a public headline may be cut instead of rounded, or made of parts
 GIVEN = "given"  # stands for the seed of an artifact passed by hand
 CONTEST_TRACK = "track_10min_16mb"
 CONTEST_SECONDS = 600
@@ -46,7 +56,8 @@ class Record:
     """A record folder.
 
     `submission` is None where there is none that can be read: `problem` says why.
-    `stated` is its JSON object as the author wrote it, `json_lines` the lines of the file.
+    `stated` is its JSON object as the author wrote it, `json_lines` the lines of the file,
+    `faults` its keys that could not be used, `json_file` its name.
     `artifacts` by seed, in the record's order; `missing` holds the stated seeds without one.
     `with_audit` says whether the checks look at the audit too. `files` is where the folder is
     read from; `folder` names it, and is a directory of this machine only if the files are.
@@ -58,32 +69,64 @@ class Record:
     problem: str | None = None
     stated: dict[str, Any] = field(default_factory=dict)
     json_lines: list[str] = field(default_factory=list)
+    faults: tuple[Fault, ...] = ()
+    json_file: str = SUBMISSION_FILE
     artifacts: dict[str, Path] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
     with_audit: bool = False
 
+    # --- The files ---
+
+    @cached_property
+    def names(self) -> dict[str, int]:
+        """Bytes of every file by name, without the companions that macOS leaves."""
+        return {name: size for name, size in self.files.sizes.items() if not is_companion(name)}
+
+    @cached_property
+    def companions(self) -> list[str]:
+        """Names of the files that macOS puts beside others in archives; they may be deleted."""
+        return [name for name in self.files.sizes if is_companion(name)]
+
+    @cached_property
+    def readme(self) -> str:
+        """Text of README.md; empty where there is none."""
+        found = [name for name in self.names if name.lower() in README_NAMES]
+        if not found:
+            return ""
+        try:
+            return self.files.read(found[0]).decode("utf-8-sig", "replace")
+        except UserError:
+            return ""
+
     # --- The script ---
+
+    @cached_property
+    def script_name(self) -> str | None:
+        """The script's name: train_gpt.py, else the one that README runs, else the only one."""
+        if CODE_FILE in self.names:
+            return CODE_FILE
+        scripts = [name for name in self.names if name.endswith(".py") and "/" not in name]
+        run = [name for name in RUN_SCRIPT.findall(self.readme) if name in scripts]
+        if run:
+            return run[0]
+        likely = [name for name in scripts if name.startswith("train")] or scripts
+        return likely[0] if len(likely) == 1 else None
 
     @property
     def script(self) -> Path:
-        return self.folder / CODE_FILE
-
-    @property
-    def script_name(self) -> str | None:
-        """The name of the script's file, None where the folder has none."""
-        return CODE_FILE if CODE_FILE in self.files.sizes else None
+        return self.folder / (self.script_name or CODE_FILE)
 
     @cached_property
     def code(self) -> bytes | None:
         """Bytes of the script, None where the folder has none."""
-        return self.files.read(CODE_FILE) if CODE_FILE in self.files.sizes else None
+        return None if self.script_name is None else self.files.read(self.script_name)
 
     @cached_property
     def shipped_size(self) -> int | None:
         """Bytes of the script; by the file that stands for it where the folder is data only."""
         if self.code is not None:
             return len(self.code)
-        raw = self.files.read(SIZE_FILE) if SIZE_FILE in self.files.sizes else b""
+        raw = self.files.read(SIZE_FILE) if SIZE_FILE in self.names else b""
         counted = raw.decode(errors="replace").strip()
         return int(counted) if re.fullmatch(r"\d{1,12}", counted) else None
 
@@ -91,32 +134,13 @@ class Record:
 
     @cached_property
     def _logs_and_copies(self) -> tuple[dict[str, Log], dict[str, str]]:
-        logs: dict[str, Log] = {}
-        copies: dict[str, str] = {}
-        first_with: dict[str, str] = {}
-        paths = [path for path in self.folder.glob("*.log") if path.is_file()]
-        for path in sorted(paths, key=_log_order):
-            log = parse_log(path)
-            first = first_with.setdefault(log.sha256, path.name)
-            if first == path.name:
-                logs[path.name] = log
-            else:
-                copies[path.name] = first
-        return logs, copies
+        scripts = [] if self.code is None else [self.code]
+        return read_logs(self.folder, self.files, sorted(self.names, key=log_order), scripts)
 
     @property
     def logs(self) -> dict[str, Log]:
-        """Each distinct log once, by file name. Raises UserError for one that cannot be read."""
+        """Each distinct run once, by its log's name in the folder; `#2` marks a second run."""
         return self._logs_and_copies[0]
-
-    @property
-    def chosen(self) -> dict[str, Log]:
-        """The record's own logs, by file name."""
-        return self.logs
-
-    def score(self, log: Log) -> LoggedScore | None:
-        """The score that a log gives to the record."""
-        return log.final
 
     def log(self, name: str) -> Log:
         """The log of that file name, or the log that it is a copy of.
@@ -127,7 +151,7 @@ class Record:
         return parse_log(self.folder / name) if known is None else known
 
     def read_logs(self) -> None:
-        """Read the logs now. Raises UserError for one that cannot be read."""
+        """Read the logs now."""
         _ = self._logs_and_copies
 
     @property
@@ -136,17 +160,75 @@ class Record:
         return self._logs_and_copies[1]
 
     @cached_property
+    def naming(self) -> Naming | None:
+        """The line of README that says which log the headline is of."""
+        return named_in_readme(self.readme, self.logs, self.headline)
+
+    @cached_property
+    def choice(self) -> Choice:
+        """Which logs are the record's own, which of their scores the headline is, and why."""
+        return choose(self.logs, self._claims())
+
+    @property
+    def chosen(self) -> dict[str, Log]:
+        """The record's own logs by name: those that the headline has to follow from."""
+        return {name: self.logs[name] for name in self.choice.own}
+
+    @property
+    def groups(self) -> dict[str, Group]:
+        """What each log is to the record, by its name."""
+        return self.choice.groups
+
+    def score(self, log: Log) -> LoggedScore | None:
+        """The log's score that counts: the one that the headline is made of, else its last.
+
+        None where a log ends on several that could be its result, and the headline is of none.
+        """
+        known = self.choice.scores.get(log.name)
+        if known is not None:
+            return known
+        under_label = [s for s in log.scores_in_order if s.label == self.choice.label]
+        if under_label:
+            return under_label[-1]
+        return None if log.ambiguous else log.final
+
+    @cached_property
     def by_seed(self) -> dict[int, Log]:
-        """The first log of each seed."""
+        """The log of each seed: the record's own, else the first one."""
         found: dict[int, Log] = {}
-        for log in self.logs.values():
+        for log in (*self.chosen.values(), *self.logs.values()):
             if log.seed is not None:
                 found.setdefault(log.seed, log)
         return found
 
     def final_scores(self) -> dict[str, LoggedScore]:
-        """The score that each log ends on, by file name."""
-        return {name: log.final for name, log in self.logs.items() if log.final is not None}
+        """The score of each of the record's own logs, by name."""
+        scores = {name: self.score(log) or log.final for name, log in self.chosen.items()}
+        return {name: score for name, score in scores.items() if score is not None}
+
+    @property
+    def headline(self) -> float | None:
+        """The stated bits per byte."""
+        return self.submission.val_bpb if self.submission else None
+
+    @property
+    def headline_key(self) -> str:
+        """The key of submission.json that states the headline."""
+        return next((key for key in RECORD_FIELDS["val_bpb"] if key in self.stated), "val_bpb")
+
+    def _claims(self) -> Claims:
+        if self.submission is None or self.headline is None:
+            return Claims()
+        rows = self.submission.seed_results.items()
+        packed = self.submission.origin == "packed"
+        exact = 0.5 * 10.0 ** -decimals(self.headline) + 1e-12
+        return Claims(
+            headline=self.headline,
+            tolerances=(exact,) if packed else (exact, LENIENT),
+            seeds=tuple(self.submission.seeds),
+            by_seed={int(seed): row.val_bpb for seed, row in rows if seed.isdecimal()},
+            named=self.naming.logs if self.naming else (),
+        )
 
     # --- The audit ---
 
@@ -173,14 +255,20 @@ class Record:
 
     @property
     def track(self) -> Track | None:
-        """Budgets of the track that submission.json states."""
-        name = self.submission.track if self.submission else None
-        return TRACKS.get(name) if name else None
+        """Budgets of the record's track, where it is a known one."""
+        return TRACKS.get(self.submission.track) if self.submission else None
 
     @property
     def track_name(self) -> str | None:
-        """Stated track, else the contest's where every log shows its clock."""
-        if self.submission and self.submission.track:
+        """Track of the parent folder, else the stated one if it is known.
+
+        Else it is the contest's where every log shows its clock. What else submission.json may
+        call its track lifts no limit.
+        """
+        placed = track_of(self.folder)
+        if placed is not None:
+            return placed
+        if self.track is not None:
             return self.submission.track
         caps = [log.number("config.max_wallclock_seconds") for log in self.logs.values()]
         return CONTEST_TRACK if caps and all(cap == CONTEST_SECONDS for cap in caps) else None
@@ -211,8 +299,17 @@ def open_record(folder: Path, files: Files | None = None) -> Record:
             found = "a file" if folder.exists() else "nothing"
             raise UserError(f"{folder}: expected a record folder, found {found}")
         files = DirectoryFiles(folder)
-    read = read_submission(folder)
-    return Record(folder, files, read.submission, read.problem, read.stated, read.lines)
+    read = read_submission(folder, files)
+    return Record(
+        folder=folder,
+        files=files,
+        submission=read.submission,
+        problem=read.problem,
+        stated=read.stated,
+        json_lines=read.lines,
+        faults=read.faults,
+        json_file=read.file,
+    )
 
 
 def open_for_trial(folder: Path, artifact: Path | None = None, seed: int | None = None) -> Record:
@@ -264,12 +361,7 @@ def committed_artifacts(folder: Path) -> dict[str, Path]:
     return found
 
 
-def seed_in_name(name: str) -> int | None:
-    """Seed that a file name states."""
-    match = re.search(r"seed_?(\d+)", name)
-    return int(match[1]) if match else None
-
-
-def _log_order(path: Path) -> tuple[bool, str]:
-    """Names that give a seed first, so that a nameless copy is the one called duplicate."""
-    return seed_in_name(path.name) is None, path.name
+def is_companion(name: str) -> bool:
+    """Whether a file is what macOS puts beside another one: `._NAME`, or in `__MACOSX`."""
+    parts = name.split("/")
+    return parts[-1].startswith("._") or parts[-1] == ".DS_Store" or "__MACOSX" in parts

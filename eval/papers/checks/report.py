@@ -8,7 +8,7 @@ from enum import StrEnum
 from eval.papers.audits.report import AUDIT_FILE
 from eval.papers.folder import Record
 from eval.papers.logs.log import Fact, Log, LoggedScore, Step
-from eval.papers.submission.schema import SUBMISSION_FILE
+from eval.papers.logs.values import decimals
 from eval.rules import Verdict
 
 LONGEST_EVIDENCE = 150  # characters of a line that a report cites
@@ -169,20 +169,7 @@ def shorten(text: str, width: int = LONGEST_EVIDENCE) -> str:
 
 def cite(log: Log, source: Fact | LoggedScore | Step) -> Evidence:
     """The line of a log that states something."""
-    return Evidence(file=log.path.name, line=source.line, text=shorten(source.text))
-
-
-def decimals(value: float) -> int:
-    """Digits after the point that a JSON number is meant to have.
-
-    JSON loses trailing zeros, so at least 4 count as meant.
-    """
-    return max(4, shown_decimals(value))
-
-
-def shown_decimals(value: float) -> int:
-    """Digits after the point that a JSON number shows."""
-    return len(f"{value:.15g}".partition(".")[2])
+    return Evidence(file=log.file, line=source.line, text=shorten(source.text))
 
 
 def agrees(stated: float, computed: float, digits: int | None = None) -> bool:
@@ -202,7 +189,7 @@ def cite_audit(record: Record, key: str) -> Evidence:
 def say(record: Record, key: str, seed: str | None = None) -> Evidence:
     """The line of submission.json that states a key, inside one seed's block where given."""
     begin = 0 if seed is None else _line_of_seed(record.json_lines, seed)
-    return _cite_key(SUBMISSION_FILE, record.json_lines, key, begin)
+    return _cite_key(record.json_file, record.json_lines, key, begin)
 
 
 def _cite_key(file: str, lines: Sequence[str], key: str, begin: int = 0) -> Evidence:

@@ -1,20 +1,26 @@
 """Checks of the headline score against the logs."""
 
+import itertools
 import math
+import re
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from eval.papers.checks.report import (
     Check,
     Evidence,
+    Severity,
     agrees,
     cannot_tell,
     cite,
     fails,
     passes,
+    policy,
     say,
+    shorten,
 )
-from eval.papers.folder import Record
+from eval.papers.folder import LENIENT, README_FILE, Record
+from eval.papers.logs.choice import common_scores, foreign, unquantised
 from eval.papers.logs.log import Log, LoggedScore
 
 SAME_BPB = 5.1e-9  # bits per byte: equal to 8 decimals
@@ -23,105 +29,250 @@ SAME_BPB = 5.1e-9  # bits per byte: equal to 8 decimals
 QUOTIENT_ERROR = 1.1e-8
 NATS_ERROR = 1e-6
 LN2 = math.log(2)
+MOST_COMBINATIONS = 20_000  # of one score of each log, that are held against the headline
+# Bits per byte by which the loss of a headline may differ from the headline at the logs' ratio.
+SAME_BY_RATIO = 5e-4
+FIGURE = re.compile(r"(?<![\d.])\d\.\d{4,10}(?!\d)")
 
 
 def check_headline(record: Record) -> Iterator[Check]:
-    """The headline is the mean over the stated seeds, else over all logs.
-
-    To the last digit stated, or at least to 4 decimals.
-    """
+    """The headline is the mean of what the record's logs print under one name."""
     scores = record.final_scores()
     if record.submission is None or not scores:
         yield cannot_tell("headline", "no submission.json or no log with a final score")
-        return
-    seeds = record.submission.seeds
-    of_stated_seeds = {n: score for n, score in scores.items() if record.logs[n].seed in seeds}
-    chosen = of_stated_seeds or scores
-    unclear = _several_results(record, list(chosen))
-    yield unclear or _check_mean(record, scores, chosen)
+    elif record.headline is None:
+        yield _unstated_headline(record, scores)
+    elif record.choice.label is None:
+        yield _unproven_headline(record, scores)
+    else:
+        yield _proven_headline(record)
 
 
-def _several_results(record: Record, names: list[str]) -> Check | None:
-    """CANNOT-TELL where logs print several scores and the headline may be the mean of some."""
-    stated = record.submission.val_bpb
-    candidates = {name: record.logs[name].candidates for name in names}
-    several = {name: found for name, found in candidates.items() if len(found) > 1}
-    if not several or not _within(stated, list(candidates.values())):
-        return None
-    choices = []
-    for name, found in several.items():
-        figures = ", ".join(f"{score.val_bpb:.8f}" for score in found)
-        choices.append(f"{name} {figures}")
-    lines = [say(record, "val_bpb")]
-    for name, found in candidates.items():
-        lines += [cite(record.logs[name], score) for score in found]
+def _unstated_headline(record: Record, scores: dict[str, LoggedScore]) -> Check:
+    """No val_bpb is stated; some authors put the number under val_loss."""
+    loss = record.submission.val_loss
+    lines = _cite_all(record, scores)
+    mean = statistics.fmean(score.val_bpb for score in scores.values())
+    if loss is not None and abs(loss - mean) <= LENIENT:
+        detail = f"val_loss holds the bits per byte: {loss} is the mean {mean:.8f} of the logs"
+        return passes("headline", detail, say(record, "val_loss"), *lines)
+    return cannot_tell("headline", "submission.json states no val_bpb", *lines)
+
+
+# --- A headline that some scores have as their mean ---
+
+
+def _proven_headline(record: Record) -> Check:
+    choice = record.choice
+    stated = record.headline
+    scores = choice.scores
+    sample = next(iter(scores.values()))
+    mean = statistics.fmean(score.val_bpb for score in scores.values())
+    lines = [say(record, record.headline_key), *_cite_all(record, scores)]
+    what = f"mean of {len(scores)} logs, {mean:.8f}" if len(scores) > 1 else "the log's final score"
+    detail = f"val_bpb {stated} is {what} ({choice.label or 'unlabelled'})"
+    if foreign(sample):
+        return cannot_tell("headline", f"{detail}: a comparison, or a choice among scores", *lines)
+    if unquantised(sample):
+        return _unquantised_headline(record, detail, lines)
+    if choice.siblings and choice.by_readme:
+        return _headline_of_choice(record, lines)
+    if not agrees(stated, mean):
+        detail += "; the further decimals come from rounded parts"
+    if choice.by_readme and record.naming:
+        lines.append(_naming_line(record))
+    return passes("headline", detail, *lines)
+
+
+def _unquantised_headline(record: Record, detail: str, lines: list[Evidence]) -> Check:
+    """The weights that are shipped have another score, where the logs print one."""
+    shipped = {}
+    for name, log in record.chosen.items():
+        own = record.choice.scores[name]
+        later = [s for s in log.scores_in_order if s.line > own.line and not unquantised(s)]
+        if later:
+            shipped[name] = later[-1]
+    if len(shipped) < len(record.chosen):
+        return cannot_tell("headline", f"{detail}, before the weights were quantised", *lines)
+    mean = statistics.fmean(score.val_bpb for score in shipped.values())
+    lines += _cite_all(record, shipped)
+    told = f"{detail}, before the weights were quantised; the artifact scores {mean:.8f}"
+    return fails("headline", told, *lines)
+
+
+def _headline_of_choice(record: Record, lines: list[Evidence]) -> Check:
+    """README says which of several runs the headline is of."""
+    choice = record.choice
+    label = choice.label
+    runs = [record.logs[name] for name in (*choice.own, *choice.siblings)]
+    scores = [_under(log, label) for log in runs]
+    mean = statistics.fmean(score.val_bpb for score in scores)
     detail = (
-        f"val_bpb {stated}: a log prints several scores that could be its result: "
-        f"{'; '.join(choices)}"
+        f"val_bpb {record.headline} is {', '.join(choice.own)} alone, as README says; "
+        f"the mean of {len(scores)} logs is {mean:.8f}"
+    )
+    return policy("headline", detail, _naming_line(record), *lines)
+
+
+def _under(log: Log, label: str) -> LoggedScore | None:
+    """The log's last score of that label, else the one it ends on."""
+    named = [score for score in log.scores_in_order if score.label == label]
+    return named[-1] if named else log.final
+
+
+def _naming_line(record: Record) -> Evidence:
+    naming = record.naming
+    return Evidence(file=README_FILE, line=naming.line, text=shorten(naming.text))
+
+
+# --- A headline that is no such mean ---
+
+
+def _unproven_headline(record: Record, scores: dict[str, LoggedScore]) -> Check:
+    """What else the headline may be: of one log, of stated seeds, of mixed scores, or nothing."""
+    stated = record.headline
+    lines = [say(record, record.headline_key), *_cite_all(record, scores)]
+    mean = statistics.fmean(score.val_bpb for score in scores.values())
+    explained = (
+        _one_of_several(record, lines)
+        or _mean_of_stated_seeds(record, lines)
+        or _last_validation(record, mean, lines)
+        or _mixed_scores(record)
+        or _printed_elsewhere(record)
+    )
+    if explained is not None:
+        return explained
+    detail = f"val_bpb {stated} is neither the mean {mean:.8f} nor any log's final score"
+    return fails("headline", detail, *lines)
+
+
+def _one_of_several(record: Record, lines: list[Evidence]) -> Check | None:
+    """The headline is one log's score, and others of the same experiment are left out."""
+    stated = record.headline
+    for name, log in record.logs.items():
+        fitting = [score for score in log.scores if agrees(stated, score.val_bpb)]
+        if not fitting:
+            continue
+        label = fitting[-1].label
+        group = {n: _under(other, label) for n, other in (record.chosen | {name: log}).items()}
+        rivals = {n: score.val_bpb for n, score in group.items() if score is not None}
+        if len(rivals) < 2:
+            continue
+        best = "the best of " if min(rivals.values()) == rivals[name] else "one of "
+        mean = statistics.fmean(rivals.values())
+        detail = (
+            f"val_bpb {stated} is {name} alone, {best}{len(rivals)} logs; their mean is {mean:.8f}"
+        )
+        if foreign(fitting[-1]):
+            return cannot_tell("headline", f"{detail} ({label}: a comparison?)", *lines)
+        return fails("headline", detail, *lines)
+    return None
+
+
+def _mean_of_stated_seeds(record: Record, lines: list[Evidence]) -> Check | None:
+    """The headline follows from stated seeds, and the logs that are here agree with theirs."""
+    rows = {s: row for s, row in record.submission.seed_results.items() if s.isdecimal()}
+    if not rows or any(row.val_bpb is None for row in rows.values()):
+        return None
+    mean = statistics.fmean(row.val_bpb for row in rows.values())
+    logged = {seed: record.by_seed.get(int(seed)) for seed in rows}
+    present = {seed: log for seed, log in logged.items() if log is not None}
+    agreeing = [
+        seed
+        for seed, log in present.items()
+        if any(abs(score.val_bpb - rows[seed].val_bpb) <= LENIENT for score in log.scores)
+    ]
+    if abs(mean - record.headline) > LENIENT or len(present) == len(rows):
+        return None
+    if not present or len(agreeing) < len(present):
+        return None
+    detail = (
+        f"val_bpb {record.headline} is the mean {mean:.8f} of {len(rows)} stated seeds; "
+        f"the logs of {len(present)} of them are here and agree"
     )
     return cannot_tell("headline", detail, *lines)
 
 
-def _within(stated: float, candidates: list[list[LoggedScore]]) -> bool:
-    """Whether some choice among the logs' candidates could have this mean."""
-    lowest = []
-    highest = []
-    for found in candidates:
-        figures = [score.val_bpb for score in found]
-        lowest.append(min(figures))
-        highest.append(max(figures))
-    low = statistics.fmean(lowest)
-    high = statistics.fmean(highest)
-    return low <= stated <= high or agrees(stated, low) or agrees(stated, high)
-
-
-def _check_mean(
-    record: Record, scores: dict[str, LoggedScore], chosen: dict[str, LoggedScore]
-) -> Check:
-    """The headline against the mean of the chosen logs, and against each log alone."""
-    stated = record.submission.val_bpb
-    mean = statistics.fmean(score.val_bpb for score in chosen.values())
-    lines = [say(record, "val_bpb"), *_cite_all(record, scores)]
-    if agrees(stated, mean):
-        several = len(chosen) > 1
-        what = f"mean of {len(chosen)} logs, {mean:.8f}" if several else "the log's final score"
-        return passes("headline", f"val_bpb {stated} is {what}", *lines)
-    matching = [name for name, score in scores.items() if agrees(stated, score.val_bpb)]
-    if matching:
-        best = min(scores, key=lambda name: scores[name].val_bpb)
-        choice = "the best of " if best in matching else "one of "
-        detail = (
-            f"val_bpb {stated} is {matching[0]} alone, {choice}{len(scores)} logs; "
-            f"their mean is {mean:.8f}"
-        )
-        return fails("headline", detail, *lines)
-    if round(stated, 4) == round(mean, 4) and record.submission.origin == "imported":
-        detail = (
-            f"val_bpb {stated} is the mean {mean:.8f} to 4 decimals; "
-            "the further ones come from rounded parts"
-        )
-        return passes("headline", detail, *lines)
-    detail = f"val_bpb {stated} is neither the mean {mean:.8f} nor any log's final score"
+def _last_validation(record: Record, mean: float, lines: list[Evidence]) -> Check | None:
+    """The headline is the validation score in training, before the artifact was made."""
+    last = {}
+    for name, log in record.chosen.items():
+        steps = [step for step in log.steps if step.val_bpb is not None]
+        if not steps:
+            return None
+        last[name] = steps[-1]
+    in_training = statistics.fmean(step.val_bpb for step in last.values())
+    if not agrees(record.headline, in_training):
+        return None
+    lines += [cite(record.logs[name], step) for name, step in last.items()]
+    detail = (
+        f"val_bpb {record.headline} is the validation score in training, {in_training:.4f}, "
+        f"before the weights were quantised; the artifact scores {mean:.8f}"
+    )
     return fails("headline", detail, *lines)
+
+
+def _mixed_scores(record: Record) -> Check | None:
+    """The headline is a mean of scores with different names: nothing tells which ones count."""
+    candidates = {name: _distinct(log.scores_in_order) for name, log in record.chosen.items()}
+    count = math.prod(map(len, candidates.values()))
+    if count == 0 or count > MOST_COMBINATIONS:
+        return None
+    for combination in itertools.product(*candidates.values()):
+        if agrees(record.headline, statistics.fmean(score.val_bpb for score in combination)):
+            used = dict(zip(candidates, combination, strict=True))
+            labels = ", ".join(f"{name} {score.label}" for name, score in used.items())
+            detail = (
+                f"val_bpb {record.headline} is the mean of scores that have several names: {labels}"
+            )
+            lines = [say(record, record.headline_key), *_cite_all(record, used)]
+            return cannot_tell("headline", detail, *lines)
+    return None
+
+
+def _distinct(scores: Iterable[LoggedScore]) -> list[LoggedScore]:
+    found: list[LoggedScore] = []
+    for score in scores:
+        if not any(score.same_as(other) for other in found):
+            found.append(score)
+    return found
+
+
+def _printed_elsewhere(record: Record) -> Check | None:
+    """The figure stands in a log that is read as no score, such as a running mean."""
+    for log in record.logs.values():
+        for number, text in reversed(log.lines):
+            if "bpb" not in text.lower():
+                continue
+            if any(agrees(record.headline, float(figure)) for figure in FIGURE.findall(text)):
+                place = Evidence(file=log.file, line=number, text=shorten(text))
+                detail = f"val_bpb {record.headline} stands in a line that is no final score"
+                return cannot_tell("headline", detail, say(record, record.headline_key), place)
+    return None
 
 
 def _cite_all(record: Record, scores: dict[str, LoggedScore]) -> list[Evidence]:
     return [cite(record.logs[name], score) for name, score in scores.items()]
 
 
+# --- The loss beside the headline ---
+
+
 def check_headline_loss(record: Record) -> Iterator[Check]:
     """The stated loss belongs to the same score as the stated bpb."""
     scores = record.final_scores()
     if record.submission is None:
-        yield cannot_tell("val_loss", "no submission.json")
+        yield cannot_tell("val_loss", "no submission.json", severity=Severity.EXPLAIN)
         return
-    if record.submission.val_loss is None or not scores:
-        yield cannot_tell("val_loss", "submission.json states no val_loss")
+    stated = record.submission.val_loss
+    if stated is None or not scores:
+        missing = "submission.json states no val_loss" if scores else "no log with a final score"
+        yield cannot_tell("val_loss", missing, severity=Severity.NOTE)
         return
     unclear = ambiguous_log(record)
     if unclear:
         detail = f"{unclear} prints several scores that could be its result"
-        yield cannot_tell("val_loss", detail, say(record, "val_loss"))
+        yield cannot_tell("val_loss", detail, say(record, "val_loss"), severity=Severity.EXPLAIN)
         return
     paired = {name: partner_loss(record.logs[name], score) for name, score in scores.items()}
     if None in paired.values():
@@ -135,39 +286,59 @@ def _check_mean_loss(record: Record, paired: dict[str, LoggedScore]) -> Check:
     lines = [say(record, "val_loss"), *_cite_all(record, paired)]
     losses = [score.val_loss for score in paired.values()]
     mean = statistics.fmean(losses)
-    if agrees(stated, mean):
+    imported = record.submission.origin == "imported"
+    if agrees(stated, mean) or (imported and abs(stated - mean) <= LENIENT):
         several = len(losses) > 1
         what = f"is the mean of the final losses, {mean:.8f}" if several else "as logged"
         return passes("val_loss", f"{stated} {what}", *lines)
+    detail = f"{stated}, but the logs' final losses average {mean:.8f}"
+    bits = statistics.fmean(score.val_bpb for score in paired.values())
     if any(agrees(stated, loss) for loss in losses):
         detail = f"{stated} is one seed's loss; the mean of the final losses is {mean:.8f}"
+    elif abs(stated - bits) <= LENIENT:
+        detail = f"{stated} is the mean of the bits per byte, not a loss"
     else:
-        detail = f"{stated}, but the logs' final losses average {mean:.8f}"
-    return fails("val_loss", detail, *lines)
+        label = _label_with_loss(record, stated)
+        if label is not None:
+            detail = f"{stated} is the loss of {label}; that of the headline is {mean:.8f}"
+    return fails("val_loss", detail, *lines, severity=Severity.EXPLAIN)
+
+
+def _label_with_loss(record: Record, stated: float) -> str | None:
+    """The name under which all logs print losses with that mean."""
+    for label, scores in common_scores(list(record.chosen.values())):
+        losses = [score.val_loss for score in scores]
+        if None not in losses and abs(statistics.fmean(losses) - stated) <= LENIENT:
+            return label
+    return None
 
 
 def _loss_without_score(record: Record, scores: dict[str, LoggedScore]) -> Check:
     """What the stated loss means in bits per byte, by all scores that are printed with both."""
     stated = record.submission.val_loss
     ratios = []
-    for log in record.logs.values():
+    for log in record.chosen.values():
         printed = [s for s in log.scores if s.val_loss is not None and s.val_bpb > 0]
         ratios += [score.val_loss / score.val_bpb for score in printed]
-    ratio = statistics.median(ratios) if ratios else None
-    implied = ""
-    if ratio:
-        implied = f"; at these logs' {ratio:.5f} nats per bpb it means {stated / ratio:.5f} bpb"
+    lines = [say(record, "val_loss"), *_cite_all(record, scores)]
+    if not ratios or record.headline is None:
+        detail = f"{stated} is printed beside no final score"
+        return cannot_tell("val_loss", detail, *lines, severity=Severity.EXPLAIN)
+    ratio = statistics.median(ratios)
+    bits = stated / ratio
+    implied = f"at these logs' {ratio:.5f} nats per bpb it means {bits:.5f} bpb"
+    if abs(bits - record.headline) <= SAME_BY_RATIO:
+        return passes("val_loss", f"{stated} is in no log; {implied}, as the headline", *lines)
     detail = (
-        f"{stated} is printed beside no final score{implied}, "
-        f"the headline says {record.submission.val_bpb}"
+        f"{stated} is printed beside no final score; {implied}, the headline says {record.headline}"
     )
-    return fails("val_loss", detail, say(record, "val_loss"), *_cite_all(record, scores))
+    return fails("val_loss", detail, *lines)
 
 
 def ambiguous_log(record: Record) -> str | None:
-    """The first log that does not say which of its scores is the result."""
-    for name, log in record.logs.items():
-        if log.ambiguous:
+    """The first of the record's logs that does not say which of its scores is the result."""
+    for name, log in record.chosen.items():
+        if log.final is not None and record.score(log) is None:
             return name
     return None
 

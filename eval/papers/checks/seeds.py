@@ -2,8 +2,19 @@
 
 from collections.abc import Iterator
 
-from eval.papers.checks.report import Check, Evidence, cannot_tell, cite, fails, passes, say
-from eval.papers.folder import Record, seed_in_name
+from eval.papers.checks.report import (
+    Check,
+    Evidence,
+    Severity,
+    cannot_tell,
+    cite,
+    fails,
+    passes,
+    say,
+)
+from eval.papers.folder import Record
+from eval.papers.logs.choice import seed_in_name
+from eval.papers.logs.log import Log
 
 # Facts that all seeds of one record share, by what a report calls them.
 SHARED_FACTS = {
@@ -24,15 +35,21 @@ LONGEST_VALUE = 40  # characters of a shared fact in a check's detail
 
 
 def check_logs(record: Record) -> Iterator[Check]:
-    """Every log is complete and does not contradict itself."""
+    """Every log of the record is complete and does not contradict itself."""
+    if not record.logs:
+        yield cannot_tell("log", "no training log in the folder, so nothing proves the number")
+        return
     clean = []
-    for name, log in record.logs.items():
+    for name, log in record.chosen.items():
         if log.problems:
-            yield fails("log", f"{name}: {log.problems[0]}", Evidence(file=name))
+            yield fails("log", f"{name}: {log.problems[0]}", Evidence(file=log.file))
+        elif log.doubts:
+            detail = f"{name}: {log.doubts[0]}"
+            yield cannot_tell("log", detail, Evidence(file=log.file), severity=Severity.EXPLAIN)
         else:
             clean.append(name)
     if clean:
-        detail = f"{len(clean)} complete log(s): {', '.join(clean)}"
+        detail = f"{len(clean)} complete log(s): {', '.join(clean)} ({record.choice.why})"
         for name, other in record.duplicates.items():
             detail += f"; {name} is a byte-identical copy of {other}"
         yield passes("log", detail)
@@ -42,47 +59,57 @@ def check_seeds(record: Record) -> Iterator[Check]:
     """Each stated seed has one log, and no log is of another seed."""
     if not record.logs:
         return
-    misnamed = _misnamed(record)
-    silent = [name for name, log in record.logs.items() if log.seed is None]
+    chosen = record.chosen
+    misnamed = _misnamed(chosen)
+    silent = [name for name, log in chosen.items() if log.seed is None]
+    known = sorted({log.seed for log in chosen.values() if log.seed is not None})
     yield from misnamed
     if silent:
-        yield cannot_tell("seeds", f"no seed in {', '.join(silent)}")
-    if len(record.by_seed) < len(record.logs) - len(silent):
+        unknown = f"no seed in {', '.join(silent)}"
+        yield cannot_tell("seeds", unknown, severity=Severity.EXPLAIN)
+    if len(known) < len(chosen) - len(silent):
         detail = (
-            f"{len(record.logs)} different logs, but only the seeds {sorted(record.by_seed)}: "
+            f"{len(chosen)} different logs, but only the seeds {known}: "
             "one seed was run more than once"
         )
-        yield fails("seeds", detail)
+        yield fails("seeds", detail, severity=Severity.EXPLAIN)
     stated = record.submission.seeds if record.submission else []
-    difference = _seed_difference(record, stated) if stated else None
+    difference = _seed_difference(record, stated, bool(silent)) if stated else None
     if difference is not None:
         yield difference
-    elif not misnamed and not silent:
+    elif known and not misnamed and not silent:
         said = "as stated" if stated else "submission.json names none"
-        lines = [cite(log, log.facts["result.seed"]) for log in record.logs.values()]
-        yield passes("seeds", f"{_listed(sorted(record.by_seed))} ({said})", *lines)
+        lines = [cite(log, log.facts["result.seed"]) for log in chosen.values()]
+        yield passes("seeds", f"{_listed(known)} ({said})", *lines)
 
 
-def _misnamed(record: Record) -> list[Check]:
+def _misnamed(logs: dict[str, Log]) -> list[Check]:
     """A complaint about each log whose name states another seed."""
     complaints = []
-    for name, log in record.logs.items():
-        if log.seed is not None and seed_in_name(name) not in (None, log.seed):
+    for name, log in logs.items():
+        stated = seed_in_name(name)
+        if log.seed is not None and stated not in (None, log.seed):
             line = cite(log, log.facts["result.seed"])
-            complaints.append(fails("seeds", f"{name} is a log of seed {log.seed}", line))
+            detail = f"{name} is a log of seed {log.seed}; seed {stated} was never run"
+            complaints.append(fails("seeds", detail, line))
     return complaints
 
 
-def _seed_difference(record: Record, stated: list[int]) -> Check | None:
+def _seed_difference(record: Record, stated: list[int], some_silent: bool) -> Check | None:
     """The first difference between the stated seeds and those of the logs."""
     lost = sorted(set(stated) - set(record.by_seed))
     if lost:
-        return fails("seeds", f"no log for seed {_listed(lost)}", say(record, "seeds"))
-    extra = sorted(set(record.by_seed) - set(stated))
-    if extra:
-        detail = f"log of seed {_listed(extra)}, which submission.json leaves out"
-        return fails("seeds", detail, say(record, "seeds"))
-    return None
+        verdict = cannot_tell if some_silent else fails
+        return verdict("seeds", f"no log for seed {_listed(lost)}", say(record, "seeds"))
+    left_out = [*record.chosen, *record.choice.siblings]
+    logged = {record.logs[name].seed for name in left_out} - {None}
+    extra = sorted(logged - set(stated))
+    if not extra:
+        return None
+    detail = f"log of seed {_listed(extra)}, which submission.json leaves out"
+    # Where the headline holds it as well, only the list is short.
+    severity = Severity.BLOCKING if record.choice.siblings else Severity.EXPLAIN
+    return fails("seeds", detail, say(record, "seeds"), severity=severity)
 
 
 def _listed(seeds: list[int]) -> str:
@@ -95,7 +122,7 @@ def check_comparable(record: Record) -> Iterator[Check]:
         return
     same = []
     for label, key in SHARED_FACTS.items():
-        facts = {name: log.facts[key] for name, log in record.logs.items() if key in log.facts}
+        facts = {name: log.facts[key] for name, log in record.chosen.items() if key in log.facts}
         values = sorted({fact.value for fact in facts.values()})
         if len(values) > 1:
             lines = [cite(record.logs[name], fact) for name, fact in facts.items()]
@@ -103,5 +130,5 @@ def check_comparable(record: Record) -> Iterator[Check]:
             yield fails("comparable", detail, *lines)
         elif values:
             same.append(f"{label} {values[0][:LONGEST_VALUE]}")
-    if len(record.logs) > 1:
-        yield passes("comparable", f"all {len(record.logs)} logs: {', '.join(same)}")
+    if len(record.chosen) > 1:
+        yield passes("comparable", f"all {len(record.chosen)} logs: {', '.join(same)}")

@@ -78,7 +78,8 @@ SAME_BPB = 5.1e-5  # bits per byte: equal to the 4 decimals that every script pr
 class PublicReading:
     """A public log while it is read. `stage` is `train`, `export` or `eval`.
 
-    `artifacts` are the compressed models that the log states, by the name of the compression.
+    `artifacts` are the compressed models that the log states, by the name of the compression,
+    `exceptions` the lines that begin a traceback: what follows them may still be a score.
     """
 
     log: Log
@@ -86,6 +87,7 @@ class PublicReading:
     gpus: set[str] = field(default_factory=set)
     artifacts: dict[str, Fact] = field(default_factory=dict)
     total_label: str | None = None
+    exceptions: list[int] = field(default_factory=list)
 
 
 def parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
@@ -117,6 +119,10 @@ def _settle(reading: PublicReading) -> None:
         _state_loose_seed(log)
     if "result.train_s" not in log.facts:
         _state_last_step(log)
+    for number in reading.exceptions:
+        known = log.final is not None
+        complaint = f"line {number}: the run raised an exception"
+        (log.doubts if known else log.problems).append(complaint)
     if log.final is None:
         log.problems.append(
             "truncated: no score was printed after training (no val_bpb outside the step lines)"
@@ -202,7 +208,7 @@ def _read_artifact(reading: PublicReading, number: int, text: str) -> bool:
 def _read_exception(reading: PublicReading, number: int, text: str) -> bool:
     if not text.startswith(EXCEPTION):
         return False
-    reading.log.problems.append(f"line {number}: the run raised an exception")
+    reading.exceptions.append(number)
     return True
 
 

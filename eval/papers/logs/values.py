@@ -60,3 +60,16 @@ def same_value(a: str, b: str) -> bool:
         return True
     number = number_of(a)
     return number is not None and number == number_of(b)
+
+
+def decimals(value: float) -> int:
+    """Digits after the point that a JSON number is meant to have.
+
+    JSON loses trailing zeros, so at least 4 count as meant.
+    """
+    return max(4, shown_decimals(value))
+
+
+def shown_decimals(value: float) -> int:
+    """Digits after the point that a JSON number shows."""
+    return len(f"{value:.15g}".partition(".")[2])

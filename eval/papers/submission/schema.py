@@ -21,6 +21,8 @@ SUBMISSION_FILE = "submission.json"
 CODE_FILE = "train_gpt.py"
 ANONYMOUS = "anonymous"
 DOCS_TRACK = "track_docs_cpu"
+# What the contest asks of every submission.json; other keys are the author's choice.
+CONTEST_FIELDS = ("name", "github_id", "val_bpb")
 FOLDER_PATTERN = re.compile(r"(?P<date>\d{4}-\d{2}-\d{2})_(?P<slug>[a-z0-9]+(?:-[a-z0-9]+)*)")
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
@@ -51,6 +53,13 @@ TRACKS = {
         "embedded corpus, fixed steps, any CPU", commits_artifacts=True, artifact_cap=2_000_000
     ),
 }
+
+
+def track_named(text: str) -> str | None:
+    """The known track that a text names, however it is spelt; None for any other text."""
+    name = text.strip().lower().replace("-", "_").replace(" ", "_")
+    full = name if name.startswith("track_") else f"track_{name}"
+    return full if full in TRACKS else None
 
 
 class Strict(BaseModel):
@@ -126,7 +135,7 @@ class SeedResult(Strict):
     """
 
     val_loss: float | None = Field(None, ge=0)
-    val_bpb: float = Field(ge=0)
+    val_bpb: float | None = Field(None, ge=0)
     nats: float | None = Field(
         None, ge=0, description="sum of the negative log-likelihoods over the scored tokens"
     )
@@ -160,10 +169,12 @@ class SeedResult(Strict):
 PACKED_FIELDS = (
     "author",
     "github_id",
+    "name",
     "date",
     "track",
     "rules_version",
     "val_loss",
+    "val_bpb",
     "bytes_total",
     "bytes_code",
     "bytes_artifact",
@@ -175,6 +186,7 @@ PACKED_FIELDS = (
 
 PACKED_SEED_FIELDS = (
     "val_loss",
+    "val_bpb",
     "nats",
     "scored_tokens",
     "scored_bytes",
@@ -199,7 +211,7 @@ class Submission(Strict):
     origin: Literal["packed", "imported"]
     author: str | None = None
     github_id: str | None = None
-    name: str = Field(min_length=1)
+    name: str | None = Field(None, min_length=1)
     blurb: str = ""
     date: Date | None = None
     track: str | None = None
@@ -210,7 +222,7 @@ class Submission(Strict):
         None, description="folder name of the record that this one builds on"
     )
     val_loss: float | None = Field(None, ge=0)
-    val_bpb: float = Field(gt=0)
+    val_bpb: float | None = Field(None, gt=0)
     val_loss_std: float | None = Field(
         None, ge=0, description="sample standard deviation over the seeds, n - 1"
     )

@@ -1,0 +1,474 @@
+"""Reads a public `submission.json`, of any key set, into our schema: one key at a time."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from eval.papers.submission.schema import SeedResult, Submission, track_named
+
+# Public keys by the place of their value in our schema: a field of the record, of a seed, or of
+# the environment. These are the keys that public records use; the first one that is stated counts.
+RECORD_FIELDS = {
+    "author": ("author", "submitter", "authors"),
+    "github_id": ("github_id", "github", "github_handle", "github_username"),
+    "name": ("name", "submission_name", "title", "run_name"),
+    "blurb": ("blurb", "short_description", "description", "summary"),
+    "val_loss": ("val_loss", "mean_val_loss", "val_loss_mean", "best_val_loss"),
+    "val_bpb": ("val_bpb", "mean_val_bpb", "val_bpb_mean", "best_val_bpb", "bpb"),
+    "val_loss_std": ("val_loss_std", "std_val_loss"),
+    "val_bpb_std": ("val_bpb_std", "std_val_bpb"),
+    "bytes_total": (
+        "bytes_total",
+        "total_bytes",
+        "total_submission_bytes",
+        "submission_bytes",
+        "total_size_bytes",
+        "submission_size_bytes",
+    ),
+    "bytes_code": ("bytes_code", "code_bytes", "code_size_bytes", "bytes_code_uncompressed"),
+}
+SEED_FIELDS = {
+    "step_stop": "steps",
+    "steps": "steps",
+    "train_steps": "steps",
+    "training_steps": "steps",
+    "wallclock_seconds": "train_s",
+    "train_time_seconds": "train_s",
+    "training_time_seconds": "train_s",
+    "train_time_s": "train_s",
+    "eval_time_seconds": "eval_s",
+    "eval_time_s": "eval_s",
+    "eval_seconds": "eval_s",
+    "step_avg_ms": "step_avg_ms",
+    "ms_per_step": "step_avg_ms",
+    "pre_quant_val_loss": "pre_quant_val_loss",
+    "pre_quant_val_bpb": "pre_quant_val_bpb",
+    "model_params": "parameters",
+    "num_params": "parameters",
+    "n_params": "parameters",
+    "parameters": "parameters",
+    "artifact_size_bytes": "artifact_bytes",
+    "model_bytes": "artifact_bytes",
+    "bytes_model": "artifact_bytes",
+    "model_size_bytes": "artifact_bytes",
+    "compressed_size_bytes": "artifact_bytes",
+}
+MILLISECONDS = {"train_time_ms": "train_s", "eval_time_ms": "eval_s"}
+ENVIRONMENT_FIELDS = {
+    "pytorch_version": "torch",
+    "torch_version": "torch",
+    "cuda_version": "cuda",
+    "python_version": "python",
+    "gpu": "gpu",
+    "gpu_type": "gpu",
+    "num_gpus": "gpus",
+}
+AGGREGATE = re.compile(r".*_(mean|max|min|std)$|^(?:mean|std)_.*|^(delta|comparison)_.*")
+HARDWARE = re.compile(r"(\d+)\s*[x×]\s*(.+)")
+PER_SEED = re.compile(r"(?P<field>\w+?)_(?:per_seed|seed_?(?P<seed>\d{1,12}))")
+PER_SEED_FIELDS = {"val_bpb": "val_bpb", "val_loss": "val_loss", "bytes": "bytes_total"}
+SEED_STATISTIC = re.compile(r"(mean|avg|average|std|stdev|stddev)")
+WRAPPERS = ("results", "metrics")
+ALONE = "stated"  # stands for the seed where a public file states values without naming one
+LARGEST = 1 << 63  # integers beyond have no place in 64-bit arithmetic
+
+
+@dataclass
+class PublicImport:
+    """A public file on its way into our schema.
+
+    `fields` are those of a Submission, `alone` those of a SeedResult whose seed is not named.
+    `keys` are the public keys by the path of the field that they fill, `problems` what is wrong
+    with a key.
+    """
+
+    fields: dict[str, Any] = field(default_factory=dict)
+    alone: dict[str, Any] = field(default_factory=dict)
+    environment: dict[str, Any] = field(default_factory=dict)
+    stated: dict[str, Any] = field(default_factory=dict)
+    notes: dict[str, str] = field(default_factory=dict)
+    unknown: dict[str, Any] = field(default_factory=dict)
+    keys: dict[tuple[str, ...], str] = field(default_factory=dict)
+    problems: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seed_results(self) -> dict[str, dict[str, Any]]:
+        return self.fields.setdefault("seed_results", {})
+
+
+def import_public(raw: dict[str, Any], track: str | None) -> tuple[Submission, dict[str, str]]:
+    """Map one public `submission.json` to an imported Submission. Drops nothing in silence.
+
+    `track` is the one that the parent folder names. Also returns what is wrong with each key that
+    could not be used.
+    """
+    public = PublicImport()
+    if track is not None:
+        public.fields["track"] = track
+    flat = _unwrapped(raw)
+    _take_record_fields(public, flat)
+    for key, value in flat.items():
+        if key in public.keys.values() or value is None:
+            continue
+        for read in KEY_READERS:
+            if read(public, key, value):
+                break
+        else:
+            public.unknown[key] = value
+    _place_unnamed_seed(public)
+    return _validated(public)
+
+
+def _unwrapped(raw: dict[str, Any]) -> dict[str, Any]:
+    """The keys of a file that keeps its figures in an object of their own, side by side."""
+    flat = dict(raw)
+    for wrapper in WRAPPERS:
+        inner = flat.get(wrapper)
+        if isinstance(inner, dict) and not flat.keys() & inner.keys():
+            flat |= flat.pop(wrapper)
+    return flat
+
+
+def _take_record_fields(public: PublicImport, raw: dict[str, Any]) -> None:
+    """Fields of the record, each by the first of its keys that states a single value."""
+    for name, keys in RECORD_FIELDS.items():
+        for key in keys:
+            if isinstance(raw.get(key), str | int | float):
+                public.fields[name] = raw[key]
+                public.keys[name,] = key
+                break
+
+
+def _place_unnamed_seed(public: PublicImport) -> None:
+    """Values without a seed belong to the only one; to nobody in particular where there are more.
+
+    Where there is one seed at most, the headline is its score.
+    """
+    fields = public.fields
+    results = fields.get("seed_results", {})
+    if public.alone:
+        seeds = fields.get("seeds", [])
+        row = dict(public.alone)
+        if len(seeds) <= 1 and not results:
+            row |= {"val_bpb": fields.get("val_bpb"), "val_loss": fields.get("val_loss")}
+        name = str(seeds[0]) if len(seeds) == 1 else ALONE
+        fields["seed_results"] = results | {name: row | results.get(name, {})}
+    _settle_totals(fields.get("seed_results", {}), fields.get("bytes_total"))
+
+
+# --- Validation, one key at a time ---
+
+
+def _validated(public: PublicImport) -> tuple[Submission, dict[str, str]]:
+    """The Submission without what is impossible, and why each such key was left out."""
+    document: dict[str, Any] = {
+        **public.fields,
+        "origin": "imported",
+        "stated": public.stated,
+        "notes": public.notes,
+        "unknown": public.unknown,
+        "environment": public.environment or None,
+    }
+    _drop_large_integers(public, document, ())
+    while True:
+        try:
+            return Submission.model_validate(document), public.problems
+        except ValidationError as error:
+            for problem in error.errors():
+                place = tuple(map(str, problem["loc"]))
+                found = f"{problem['input']!r:.40}"
+                _drop(public, document, place, f"{problem['msg']}, found {found}")
+
+
+def _drop_large_integers(public: PublicImport, holder: dict, place: tuple[str, ...]) -> None:
+    for key, value in list(holder.items()):
+        if isinstance(value, dict):
+            _drop_large_integers(public, value, (*place, key))
+        elif isinstance(value, int) and abs(value) >= LARGEST:
+            del holder[key]
+            public.problems[_public_key(public, (*place, key))] = "expected an integer of 64 bits"
+
+
+def _drop(public: PublicImport, document: dict, place: tuple[str, ...], text: str) -> None:
+    """Take the value at a place out of the document, or whatever holds it."""
+    holder = document
+    depth = 0
+    while depth + 1 < len(place) and isinstance(holder.get(place[depth]), dict):
+        holder = holder[place[depth]]
+        depth += 1
+    at = place[: depth + 1]
+    holder.pop(at[-1], None)
+    public.problems[_public_key(public, at)] = text
+
+
+def _public_key(public: PublicImport, place: tuple[str, ...]) -> str:
+    """What the author calls the value at a place of our schema."""
+    if place in public.keys:
+        return public.keys[place]
+    if place[0] in ("seed_results", "environment") and ("alone", place[-1]) in public.keys:
+        return public.keys["alone", place[-1]]
+    if place[0] in ("unknown", "stated", "notes") and len(place) > 1:
+        return ".".join(place[1:])
+    return ".".join(place)
+
+
+# --- Readers of one kind of key each: whether they took the value ---
+
+
+def _take_date(public: PublicImport, key: str, value: Any) -> bool:
+    if key != "date" or not isinstance(value, str):
+        return False
+    public.fields["date"] = value[:10]  # some files carry a timestamp
+    return True
+
+
+def _take_track(public: PublicImport, key: str, value: Any) -> bool:
+    """The folder decides; a track that nobody knows is a remark of the author's."""
+    if key != "track" or not isinstance(value, str):
+        return False
+    known = track_named(value)
+    if public.fields.setdefault("track", known) != known:
+        public.notes[key] = value
+    elif known is None:
+        del public.fields["track"]
+        public.notes[key] = value
+    return True
+
+
+def _take_seeds(public: PublicImport, key: str, value: Any) -> bool:
+    """`seeds` is a list of numbers or of results, or holds the results by seed."""
+    if key != "seeds" or not isinstance(value, list | dict):
+        return False
+    rows = _rows_by_seed(value)
+    if rows is not None:
+        numbers = _take_rows(public, key, rows)
+    elif all(isinstance(seed, int | float | str) for seed in value):
+        numbers = _seed_numbers(public, key, value)
+    else:
+        return False
+    if numbers:
+        public.fields["seeds"] = numbers
+    return True
+
+
+def _take_one_seed(public: PublicImport, key: str, value: Any) -> bool:
+    if key != "seed" or not isinstance(value, int | str):
+        return False
+    numbers = _seed_numbers(public, key, [value])
+    if numbers:
+        public.fields.setdefault("seeds", numbers)
+    return True
+
+
+def _take_seed_results(public: PublicImport, key: str, value: Any) -> bool:
+    if key not in ("seed_results", "results_by_seed", "per_seed", "per_seed_results"):
+        return False
+    rows = _rows_by_seed(value)
+    if rows is None:
+        return False
+    numbers = _take_rows(public, key, rows)
+    if numbers:
+        public.fields.setdefault("seeds", numbers)
+    return True
+
+
+def _take_value_per_seed(public: PublicImport, key: str, value: Any) -> bool:
+    """`val_bpb_per_seed` holds values by seed, `val_bpb_seed42` is the value of one."""
+    match = PER_SEED.fullmatch(key)
+    name = _seed_field(match["field"]) if match else None
+    if name is None:
+        return False
+    if match["seed"]:
+        values = {match["seed"]: value}
+    elif isinstance(value, dict):
+        values = {seed_key(seed): inner for seed, inner in value.items()}
+    else:
+        return False
+    if not all(seed.isdecimal() for seed in values):
+        return False
+    for seed, inner in values.items():
+        public.seed_results.setdefault(seed, {})[name] = inner
+        public.keys["seed_results", seed, name] = key
+    seeds = public.fields.setdefault("seeds", [])
+    seeds += [int(seed) for seed in values if int(seed) not in seeds]
+    return True
+
+
+def _take_hardware(public: PublicImport, key: str, value: Any) -> bool:
+    """`8x H100`: number and name of the GPUs."""
+    if key not in ("hardware", "gpu") or not isinstance(value, str):
+        return False
+    match = HARDWARE.fullmatch(value)
+    if match:
+        public.environment |= {"gpus": int(match[1]), "gpu": match[2]}
+    return match is not None
+
+
+def _take_artifact_bytes(public: PublicImport, key: str, value: Any) -> bool:
+    known = key == "artifact_bytes" or key.startswith("bytes_model")
+    return known and _take_alone(public, "artifact_bytes", key, value)
+
+
+def _take_package(public: PublicImport, key: str, value: Any) -> bool:
+    """`NAME_version` of a package that has no field of its own."""
+    own_field = key in ENVIRONMENT_FIELDS
+    if own_field or not key.endswith("_version") or not isinstance(value, str):
+        return False
+    packages = public.environment.setdefault("packages", {})
+    packages[key.removesuffix("_version")] = value
+    return True
+
+
+def _take_seed_field(public: PublicImport, key: str, value: Any) -> bool:
+    name = SEED_FIELDS.get(key)
+    return name is not None and _take_alone(public, name, key, value)
+
+
+def _take_alone(public: PublicImport, name: str, key: str, value: Any) -> bool:
+    """A value of the seed that is not named; a list of several is nobody's."""
+    if isinstance(value, list | dict) or name in public.alone:
+        return False
+    public.alone[name] = value
+    public.keys["alone", name] = key
+    return True
+
+
+def _take_environment(public: PublicImport, key: str, value: Any) -> bool:
+    name = ENVIRONMENT_FIELDS.get(key)
+    if name is None or isinstance(value, list | dict):
+        return False
+    public.environment.setdefault(name, value)
+    public.keys["environment", name] = key
+    return True
+
+
+def _take_aggregate(public: PublicImport, key: str, value: Any) -> bool:
+    if not AGGREGATE.match(key) or not isinstance(value, int | float):
+        return False
+    public.stated[key] = value
+    return True
+
+
+def _take_note(public: PublicImport, key: str, value: Any) -> bool:
+    if isinstance(value, str):
+        public.notes[key] = value
+    return isinstance(value, str)
+
+
+# In this order: the first reader that takes a value has it.
+KEY_READERS: tuple[Callable[[PublicImport, str, Any], bool], ...] = (
+    _take_date,
+    _take_track,
+    _take_seeds,
+    _take_one_seed,
+    _take_seed_results,
+    _take_value_per_seed,
+    _take_hardware,
+    _take_artifact_bytes,
+    _take_package,
+    _take_seed_field,
+    _take_environment,
+    _take_aggregate,
+    _take_note,
+)
+
+
+# --- Seeds ---
+
+
+def seed_key(text: str) -> str:
+    """`42` of `42`, ` 42` and `seed_42`."""
+    return re.sub(r"^\s*seed[_ -]?", "", text).strip()
+
+
+def _seed_numbers(public: PublicImport, key: str, seeds: list | dict) -> list[int]:
+    """The seeds as integers; none of them where one is impossible."""
+    try:
+        numbers = [int(seed_key(seed) if isinstance(seed, str) else seed) for seed in seeds]
+    except (TypeError, ValueError, OverflowError):
+        public.problems[key] = f"expected integers, found {seeds!r:.80}"
+        return []
+    if isinstance(seeds, dict) and len(set(numbers)) < len(numbers):
+        public.problems[key] = f"expected every seed once, found {list(seeds)!r:.80}"
+        return []
+    return numbers
+
+
+def _rows_by_seed(value: Any) -> dict[str, Any] | None:
+    """Results by the name of the seed; None for a value that holds no results."""
+    if isinstance(value, dict):
+        return value
+    if not isinstance(value, list):
+        return None
+    named = [row for row in value if isinstance(row, dict) and "seed" in row]
+    if not value or len(named) < len(value):
+        return None
+    return {str(row["seed"]): _without_seed(row) for row in named}
+
+
+def _without_seed(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "seed"}
+
+
+def _take_rows(public: PublicImport, key: str, rows: dict[str, Any]) -> list[int]:
+    """Take results by seed, statistics among them; returns the seeds.
+
+    What has no name in our schema goes to `unknown` as `KEY.SEED.field`.
+    """
+    results = {}
+    for name, value in rows.items():
+        statistic = SEED_STATISTIC.fullmatch(name.lower())
+        if statistic is None:
+            results[name] = value
+        elif isinstance(value, int | float):
+            kind = "std" if name.lower().startswith("st") else "mean"
+            public.stated[f"val_bpb_{kind}"] = value
+        else:
+            public.unknown[f"{key}.{name}"] = value
+    numbers = _seed_numbers(public, key, results)
+    if numbers:
+        for name, value in results.items():
+            seed = str(int(seed_key(name)))
+            public.seed_results[seed] = _row(public, key, seed, value)
+    return numbers
+
+
+def _row(public: PublicImport, key: str, seed: str, value: Any) -> dict[str, Any]:
+    row: dict[str, Any] = {}
+    values = value if isinstance(value, dict) else {"val_bpb": value}
+    for inner, stated in values.items():
+        name = _seed_field(inner)
+        scalar = isinstance(stated, str | int | float)
+        if name is None or name in row or not scalar:
+            if stated is not None:
+                public.unknown[f"{key}.{seed}.{inner}"] = stated
+            continue
+        seconds = inner in MILLISECONDS and isinstance(stated, int | float)
+        row[name] = stated / 1000 if seconds else stated
+        public.keys["seed_results", seed, name] = f"{key}.{seed}.{inner}"
+    return row
+
+
+def _seed_field(key: str) -> str | None:
+    """The field of a SeedResult that a public key names."""
+    named = SEED_FIELDS | MILLISECONDS | PER_SEED_FIELDS
+    name = named.get(key, key)
+    return name if name in SeedResult.model_fields and name != "environment" else None
+
+
+def _settle_totals(seed_results: dict[str, Any], bytes_total: Any) -> None:
+    """Tell totals from weights: public files call either of them `artifact_bytes`.
+
+    If the record's `bytes_total` lies within the range of the seeds' values, they are totals.
+    Weights alone would all be smaller, by the size of the code.
+    """
+    rows = [row for row in seed_results.values() if row.get("artifact_bytes") is not None]
+    sizes = [row["artifact_bytes"] for row in rows]
+    all_integers = all(isinstance(size, int) for size in (*sizes, bytes_total))
+    if sizes and all_integers and min(sizes) <= bytes_total <= max(sizes):
+        for row in rows:
+            size = row.pop("artifact_bytes")
+            row.setdefault("bytes_total", size)
