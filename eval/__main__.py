@@ -31,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_process()
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = arguments[0] if arguments else None
-    args = build_parser(chosen).parse_args(arguments)
     try:
+        args = build_parser(chosen).parse_args(arguments)
         return args.run(args)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -4,7 +4,9 @@ import hashlib
 import os
 from pathlib import Path
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+_ABOVE = Path(__file__).resolve().parents[1]
+# Where the referee is installed there is no project around it: the current folder stands for it.
+REPOSITORY = _ABOVE if (_ABOVE / "train_gpt.py").is_file() else Path.cwd()
 DATASETS = REPOSITORY / "data" / "datasets"
 RECORDS = REPOSITORY / "records"
 

@@ -56,7 +56,7 @@ def check_many(jobs: Sequence[Job], processes: int | None = None) -> Iterator[Re
     `processes` is the number of cores by default. A folder that cannot be read gets a report
     that says why.
     """
-    count = min(processes or len(os.sched_getaffinity(0)), len(jobs))
+    count = min(processes or cores(), len(jobs))
     if count <= 1 or len(jobs) < FEW:
         yield from map(examine, jobs)
         return
@@ -66,6 +66,14 @@ def check_many(jobs: Sequence[Job], processes: int | None = None) -> Iterator[Re
         yield from pool.map(examine, jobs, chunksize=FOLDERS_AT_A_TIME)
 
 
+def cores() -> int:
+    """Cores that this process may use; macOS and Windows tell only how many there are."""
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:
+        return os.cpu_count() or 1
+
+
 def examine(job: Job) -> Report:
     """The report of one folder; `problem` says why where it cannot be read."""
     try:
@@ -73,6 +81,8 @@ def examine(job: Job) -> Report:
         report = check_record(_record(job), base)
     except (UserError, OSError) as error:
         return _unreadable(job, str(error))
+    except ModuleNotFoundError:
+        raise  # what this installation lacks, no folder can be checked without
     except Exception as error:
         # A fault of the referee's own. Strangers wrote what it reads, so that one folder in
         # thousands may find such a fault; the others must be judged nevertheless.
