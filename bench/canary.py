@@ -1,0 +1,302 @@
+"""Public scripts, drawn at random, through `python -m eval canary`: `python bench/canary.py GIT`.
+
+GIT is a git directory of the contest's repository, bare or not. The population is every record
+folder of the commit --base, and of each pull request from --pulls the first record folder that it
+adds to --base. --seed shuffles it, and the first --count of it are tried, one after the other.
+Other folders can be named: `REF:PATH` of the repository, or a folder on disk.
+
+Each script gives a line of JSON in --lines as soon as it is done. A script that has a line there
+is not tried again, so a stopped run goes on. At the end --out holds all lines of this draw and
+what they come to. No source of any script is written anywhere.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from bench.machine import RESULTS, ROOT, software, write_json
+from eval.errors import UserError
+
+RECORD = re.compile(r"records/track_[^/]+/[^/]+")
+SCRIPT = re.compile(r"train_gpt(?!.*mlx)[^/]*\.py")
+PULL = "refs/pull/{}/head"
+LARGEST_FILE = 32 << 20  # bytes; record folders hold logs and scripts
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A record folder: `ref` and `path` in the repository, or a folder on disk without a ref.
+
+    `label` is the number of the pull request, or the folder's name."""
+
+    label: str
+    ref: str | None
+    path: str
+
+
+class Repository:
+    """Reads a git directory by its commands, and checks nothing out."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        if self.git("rev-parse", "--git-dir") is None:
+            raise UserError(f"{directory}: expected a git directory, found none; clone one there")
+
+    def git(self, *words: str) -> bytes | None:
+        """What git prints, None where it fails."""
+        command = ["git", f"--git-dir={self.directory}", *words]
+        done = subprocess.run(command, capture_output=True, check=False)
+        return done.stdout if done.returncode == 0 else None
+
+    def lines(self, *words: str) -> list[str]:
+        printed = self.git(*words) or b""
+        return [line for line in printed.decode(errors="replace").split("\0") if line]
+
+    def records_of(self, ref: str) -> list[str]:
+        """Record folders of a commit that hold a training script."""
+        return _record_folders(self.lines("ls-tree", "-rz", "--name-only", ref, "records"))
+
+    def records_added(self, base: str, ref: str) -> list[str]:
+        """Record folders in which a branch adds or changes a training script."""
+        start = (self.git("merge-base", base, ref) or b"").decode().strip()
+        if not start:
+            return []
+        names = self.lines(
+            "diff", "-z", "--name-only", "--diff-filter=AM", start, ref, "--", "records"
+        )
+        return _record_folders(names)
+
+    def write_folder(self, ref: str, path: str, folder: Path) -> None:
+        """Copy the plain files of a folder of a commit to `folder`; symbolic links are left out."""
+        for line in self.lines("ls-tree", "-rzl", ref, f"{path}/"):
+            facts, _, name = line.partition("\t")
+            mode, kind, sha, size = facts.split()
+            inside = Path(name).relative_to(path)
+            plain = kind == "blob" and mode != "120000" and size.isdecimal()
+            if not plain or int(size) > LARGEST_FILE or ".." in inside.parts:
+                continue
+            target = folder / inside
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(self.git("cat-file", "blob", sha) or b"")
+
+
+def _record_folders(names: Sequence[str]) -> list[str]:
+    """Folders, in order and once each, in which a training script lies."""
+    found: dict[str, None] = {}
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if RECORD.fullmatch(folder) and SCRIPT.fullmatch(file):
+            found[folder] = None
+    return list(found)
+
+
+def population(repository: Repository, base: str, pulls: tuple[int, int] | None) -> list[Entry]:
+    """All that may be drawn, in a fixed order."""
+    merged = repository.records_of(base)
+    entries = [Entry(path.rpartition("/")[2], base, path) for path in merged]
+    for number in range(pulls[0], pulls[1] + 1) if pulls else ():
+        ref = PULL.format(number)
+        if repository.git("rev-parse", "--verify", "--quiet", ref) is None:
+            continue
+        own = [path for path in repository.records_added(base, ref) if path not in merged]
+        entries += [Entry(str(number), ref, path) for path in own[:1]]
+    return entries
+
+
+def named(words: Sequence[str]) -> list[Entry]:
+    """Entries of `REF:PATH` and of folders on disk."""
+    entries = []
+    for word in words:
+        ref, colon, path = word.partition(":")
+        pull = re.fullmatch(r"refs/pull/(\d+)/head", ref)
+        if colon and not Path(word).exists():
+            label = pull[1] if pull else path.rstrip("/").rpartition("/")[2]
+            entries.append(Entry(label, ref, path.rstrip("/")))
+        else:
+            entries.append(Entry(Path(word).resolve().name, None, word))
+    return entries
+
+
+# --- One script ---
+
+
+def try_entry(entry: Entry, repository: Repository, options: Sequence[str]) -> dict:
+    """What the canary says of one record folder, without anything of its source."""
+    with tempfile.TemporaryDirectory(prefix="canary-") as place:
+        folder = Path(place) / "record"
+        if entry.ref is None:
+            folder = Path(entry.path)
+        else:
+            folder.mkdir()
+            repository.write_folder(entry.ref, entry.path, folder)
+        began = time.monotonic()
+        command = [sys.executable, "-m", "eval", "canary", str(folder), "--json", *options]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    row = {"label": entry.label, "ref": entry.ref, "folder": Path(entry.path).name}
+    row["minutes"] = round((time.monotonic() - began) / 60, 2)
+    try:
+        report = json.loads(done.stdout)
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        said = last.replace(str(folder), "").strip()
+        return row | {"verdict": "NOT RUN", "bits": None, "stopped_by": said[:300]}
+    return row | _summary(report)
+
+
+def _summary(report: dict) -> dict:
+    """The facts of a report that a table needs."""
+    runs = report["runs"]
+    judged = [run for run in runs if run["scores"]]
+    bits = [score["certain_bits"] for run in judged for score in run["scores"]]
+    findings = [*report["findings"], *(found for run in runs for found in run["findings"])]
+    stopped = [run["stopped_by"] for run in runs if run["stopped_by"]]
+    return {
+        "script": report["script"],
+        "verdict": report["verdict"],
+        "bits": round(max(bits), 1) if bits else None,
+        "seconds_to_a_score": round(judged[0]["seconds"], 1) if judged else None,
+        "stopped_by": stopped[0] if stopped else None,
+        "help": next((run["help"] for run in runs if run["help"]), None),
+        "findings": [f"{found['verdict']} {found['theme']}: {found['what']}" for found in findings],
+        "runs": [_run_row(run) for run in runs],
+        "left_out": report["left_out"],
+        "fixed": report["fixed"],
+    }
+
+
+def _run_row(run: dict) -> dict:
+    lowest = max(run["scores"], key=lambda score: score["certain_bits"], default=None)
+    row = {name: run[name] for name in ("source", "world_size", "targets", "verdict", "tries")}
+    row["seconds"] = round(run["seconds"], 1)
+    if lowest is not None:
+        kept = ("label", "unit", "claimed", "needed", "bits_below", "certain_bits")
+        row |= {name: lowest[name] for name in kept}
+    return row
+
+
+# --- All of them ---
+
+
+def draw(entries: list[Entry], seed: int, count: int) -> list[Entry]:
+    """`count` entries in a random order that the seed gives."""
+    shuffled = list(entries)
+    random.Random(seed).shuffle(shuffled)
+    return shuffled[:count]
+
+
+def known_rows(path: Path) -> dict[tuple[str | None, str], dict]:
+    """The lines that an earlier run wrote, by ref and folder; a line cut short is none."""
+    rows = {}
+    for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        rows[row["ref"], row["folder"]] = row
+    return rows
+
+
+def try_all(
+    entries: Sequence[Entry], repository: Repository, lines: Path, options: Sequence[str]
+) -> Iterator[dict]:
+    """The rows of the entries, each written down as soon as it is there."""
+    known = known_rows(lines)
+    lines.parent.mkdir(parents=True, exist_ok=True)
+    for number, entry in enumerate(entries, start=1):
+        row = known.get((entry.ref, Path(entry.path).name))
+        if row is None:
+            row = try_entry(entry, repository, options)
+            with lines.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+        bits = "" if row["bits"] is None else f"{row['bits']:,.0f} bits"
+        stopped = row["stopped_by"] if row["verdict"] == "NOT RUN" else ""
+        print(
+            f"{number}/{len(entries)} {row['label']} {row['verdict']} {bits} "
+            f"{row['minutes']:.1f} min {stopped}",
+            flush=True,
+        )
+        yield row
+
+
+def totals(rows: Sequence[dict]) -> dict:
+    """How many came to a score, to which verdicts, in how much time."""
+    ran = [row for row in rows if row["verdict"] != "NOT RUN"]
+    return {
+        "scripts": len(rows),
+        "ran_to_a_score": len(ran),
+        "verdicts": dict(Counter(row["verdict"] for row in rows)),
+        "median_minutes": sorted(row["minutes"] for row in rows)[len(rows) // 2],
+        "most_minutes": max(row["minutes"] for row in rows),
+    }
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("git", type=Path, metavar="GIT", help="a git directory")
+    parser.add_argument(
+        "records", nargs="*", metavar="REF:PATH", help="these instead of a random draw"
+    )
+    parser.add_argument("--base", default="HEAD", help="a commit (default HEAD)")
+    parser.add_argument(
+        "--pulls", nargs=2, type=int, metavar=("FIRST", "LAST"), help="numbers of pull requests"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--count", type=int, default=40)
+    parser.add_argument(
+        "--lines", type=Path, default=ROOT / "runs" / "canary.jsonl", help="JSON lines, resumed"
+    )
+    parser.add_argument("--out", type=Path, default=RESULTS / "canary.json")
+    parser.add_argument(
+        "--options",
+        default="",
+        help="further options of the command, as one word: --options='--seconds 300'",
+    )
+    return parser
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    args = build_parser().parse_args(words)
+    try:
+        repository = Repository(args.git)
+        pulls = tuple(args.pulls) if args.pulls else None
+        drawn_from = [] if args.records else population(repository, args.base, pulls)
+        entries = named(args.records) or draw(drawn_from, args.seed, args.count)
+        if not entries:
+            raise UserError(f"{args.git}: expected record folders in {args.base}, found none")
+        rows = list(try_all(entries, repository, args.lines, args.options.split()))
+        result = {
+            "environment": software(),
+            "load_average": os.getloadavg(),
+            "base": (repository.git("rev-parse", args.base) or b"").decode().strip(),
+            "pulls": args.pulls,
+            "population": len(drawn_from),
+            "seed": args.seed,
+            "totals": totals(rows),
+            "scripts": rows,
+        }
+        write_json(args.out, result)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    print(json.dumps(result["totals"]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
