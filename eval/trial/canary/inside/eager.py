@@ -8,6 +8,7 @@ import importlib
 from types import ModuleType
 
 VERSION = ""
+SUBMODULES = ("config", "eval_frame", "utils")  # used without an import of their own
 
 
 class Anything:
@@ -49,8 +50,8 @@ class Module(ModuleType):
     def __getattr__(self, name):
         if name.startswith("__"):
             raise AttributeError(name)
-        if name == "config":
-            return importlib.import_module(f"{self.__name__}.config")
+        if name in SUBMODULES:
+            return importlib.import_module(f"{self.__name__}.{name}")
         if name == "OptimizedModule":
             return importlib.import_module(f"{__package__}.compiling").Compiled
         made = Anything()
