@@ -200,6 +200,7 @@ def test_bad_calls_are_refused(corpus):
 @pytest.mark.parametrize("mechanism", ISOLATED)
 def test_another_interpreter_runs_the_script(corpus, mechanism, tmp_path):
     """It is asked where its environment lies, and that is shown."""
+    tmp_path.chmod(0o755)  # the run is another user
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path], check=True)
     python = tmp_path / "bin" / "python"
     assert interpreter(python).version == sys.version_info[:2]
