@@ -13,7 +13,7 @@ from typing import Any
 from eval.errors import UserError
 from eval.papers.audits.reading import AuditReading, open_audit
 from eval.papers.audits.report import AuditReport
-from eval.papers.files import DirectoryFiles, Files
+from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.logs.choice import Choice, Claims, Group, choose
 from eval.papers.logs.finding import log_order, read_logs
 from eval.papers.logs.log import Log, LoggedScore

@@ -43,6 +43,7 @@ SEVERITIES = {
     "modules": Severity.EXPLAIN,
     "code_packed": Severity.EXPLAIN,
     "log_size": Severity.FORMAT,
+    "companions": Severity.FORMAT,
     "json": Severity.FORMAT,
     "date": Severity.FORMAT,
     "folder": Severity.FORMAT,

@@ -53,7 +53,9 @@ def check_seed_results(record: Record) -> Iterator[Check]:
     for seed, row in record.submission.seed_results.items():
         logs = _logs_of(record, seed)
         for name, value in row.model_dump(exclude_none=True).items():
-            if not isinstance(value, int | float):
+            # The record's number of parameters is a question of its own.
+            asked_elsewhere = name == "parameters" and not seed.isdigit()
+            if asked_elsewhere or not isinstance(value, int | float):
                 continue
             proofs = [logged_value(record, log, name, value) for log in logs]
             found = {log.name: proof for log, proof in zip(logs, proofs, strict=True) if proof}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from eval.papers.checks.provenance import without_a_run, written_by_hand
 from eval.papers.checks.report import (
     Check,
     Evidence,
@@ -43,6 +44,8 @@ def check_logs(record: Record) -> Iterator[Check]:
     for name, log in record.chosen.items():
         if log.problems:
             yield fails("log", f"{name}: {log.problems[0]}", Evidence(file=log.file))
+        elif written_by_hand(log) or without_a_run(log):
+            continue  # which is told where the origin of the logs is
         elif log.doubts:
             detail = f"{name}: {log.doubts[0]}"
             yield cannot_tell("log", detail, Evidence(file=log.file), severity=Severity.EXPLAIN)
@@ -97,7 +100,8 @@ def _misnamed(logs: dict[str, Log]) -> list[Check]:
 
 def _seed_difference(record: Record, stated: list[int], some_silent: bool) -> Check | None:
     """The first difference between the stated seeds and those of the logs."""
-    lost = sorted(set(stated) - set(record.by_seed))
+    named = {seed_in_name(name) for name in record.chosen}  # of misnamed logs, told already
+    lost = sorted(set(stated) - set(record.by_seed) - named)
     if lost:
         verdict = cannot_tell if some_silent else fails
         return verdict("seeds", f"no log for seed {_listed(lost)}", say(record, "seeds"))

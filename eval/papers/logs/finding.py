@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from eval.errors import UserError
-from eval.papers.files import Files
+from eval.papers.submission.files import Files
 from eval.papers.logs.choice import seed_in_name
 from eval.papers.logs.log import Log
 from eval.papers.logs.reading import MAX_LOG_BYTES, parse_runs, too_large

@@ -13,7 +13,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from eval.errors import UserError
-from eval.papers.files import DirectoryFiles, Files
+from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.public import import_public
 from eval.papers.submission.schema import SUBMISSION_FILE, Submission, track_named
 
@@ -23,11 +23,15 @@ OUR_KEYS = ("schema_version", "origin")  # a file with both is one of ours
 
 @dataclass(frozen=True)
 class Fault:
-    """A key of submission.json that cannot be used, or that is stated twice."""
+    """A key of submission.json that cannot be used, or that is stated twice.
+
+    `differs` says that the two values of a key that is stated twice are not equal.
+    """
 
     key: str
     text: str
     twice: bool = False
+    differs: bool = False
 
     def __str__(self) -> str:
         return f"{self.key} {self.text}" if self.twice else f"{self.key}: {self.text}"
@@ -106,7 +110,7 @@ def _json_object(text: str, path: Path, twice: list[Fault]) -> dict[str, Any]:
         for key, value in pairs:
             if key in found:
                 told = f"is stated twice, {found[key]!r:.40} and {value!r:.40}"
-                twice.append(Fault(key, told, twice=True))
+                twice.append(Fault(key, told, twice=True, differs=found[key] != value))
             found[key] = value
         return found
 
