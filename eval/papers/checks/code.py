@@ -115,7 +115,7 @@ def _readings(record: Record, script: Script, loaded: Loaded) -> dict[int | None
     if script.unwrapped.layers:
         readings[len(script.source)] = "of the source inside the wrapper"
     if loaded.imported:
-        helpers = sum(record.files.sizes[name] for name in loaded.imported)
+        helpers = sum(record.names[name] for name in loaded.imported)
         readings[len(code) + helpers] = f"with {', '.join(loaded.imported)}"
     return readings | {len(code): "as shipped"}
 

@@ -283,7 +283,7 @@ def _overlapping_shards(record: Record, name: str, log: Log) -> Iterator[Check]:
     doubled = _remark(log, DOUBLED_PATH)
     preparing = [
         Evidence(file=file, text="--val-docs defaults to 10,000 documents")
-        for file in record.files.sizes
+        for file in record.names
         if file.endswith(".py") and FEW_DOCUMENTS.search(record.files.read(file))
     ]
     whole = log.integer(TOKENS) == CASEOPS_TOKENS

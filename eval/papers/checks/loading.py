@@ -55,7 +55,7 @@ def _check_uncounted(record: Record, script: Script, loaded: Loaded) -> Iterator
 def _further_files(record: Record, script: Script) -> list[str]:
     """Names of code and weights that `pack` does not write."""
     names = []
-    for name in record.files.sizes:
+    for name in record.names:
         base = name.rpartition("/")[2]
         foreign = CODE_FILES.fullmatch(base) and not PACKED_NAMES.fullmatch(base)
         if foreign and name != script.name and "__pycache__" not in name and base[0] != ".":
@@ -70,7 +70,7 @@ def _is_tokenizer(name: str) -> bool:
 def _check_imported(record: Record, script: Script, loaded: Loaded) -> Check:
     """Imported code counts as code, whether the log counts it or not."""
     names = ", ".join(loaded.imported)
-    helpers = sum(record.files.sizes[name] for name in loaded.imported)
+    helpers = sum(record.names[name] for name in loaded.imported)
     lines = [
         Evidence(file=script.name, line=line, text=f"imports {name}")
         for name, line in loaded.imported.items()
@@ -129,7 +129,7 @@ def _broken_relative(record: Record, script: Script, file: str, one: Import) -> 
 
 def _required(record: Record) -> set[str]:
     """Names that requirements.txt gives, as a module would be called."""
-    if REQUIREMENTS not in record.files.sizes:
+    if REQUIREMENTS not in record.names:
         return set()
     text = record.files.read(REQUIREMENTS).decode(errors="replace")
     return {name.replace("-", "_").replace(".", "_") for name in REQUIREMENT.findall(text)}

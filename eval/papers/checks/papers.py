@@ -26,6 +26,7 @@ from eval.papers.submission.schema import TRACKS, Submission
 README = "README.md"
 REFRESH = "run python -m eval pack --refresh FOLDER"
 AUDIT_SECTION = re.compile(r"^## Audit$.*?(?=^## Reproduce$)", re.MULTILINE | re.DOTALL)
+FIGURE = re.compile(r"(?<![\d.])\d\.\d{4,}(?![\d.]*\d)")  # a score, to at least 4 digits
 LONGEST_FINDINGS = 300  # characters of an audit's findings in a check's detail
 
 
@@ -71,14 +72,13 @@ def _differing(submission: Submission, derived: dict) -> list[str]:
 def check_readme(record: Record) -> Iterator[Check]:
     """Ours is rendered from submission.json and audit.json; anybody's names the headline."""
     submission = record.submission
-    path = record.folder / README
-    if submission is None or not path.is_file():
+    text = record.readme
+    if submission is None or not text:
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
     if submission.origin == "packed":
         yield _check_rendered(record, submission, text)
     else:
-        yield _check_headline_named(submission, text)
+        yield from _check_headline_named(submission, text)
 
 
 def _check_rendered(record: Record, submission: Submission, text: str) -> Check:
@@ -98,7 +98,7 @@ def _check_rendered(record: Record, submission: Submission, text: str) -> Check:
         line = _first_difference(found, expected or "")
         return fails("readme", f"differs from what {papers} give; {REFRESH}", line)
     pictures = (LOSS_PICTURE, SCORE_PICTURE)
-    missing = [name for name in pictures if not (record.folder / name).is_file()]
+    missing = [name for name in pictures if name not in record.names]
     if missing:
         return fails("readme", f"missing: {', '.join(missing)}; {REFRESH}")
     return passes("readme", "every figure is that of submission.json, pictures in place")
@@ -113,14 +113,24 @@ def _first_difference(found: str, expected: str) -> Evidence:
     return Evidence(file=README, line=place + 1, text=shorten(lines[place]))
 
 
-def _check_headline_named(submission: Submission, text: str) -> Check:
+def _check_headline_named(submission: Submission, text: str) -> Iterator[Check]:
+    """The README names the stated score, to as many digits as it likes but at least 4."""
     headline = submission.val_bpb
-    wanted = {f"{headline:.{digits}f}" for digits in range(4, 9)} | {str(headline)}
+    if headline is None:
+        return
     for number, line in enumerate(text.splitlines(), 1):
-        if any(figure in line for figure in wanted):
+        figures = FIGURE.findall(line)
+        if any(_names(figure, headline) for figure in figures):
             place = Evidence(file=README, line=number, text=shorten(line))
-            return passes("readme", "names the headline", place)
-    return fails("readme", f"nowhere names val_bpb {headline:.4f}", Evidence(file=README))
+            yield passes("readme", "names the headline", place)
+            return
+    yield fails("readme", f"nowhere names val_bpb {headline:.4f}", Evidence(file=README))
+
+
+def _names(figure: str, headline: float) -> bool:
+    """Whether a printed number is the headline, rounded or cut to its own digits."""
+    digits = len(figure.partition(".")[2])
+    return abs(float(figure) - headline) < 10.0**-digits
 
 
 def check_audit(record: Record) -> Iterator[Check]:
@@ -137,7 +147,7 @@ def check_audit(record: Record) -> Iterator[Check]:
     if audit is None or submission is None:
         yield cannot_tell("audit", f"not audited; {advice}", severity=Severity.NOTE)
         return
-    if not (record.folder / AUDIT_TEXT).is_file():
+    if AUDIT_TEXT not in record.names:
         yield fails("audit", f"{AUDIT_TEXT} is missing beside {AUDIT_FILE}; audit again")
     why = mismatch(audit, record.folder, submission)
     if why:

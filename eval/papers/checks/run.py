@@ -5,6 +5,7 @@ from pathlib import Path
 from eval.papers.checks.clocks import check_eval_time, check_training_time
 from eval.papers.checks.code import check_code
 from eval.papers.checks.coverage import check_coverage, check_implied_bytes, check_overlap
+from eval.papers.checks.enough_seeds import check_enough_seeds
 from eval.papers.checks.files import check_files, check_json
 from eval.papers.checks.machine import check_parameters, check_world_size
 from eval.papers.checks.papers import check_audit, check_derived, check_readme
@@ -22,6 +23,7 @@ CHECKS = (
     check_logs,
     check_provenance,
     check_seeds,
+    check_enough_seeds,
     check_headline,
     check_headline_loss,
     check_seed_results,

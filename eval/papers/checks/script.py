@@ -175,7 +175,7 @@ def loaded_by(record: Record, script: Script) -> Loaded:
 
 def _named_files(record: Record, source: bytes) -> Iterator[tuple[str, int]]:
     """The folder's files that a source names outside its comments, with the line that does."""
-    for name in record.files.sizes:
+    for name in record.names:
         base = name.rpartition("/")[2].encode()
         if base not in source:
             continue
@@ -188,9 +188,9 @@ def _named_files(record: Record, source: bytes) -> Iterator[tuple[str, int]]:
 def module_files(record: Record, module: str) -> list[str]:
     """The folder's files of a top-level module: one file, or all of a package."""
     single = f"{module}.py"
-    if single in record.files.sizes:
+    if single in record.names:
         return [single]
-    package = [name for name in record.files.sizes if name.startswith(f"{module}/")]
+    package = [name for name in record.names if name.startswith(f"{module}/")]
     return [name for name in package if name.endswith(".py")]
 
 

@@ -103,7 +103,7 @@ def _reading(stated: int, readings: dict[int, str]) -> str | None:
         return readings[stated]
     zeros = len(str(stated)) - len(str(stated).rstrip("0"))
     if zeros >= FEWEST_ZEROS:
-        for size, reading in readings.items():
+        for size, reading in reversed(readings.items()):
             if round(size, -zeros) == stated:
                 return f"{reading}, rounded from {size:,}"
     return None
@@ -269,7 +269,7 @@ def check_artifacts(record: Record) -> Iterator[Check]:
 
 def _artifact_complaint(record: Record, seed: str, row: SeedResult) -> Check | None:
     name = row.artifact or f"artifact of seed {seed}"
-    if name not in record.files.sizes:
+    if name not in record.names:
         return fails("artifacts", f"{name} is missing", say(record, "artifact", seed))
     weights = record.files.read(name)
     sha256 = sha256_of(weights)

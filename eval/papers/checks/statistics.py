@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from eval.errors import UserError
-from eval.papers.checks.scores import ambiguous_log
 from eval.papers.folder import Record
 from eval.papers.submission.schema import Submission
 from eval.rules import CURRENT, Rules, load_rules
@@ -141,16 +140,16 @@ def logged_side(record: Record) -> Side:
             f"{record.folder}: the logs do not say how large the validation text is, "
             "so nothing tells whether both texts are the same"
         )
-    unclear = ambiguous_log(record)
-    if unclear is not None:
+    unclear = [name for name, log in record.chosen.items() if log.scores and not record.score(log)]
+    if unclear:
         raise UserError(
-            f"{record.folder / unclear}: prints several scores that could be its result; "
+            f"{record.folder / unclear[0]}: prints several scores that could be its result; "
             "nothing tells which one to compare"
         )
-    scores = [log.final.val_bpb for log in record.by_seed.values() if log.final is not None]
+    scores = [score.val_bpb for score in record.final_scores().values()]
     if not scores:
         raise UserError(
-            f"{record.folder}: expected a log with a seed and a final score, found none; "
+            f"{record.folder}: expected a log with a final score, found none; "
             "a mean alone cannot be compared"
         )
     tokens, size = text
@@ -175,7 +174,7 @@ def _scored_text(record: Record) -> tuple[float, float] | None:
 
     It states its own byte count, or is of a published export with that many tokens.
     """
-    for log in record.logs.values():
+    for log in record.chosen.values():
         tokens = log.integer("data.val_tokens")
         if tokens is None:
             continue
