@@ -13,13 +13,13 @@ from typing import Any
 from eval.errors import UserError
 from eval.papers.audits.reading import AuditReading, open_audit
 from eval.papers.audits.report import AuditReport
-from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.logs.choice import Choice, Claims, Group, choose
 from eval.papers.logs.finding import log_order, read_logs
 from eval.papers.logs.log import Log, LoggedScore
 from eval.papers.logs.naming import Naming, named_in_readme
 from eval.papers.logs.reading import parse_log
 from eval.papers.logs.values import decimals
+from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.public import RECORD_FIELDS
 from eval.papers.submission.reading import Fault, read_submission, track_of
 from eval.papers.submission.schema import (
@@ -160,9 +160,15 @@ class Record:
         return self._logs_and_copies[1]
 
     @cached_property
-    def naming(self) -> Naming | None:
-        """The line of README that says which log the headline is of."""
+    def _namings(self) -> list[Naming]:
         return named_in_readme(self.readme, self.logs, self.headline)
+
+    @property
+    def naming(self) -> Naming | None:
+        """The line of README that names the logs that were chosen by it."""
+        own = set(self.choice.own)
+        fitting = [naming for naming in self._namings if own <= set(naming.logs)]
+        return fitting[0] if fitting and self.choice.by_readme else None
 
     @cached_property
     def choice(self) -> Choice:
@@ -227,14 +233,14 @@ class Record:
             tolerances=(exact,) if packed else (exact, LENIENT),
             seeds=tuple(self.submission.seeds),
             by_seed={int(seed): row.val_bpb for seed, row in rows if seed.isdecimal()},
-            named=self.naming.logs if self.naming else (),
+            named=tuple(naming.logs for naming in self._namings),
         )
 
     # --- The audit ---
 
     @cached_property
     def _audit(self) -> AuditReading:
-        return open_audit(self.folder)
+        return open_audit(self.folder, self.files)
 
     @property
     def audit(self) -> AuditReport | None:

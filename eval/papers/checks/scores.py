@@ -79,7 +79,7 @@ def _proven_headline(record: Record) -> Check:
         return _headline_of_choice(record, lines)
     if not agrees(stated, mean):
         detail += "; the further decimals come from rounded parts"
-    if choice.by_readme and record.naming:
+    if record.naming:
         lines.append(_naming_line(record))
     return passes("headline", detail, *lines)
 
@@ -165,6 +165,8 @@ def _one_of_several(record: Record, lines: list[Evidence]) -> Check | None:
         )
         if foreign(fitting[-1]):
             return cannot_tell("headline", f"{detail} ({label}: a comparison?)", *lines)
+        if record.headline > mean and record.submission.origin == "imported":
+            return policy("headline", f"{detail}, which is better", *lines)
         return fails("headline", detail, *lines)
     return None
 

@@ -70,14 +70,14 @@ class Claims:
 
     `headline` in bits per byte; a mean that lies within one of the `tolerances` of it may be it,
     the smallest is tried first. `seeds` as stated, `by_seed` the bits per byte of each of them,
-    `named` the logs that README says the headline is of.
+    `named` the sets of logs that README may say the headline is of.
     """
 
     headline: float | None = None
     tolerances: tuple[float, ...] = (5e-9,)
     seeds: tuple[int, ...] = ()
     by_seed: dict[int, float] = field(default_factory=dict)
-    named: tuple[str, ...] = ()
+    named: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -181,8 +181,11 @@ def _candidates(
             yield _Candidate(tuple(family), f"the {len(family)} logs that are named alike")
     if plain:
         yield _Candidate(tuple(plain), "all logs of complete runs" if plain[1:] else "the only log")
-    if claims.named:
-        yield _Candidate(claims.named, f"README names {', '.join(claims.named)}", by_readme=True)
+    for names in claims.named:
+        yield _Candidate(names, f"README names {_listed(names)}", by_readme=True)
+        if len(names) > 1:
+            for name in names:
+                yield _Candidate((name,), f"README names {name}", by_readme=True)
     if scored and scored != plain:
         yield _Candidate(tuple(scored), "all logs with a score")
     for name in scored:
@@ -291,18 +294,30 @@ def _siblings(
 ) -> tuple[str, ...]:
     """Runs of the same experiment that a candidate leaves out.
 
-    What is named an ablation, a rerun or an evaluation is no run of the record. Where README or
-    the stated seeds choose the logs, a further log of a chosen seed is a rerun.
+    What is named an ablation, a rerun or an evaluation is no run of the record. A further log of
+    a chosen seed is a rerun, where README or the stated seeds choose the logs, and another
+    experiment where it was written by another source.
     """
     own = [logs[name] for name in candidate.names]
-    seeds = {log.seed for log in own} if candidate.is_stated else set()
     left_out = []
     for name in scored:
         log = logs[name]
-        further = name not in candidate.names and kinds[name] is Group.OWN
-        if further and log.seed not in seeds and all(same_experiment(log, o) for o in own):
+        if name in candidate.names or kinds[name] is not Group.OWN:
+            continue
+        twins = [mine for mine in own if mine.seed == log.seed]
+        rerun = bool(twins) and candidate.is_stated
+        other = any(_other_source(mine, log) for mine in twins)
+        if not rerun and not other and all(same_experiment(log, mine) for mine in own):
             left_out.append(name)
     return tuple(left_out)
+
+
+def _other_source(a: Log, b: Log) -> bool:
+    """Whether two logs show that different scripts wrote them."""
+    if None not in (a.source, b.source):
+        return a.source != b.source
+    sizes = [log.integer("result.code_bytes") for log in (a, b)]
+    return None not in sizes and sizes[0] != sizes[1]
 
 
 def same_experiment(a: Log, b: Log) -> bool:

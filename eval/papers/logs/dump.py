@@ -22,7 +22,7 @@ RULER = re.compile(r"^([=\-*_~+])\1{9,}$")
 FEWEST_CODE_LINES = 3
 SHORTEST_SCRIPT = 60  # characters: less may stand in a log by chance
 MOST_CODE_LINES = 8000  # the longest public script has 3,800
-MOST_TRIES = 8  # to find where code ends, and as often where it begins
+MOST_TRIES = 12  # to find where code ends, and as often where it begins
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,26 @@ def find_dumps(texts: Sequence[str], scripts: Sequence[Sequence[str]]) -> list[D
     """All dumps among a log's lines, in order.
 
     `texts` are the log's lines without the blank ones, `scripts` the likewise reduced lines of
-    the scripts that may have written it.
+    the scripts that may have written it. Runs of several versions may share a log.
     """
     known = [script for script in scripts if sum(map(len, script)) >= SHORTEST_SCRIPT]
     found = _copies(texts, known)
-    if not found:
-        parsed = _first_parsed(texts)
-        if parsed is not None:
-            found = _copies(texts, [texts[parsed.begin : parsed.end]])
+    tries = MOST_TRIES
+    begin = 0
+    while tries > 0:
+        head = _next_head(texts, begin)
+        if head is None:
+            break
+        covering = [dump for dump in found if dump.begin <= head < dump.end]
+        if covering:
+            begin = covering[0].end
+            continue
+        tries -= 1
+        end = _code_end(texts, head)
+        if end is not None:
+            known.append(texts[head:end])
+            found = _copies(texts, known)
+        begin = head + 1 if end is None else end
     return found
 
 
@@ -68,19 +80,6 @@ def _copies(texts: Sequence[str], scripts: Sequence[Sequence[str]]) -> list[Dump
                 found.append(Dump(begin, end))
                 break
     return found
-
-
-def _first_parsed(texts: Sequence[str]) -> Dump | None:
-    """The first stretch that is a script."""
-    begin = -1
-    for _ in range(MOST_TRIES):
-        begin = _next_head(texts, begin + 1)
-        if begin is None:
-            return None
-        end = _code_end(texts, begin)
-        if end is not None:
-            return Dump(begin, end)
-    return None
 
 
 def _next_head(texts: Sequence[str], first: int) -> int | None:

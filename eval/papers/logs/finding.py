@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from eval.errors import UserError
-from eval.papers.submission.files import Files
 from eval.papers.logs.choice import seed_in_name
 from eval.papers.logs.log import Log
 from eval.papers.logs.reading import MAX_LOG_BYTES, parse_runs, too_large
+from eval.papers.submission.files import Files
 
 LOG_SUFFIXES = (".log", ".txt")
 # Texts that are no logs, whatever they quote.

@@ -11,7 +11,7 @@ CLAIMING = re.compile(
     r"|primary|canonical",
     re.IGNORECASE,
 )
-SEED = re.compile(r"\bseed\s*[:=#`*_]*\s*(\d{1,12})\b", re.IGNORECASE)
+SEED = re.compile(r"\bseed\s*[:=#`*_(]*\s*(\d{1,12})\b", re.IGNORECASE)
 # A number in README is the headline if it is so close, in bits per byte.
 SAME_FIGURE = 1e-4
 FIGURE = re.compile(r"(?<![\d.])\d\.\d{3,10}(?!\d)")
@@ -19,31 +19,36 @@ FIGURE = re.compile(r"(?<![\d.])\d\.\d{3,10}(?!\d)")
 
 @dataclass(frozen=True)
 class Naming:
-    """The logs that a line of README names as those of the headline; 1-based."""
+    """The logs that a line of README may name as those of the headline; 1-based."""
 
     logs: tuple[str, ...]
     line: int
     text: str
 
 
-def named_in_readme(readme: str, logs: dict[str, Log], headline: float | None) -> Naming | None:
-    """The line that states the headline together with one log's name, or says of one seed that it
-    is the one that counts.
+def named_in_readme(readme: str, logs: dict[str, Log], headline: float | None) -> list[Naming]:
+    """Lines that name one log and the headline, or say of one log or seed that it counts.
+
+    Whether the headline is of the named logs is for their scores to say.
     """
     if headline is None:
-        return None
+        return []
+    found = []
     for number, line in enumerate(readme.splitlines(), 1):
-        figures = [float(figure) for figure in FIGURE.findall(line)]
-        if not any(abs(figure - headline) <= SAME_FIGURE for figure in figures):
-            continue
-        files = {log.file for log in logs.values()}
-        by_file = {file for file in files if file.rpartition("/")[2] in line}
-        if len(by_file) == 1:
-            names = tuple(name for name, log in logs.items() if log.file in by_file)
-            return Naming(names, number, line)
-        seeds = {int(seed) for seed in SEED.findall(line)}
-        if len(seeds) == 1 and CLAIMING.search(line):
-            names = tuple(name for name, log in logs.items() if log.seed in seeds)
-            if names:
-                return Naming(names, number, line)
-    return None
+        names = _logs_named(line, logs, headline)
+        if names:
+            found.append(Naming(names, number, line))
+    return found
+
+
+def _logs_named(line: str, logs: dict[str, Log], headline: float) -> tuple[str, ...]:
+    claims = CLAIMING.search(line) is not None
+    figures = [float(figure) for figure in FIGURE.findall(line)]
+    states_headline = any(abs(figure - headline) <= SAME_FIGURE for figure in figures)
+    files = {log.file for log in logs.values() if log.file.rpartition("/")[2] in line}
+    if len(files) == 1 and (claims or states_headline):
+        return tuple(name for name, log in logs.items() if log.file in files)
+    seeds = {int(seed) for seed in SEED.findall(line)}
+    if len(seeds) == 1 and claims:
+        return tuple(name for name, log in logs.items() if log.seed in seeds)
+    return ()

@@ -94,8 +94,7 @@ def _public_runs(log: Log, plain: bytes, scripts: Sequence[bytes]) -> list[Log]:
     lines = split_lines(plain)
     texts = [text for _, text in lines]
     dumps = find_dumps(texts, [code_lines(script) for script in scripts])
-    if dumps:
-        _keep_source(log, plain, lines[dumps[0].begin][0], lines[dumps[0].end - 1][0])
+    sources = [_printed(plain, lines[dump.begin][0], lines[dump.end - 1][0]) for dump in dumps]
     for dump in reversed(dumps):
         del lines[dump.begin : dump.end]
     runs = []
@@ -103,15 +102,24 @@ def _public_runs(log: Log, plain: bytes, scripts: Sequence[bytes]) -> list[Log]:
         run = replace(log, run=i, facts={}, steps=[], scores=[], phases=[], problems=[], doubts=[])
         parse_public(run, part)
         run.steps = _settle_steps(run)
+        _take_printed(run, sources)
         runs.append(run)
     return runs
 
 
-def _keep_source(log: Log, plain: bytes, first: int, last: int) -> None:
-    """Keep lines `first` to `last`, 1-based, as the source that the log prints."""
+def _printed(plain: bytes, first: int, last: int) -> tuple[int, bytes]:
+    """The first of the lines `first` to `last`, 1-based, and their text: a source."""
     printed = ANSI.sub(b"", plain).split(b"\n")[first - 1 : last]
-    log.source = b"\n".join(printed).removeprefix(codecs.BOM_UTF8)
-    log.source_line = first
+    return first, b"\n".join(printed).removeprefix(codecs.BOM_UTF8)
+
+
+def _take_printed(run: Log, sources: list[tuple[int, bytes]]) -> None:
+    """Give a run the source that was printed last before its first step, else the first one."""
+    begin = run.steps[0].line if run.steps else 0
+    for line, source in sources:
+        if run.source is None or line < begin:
+            run.source_line = line
+            run.source = source
 
 
 def _as_utf8(raw: bytes) -> bytes:

@@ -29,7 +29,8 @@ class Kind(StrEnum):
 class Size:
     """A size in bytes, and the line of the log that states it.
 
-    `label` is the compression as the log calls it, empty where it names none.
+    `label` is the compression as the log calls it, empty where it names none. `unit` is what the
+    last printed digit is worth: 10,000 where a log prints 15.92 MB.
     """
 
     kind: Kind
@@ -37,6 +38,7 @@ class Size:
     bytes: int
     line: int
     text: str
+    unit: int = 1
 
 
 # A line of each kind, as the contest's scripts and their descendants print it. A launcher may have
@@ -51,8 +53,11 @@ PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
         (Kind.WEIGHTS, rf"artifact_bytes(?P<label>):\s*{COUNT}\b"),
         (Kind.CODE, rf"code_bytes(?P<label>):\s*{COUNT}\b"),
         (Kind.TOTAL, rf"(?:total_bytes|bytes_total)(?P<label>):\s*{COUNT}\b"),
+        (Kind.TOTAL, rf"Artifact(?: size)?(?P<label>):\s*{COUNT}(?: bytes| B\b)"),
     )
 )
+RESULT = re.compile(rf"\bsize={COUNT}\s?B\b")
+ROUNDED = re.compile(r"^artifact:(?P<megabytes>\d+\.(?P<digits>\d+))MB\b.*\bcode:(?P<code>\d+)\b")
 SUMMARY = re.compile(rf"\bartifact:{COUNT} code:{COUNT} total:{COUNT}\b")
 SUMMARY_KINDS = (Kind.WEIGHTS, Kind.CODE, Kind.TOTAL)
 
@@ -61,7 +66,7 @@ def sizes_of(lines: Iterable[tuple[int, str]]) -> "Sizes":
     """The sizes that lines of a log state; each line is its number and its text."""
     found: list[Size] = []
     for number, text in lines:
-        if "ytes" in text or " B" in text or "artifact:" in text:
+        if "ytes" in text or " B" in text or "artifact:" in text or "size=" in text:
             found += _read(number, text)
     return Sizes(tuple(found))
 
@@ -71,6 +76,15 @@ def _read(number: int, text: str) -> list[Size]:
     if summary:
         counts = zip(SUMMARY_KINDS, summary.groups(), strict=True)
         return [Size(kind, "", _count(count), number, text) for kind, count in counts]
+    rounded = ROUNDED.search(text)
+    if rounded:
+        unit = 10 ** max(0, 6 - len(rounded["digits"]))
+        weights = round(float(rounded["megabytes"]) * 1_000_000)
+        code = Size(Kind.CODE, "", int(rounded["code"]), number, text)
+        return [Size(Kind.WEIGHTS, "", weights, number, text, unit), code]
+    result = RESULT.search(text)
+    if result:
+        return [Size(Kind.TOTAL, "", _count(result[1]), number, text)]
     for kind, pattern in PATTERNS:
         match = pattern.search(text)
         if match is None:
