@@ -19,6 +19,7 @@ from eval.papers.audits.report import (
     SeedScore,
     worst,
 )
+from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.schema import (
     CODE_FILE,
     TRACKS,
@@ -50,24 +51,23 @@ def read_audit(folder: Path) -> AuditReport | None:
 
     Raises UserError when the file is not one.
     """
-    reading = open_audit(folder)
+    reading = open_audit(folder, DirectoryFiles(folder))
     if reading.problem is not None:
         raise UserError(reading.problem)
     return reading.report
 
 
-def open_audit(folder: Path) -> AuditReading:
+def open_audit(folder: Path, files: Files) -> AuditReading:
     """Read the folder's audit.json without raising for its faults."""
+    if AUDIT_FILE not in files.sizes:
+        return AuditReading()
     path = folder / AUDIT_FILE
     advice = f"audit the record again (python -m eval audit {folder})"
     try:
-        raw = path.read_bytes()
+        raw = files.read(AUDIT_FILE)
         report = AuditReport.model_validate_json(raw)
-    except FileNotFoundError:
-        return AuditReading()
-    except OSError as error:
-        problem = f"{path}: expected a readable file, found {error.strerror}; {advice}"
-        return AuditReading(problem=problem)
+    except UserError as error:
+        return AuditReading(problem=f"{error}; {advice}")
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "file"
@@ -83,7 +83,7 @@ def audit_findings(audit: AuditReport) -> list[str]:
     return [f"{test.verdict} {test.name}: {test.reason}" for test in failed]
 
 
-def mismatch(report: AuditReport, folder: Path, submission: Submission) -> str | None:
+def mismatch(report: AuditReport, files: Files, submission: Submission) -> str | None:
     """Why the report is no audit of this folder as it stands; None when it is one.
 
     The answer is the first fact that differs. A rejection has to be of this code and of these
@@ -92,7 +92,7 @@ def mismatch(report: AuditReport, folder: Path, submission: Submission) -> str |
 
     Says nothing about who wrote the report: only auditing again does.
     """
-    return next(ReportInFolder(report, folder, submission).differences(), None)
+    return next(ReportInFolder(report, files, submission).differences(), None)
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,17 @@ class ReportInFolder:
     """A report beside the folder that it should be of."""
 
     report: AuditReport
-    folder: Path
+    files: Files
     submission: Submission
 
     @cached_property
     def claims(self) -> dict[str, SeedResult | None]:
         """What the record states of each score, by the score's seed."""
         return {score.seed: claim_of(score, self.submission) for score in self.report.scores}
+
+    def sha256(self, name: str) -> str:
+        """Of a file of the folder; empty where there is no such file."""
+        return sha256_of(self.files.read(name)) if name in self.files.sizes else ""
 
     def differences(self) -> Iterator[str]:
         """Facts of the report that differ from the folder."""
@@ -123,7 +127,7 @@ class ReportInFolder:
         yield from self.differing_rules()
 
     def differing_code(self) -> Iterator[str]:
-        code = _sha256(self.folder / CODE_FILE)
+        code = self.sha256(CODE_FILE)
         expected = f"that of {CODE_FILE}, {code[:12]}…" if code else f"a {CODE_FILE} in the folder"
         if not code or self.report.code_sha256 != code:
             yield _differs("code_sha256", expected, self.report.code_sha256)
@@ -145,7 +149,7 @@ class ReportInFolder:
                 known_seeds = seeds or "several without a score each"
                 yield _differs("seed", f"one of {known_seeds}", score.seed)
                 continue
-            committed = _sha256(self.folder / f"artifact_seed{score.seed}.bin")
+            committed = self.sha256(f"artifact_seed{score.seed}.bin")
             known = [sha for sha in (committed, claim.artifact_sha256) if sha]
             matches = [sha == score.artifact_sha256 for sha in known]
             # An audit that found file and statement to differ rejects for it: either will do.
@@ -237,8 +241,3 @@ def _differs(what: str, expected: str, found: str) -> str:
     longest = 12 if len(text) == SHA256_DIGITS else LONGEST_FOUND
     shown = text if len(text) <= longest else f"{text[:longest]}…"
     return f"{what}: expected {expected}, found {shown}"
-
-
-def _sha256(path: Path) -> str:
-    """Empty where there is no such file."""
-    return sha256_of(path) if path.is_file() else ""

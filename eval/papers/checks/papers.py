@@ -20,7 +20,7 @@ from eval.papers.checks.report import (
 )
 from eval.papers.folder import LOSS_PICTURE, SCORE_PICTURE, Record
 from eval.papers.logs.proof import derived_fields
-from eval.papers.rendering.readme import changes_of, readme
+from eval.papers.rendering.readme import changes_in, readme
 from eval.papers.submission.schema import TRACKS, Submission
 
 README = "README.md"
@@ -82,10 +82,7 @@ def check_readme(record: Record) -> Iterator[Check]:
 
 
 def _check_rendered(record: Record, submission: Submission, text: str) -> Check:
-    try:
-        changes = changes_of(record.folder)
-    except UserError as error:
-        return fails("readme", str(error))
+    changes = changes_in(text)
     found = text
     expected = None
     if changes is not None:
@@ -149,7 +146,7 @@ def check_audit(record: Record) -> Iterator[Check]:
         return
     if AUDIT_TEXT not in record.names:
         yield fails("audit", f"{AUDIT_TEXT} is missing beside {AUDIT_FILE}; audit again")
-    why = mismatch(audit, record.folder, submission)
+    why = mismatch(audit, record.files, submission)
     if why:
         fact = cite_audit(record, why.partition(":")[0])
         yield fails(

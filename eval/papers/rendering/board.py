@@ -74,7 +74,9 @@ class Entry:
     @cached_property
     def mismatch(self) -> str | None:
         """Why the audit beside the record is not one of this record."""
-        return None if self.audit is None else mismatch(self.audit, self.folder, self.submission)
+        if self.audit is None:
+            return None
+        return mismatch(self.audit, self.record.files, self.submission)
 
     @property
     def status(self) -> str:

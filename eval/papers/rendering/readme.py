@@ -109,6 +109,11 @@ def changes_of(folder: Path) -> str | None:
             f"{path}: expected a UTF-8 text, found {error}; "
             "repair it, pack never overwrites what it cannot read"
         ) from None
+    return changes_in(text)
+
+
+def changes_in(text: str) -> str | None:
+    """The hand-written part of a README's text; None where it has no markers."""
     _, begin, rest = text.partition(CHANGES_BEGIN)
     changes, end, _ = rest.partition(CHANGES_END)
     return changes.strip() if begin and end else None
