@@ -123,8 +123,8 @@ def test_a_stated_size_may_be_the_total_of_the_log(tmp_path, key):
 @pytest.mark.parametrize(
     ("stated", "verdict", "words"),
     [
-        (1012, Verdict.PASS, "the mean total"),
-        (1000, Verdict.PASS, "without the code"),
+        (1012, Verdict.PASS, "the total of"),
+        (1000, Verdict.PASS, "the weights of train_seed1.log alone"),
         (1013, Verdict.FAIL, "1,013 stated, the logs say 1,012"),
         (None, Verdict.CANNOT_TELL, "states no total, the logs say 1,012"),
     ],
@@ -133,14 +133,30 @@ def test_the_stated_total_is_one_of_the_log(tmp_path, stated, verdict, words):
     folder = contest_folder(tmp_path, {"bytes_total": stated})
     outcome = answer(folder, "bytes_total")
     assert outcome.verdict is verdict
-    assert words.replace("the mean total", "the total of") in outcome.detail
+    assert words in outcome.detail
 
 
 def test_a_rounded_total_is_one_of_the_log(tmp_path):
     log = edited(public_log(1, 1.1), "1012 bytes", "15899961 bytes")
     log = edited(log, ": 1000 bytes", ": 15899949 bytes")
     folder = contest_folder(tmp_path, {"bytes_total": 15_900_000}, {LOG: log})
-    assert "rounded from 15,899,961" in answer(folder, "bytes_total").detail
+    assert "15,899,961, rounded" in answer(folder, "bytes_total").detail
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "stated", "verdicts_of"),
+    [
+        ("15.92", 15_923_012, ("PASS", "PASS")),
+        ("15.92", 15_926_012, ("FAIL", "PASS")),  # would be printed as 15.93
+        ("16.00", 16_000_000, ("PASS", "CANNOT-TELL")),  # 15,995,000 would leave room
+        ("16.01", 16_000_000, ("FAIL", "FAIL")),
+    ],
+)
+def test_weights_may_be_printed_in_megabytes(tmp_path, megabytes, stated, verdicts_of):
+    printed = f"artifact:{megabytes}MB ternary:64880640(14239486B) fp:2513744(2537376B) code:12\n"
+    log = edited(public_log(1, 1.1), ONE_COMPRESSION, printed)
+    folder = contest_folder(tmp_path, {"bytes_total": stated}, {LOG: log})
+    assert (answer(folder, "bytes_total").verdict, answer(folder, "cap").verdict) == verdicts_of
 
 
 def test_a_total_below_its_parts_is_caught(tmp_path):

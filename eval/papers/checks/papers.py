@@ -26,7 +26,8 @@ from eval.papers.submission.schema import TRACKS, Submission
 README = "README.md"
 REFRESH = "run python -m eval pack --refresh FOLDER"
 AUDIT_SECTION = re.compile(r"^## Audit$.*?(?=^## Reproduce$)", re.MULTILINE | re.DOTALL)
-FIGURE = re.compile(r"(?<![\d.])\d\.\d{4,}(?![\d.]*\d)")  # a score, to at least 4 digits
+FIGURE = re.compile(r"(?<![\d.])\d\.\d+(?![\d.]*\d)")
+FEWEST_DIGITS = 4  # of a number that may be the headline in fewer digits than stated
 LONGEST_FINDINGS = 300  # characters of an audit's findings in a check's detail
 
 
@@ -126,8 +127,10 @@ def _check_headline_named(submission: Submission, text: str) -> Iterator[Check]:
 
 def _names(figure: str, headline: float) -> bool:
     """Whether a printed number is the headline, rounded or cut to its own digits."""
+    if figure == str(headline):
+        return True
     digits = len(figure.partition(".")[2])
-    return abs(float(figure) - headline) < 10.0**-digits
+    return digits >= FEWEST_DIGITS and abs(float(figure) - headline) < 10.0**-digits
 
 
 def check_audit(record: Record) -> Iterator[Check]:

@@ -23,6 +23,7 @@ from eval.papers.logs.sizes import Shipment, Size
 from eval.papers.submission.schema import TRACKS, SeedResult, Track
 
 FEWEST_ZEROS = 3  # at the end of a number that its author rounded
+MOST_ROUNDING = 5e-4  # of a size: more than 8 kB of 16 MB is another size
 
 
 def check_bytes(record: Record) -> Iterator[Check]:
@@ -69,44 +70,61 @@ def _check_stated_total(
     if not readings:
         detail = f"{_listed(unmatched)} stated, no log prints a size to hold it against"
         return cannot_tell("bytes_total", detail, *lines, severity=Severity.EXPLAIN)
-    known = _listed([total.bytes for total in totals.values()]) or _listed(list(readings))
+    known = _listed([total.bytes for total in totals.values()] or [r.bytes for r in readings])
     detail = f"{_listed(unmatched)} stated, the logs say {known}"
     return fails("bytes_total", detail, *lines)
 
 
+@dataclass(frozen=True)
+class Reading:
+    """What a stated size may be: that many bytes, to within half a `unit`."""
+
+    bytes: int
+    words: str
+    unit: int = 1
+
+    def fits(self, stated: int) -> bool:
+        """Whether a stated size is this one, to the digits that its author and the log give."""
+        if abs(stated - self.bytes) <= self.unit // 2:
+            return True
+        if abs(stated - self.bytes) > MOST_ROUNDING * self.bytes:
+            return False
+        zeros = len(str(stated)) - len(str(stated).rstrip("0"))
+        return zeros >= FEWEST_ZEROS and round(self.bytes, -zeros) == stated
+
+
 def _readings(
     record: Record, shipments: dict[str, Shipment], totals: dict[str, Size]
-) -> dict[int, str]:
-    """What a stated size may be, by its bytes. Later entries say more."""
-    readings: dict[int, str] = {}
+) -> list[Reading]:
+    """What a stated size may be; those that say most come first."""
+    counts = [total.bytes for total in totals.values()]
+    readings = []
+    if len(counts) > 1:
+        readings.append(Reading(max(counts), "the largest log's total"))
+    readings += [Reading(total.bytes, f"the total of {name}") for name, total in totals.items()]
+    if counts:
+        readings.append(Reading(round(statistics.fmean(counts)), "the mean total"))
+    stated_code = record.submission.bytes_code if record.submission else None
+    codes = {record.shipped_size: "the script as shipped", stated_code: "the stated code"}
     for name, shipment in shipments.items():
-        if shipment.weights is not None:
-            readings[shipment.weights.bytes] = f"the weights of {name}, without the code"
-            code = record.submission.bytes_code if record.submission else None
+        if shipment.weights is None:
+            continue
+        weights = shipment.weights
+        for code, words in codes.items():
             if code is not None:
-                sum_as_stated = shipment.weights.bytes + code
-                readings[sum_as_stated] = f"the weights of {name} and the stated code"
-            if record.shipped_size is not None:
-                measured = shipment.weights.bytes + record.shipped_size
-                readings[measured] = f"the weights of {name} and the script as shipped"
-    if totals:
-        readings[round(statistics.fmean(t.bytes for t in totals.values()))] = "the mean total"
-    readings |= {total.bytes: f"the total of {name}" for name, total in totals.items()}
-    if len(totals) > 1:
-        readings[max(total.bytes for total in totals.values())] = "the largest log's total"
+                sum_of_both = f"the weights of {name} and {words}"
+                readings.append(Reading(weights.bytes + code, sum_of_both, weights.unit))
+        readings.append(Reading(weights.bytes, f"the weights of {name} alone", weights.unit))
     return readings
 
 
-def _reading(stated: int, readings: dict[int, str]) -> str | None:
-    """What a stated size is, to the digits that its author gives."""
-    if stated in readings:
-        return readings[stated]
-    zeros = len(str(stated)) - len(str(stated).rstrip("0"))
-    if zeros >= FEWEST_ZEROS:
-        for size, reading in reversed(readings.items()):
-            if round(size, -zeros) == stated:
-                return f"{reading}, rounded from {size:,}"
-    return None
+def _reading(stated: int, readings: list[Reading]) -> str | None:
+    exact = [reading for reading in readings if reading.bytes == stated]
+    fitting = exact or [reading for reading in readings if reading.fits(stated)]
+    if not fitting:
+        return None
+    first = fitting[0]
+    return first.words if exact else f"{first.words}, {first.bytes:,}, rounded"
 
 
 def _listed(sizes: list[int]) -> str:
@@ -122,12 +140,20 @@ class Measured:
 
     name: str
     shipment: Shipment
-    weights: int
     script: int
+
+    @property
+    def weights(self) -> int:
+        return self.shipment.weights.bytes
 
     @property
     def total(self) -> int:
         return self.weights + self.script
+
+    @property
+    def doubt(self) -> int:
+        """By how much the total may be off where the log rounds."""
+        return self.shipment.weights.unit // 2
 
     @property
     def parts(self) -> str:
@@ -150,13 +176,18 @@ def _check_cap(record: Record, shipments: dict[str, Shipment], stated: list[Stat
     logged_over = logged is not None and logged[1].bytes > cap
     if over or logged_over:
         return _over_by_the_papers(over, logged, measured, cap, evidence)
-    if measured is not None and measured.total > cap:
+    if measured is not None and measured.total - measured.doubt > cap:
         return _over_as_shipped(record, measured, cap, evidence)
+    if measured is not None and measured.total + measured.doubt > cap:
+        detail = f"largest {measured.parts} of {cap:,}, give or take {measured.doubt:,}"
+        return cannot_tell("cap", detail, *evidence)
     if measured is not None:
         return passes("cap", f"largest {measured.parts} of {cap:,}", *evidence)
     if logged is not None:
-        detail = f"logged total {logged[1].bytes:,} of {cap:,}; the script is not here to measure"
-        return cannot_tell("cap", detail, *evidence)
+        detail = f"logged total {logged[1].bytes:,} of {cap:,}"
+        if record.shipped_size is None:
+            return cannot_tell("cap", f"{detail}; the script is not here to measure", *evidence)
+        return passes("cap", detail, *evidence)
     return _by_statement_alone(stated, cap)
 
 
@@ -166,8 +197,7 @@ def _largest_measured(record: Record, shipments: dict[str, Shipment]) -> Measure
     found = []
     for name, shipment in shipments.items():
         if shipment.weights is not None:
-            weights = shipment.weights.bytes
-            found.append(Measured(name, shipment, weights, record.shipped_size))
+            found.append(Measured(name, shipment, record.shipped_size))
     return max(found, key=lambda one: one.total, default=None)
 
 
