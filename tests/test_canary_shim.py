@@ -6,6 +6,7 @@ import ast
 import json
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -63,3 +64,26 @@ def test_an_interpreter_without_torch_stays_quick(tmp_path):
 def test_a_missing_package_is_still_missing(tmp_path):
     done = run_with_shim(tmp_path, "-c", "import a_package_that_nobody_has")
     assert "No module named 'a_package_that_nobody_has'" in done.stderr
+
+
+TRITON = """
+import torch, triton, triton.language as tl
+
+@triton.autotune(configs=[triton.Config({"BLOCK": 16}, num_warps=4)], key=["n"])
+@triton.jit
+def double(x, y, n, BLOCK: tl.constexpr):
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y + i, 2 * tl.load(x + i, mask=i < n), mask=i < n)
+
+x = torch.arange(40.0, device="cuda")
+y = torch.zeros_like(x)
+double[lambda meta: (triton.cdiv(40, meta["BLOCK"]),)](x, y, 40)
+print(torch.equal(y, 2 * x))
+"""
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="triton is not installed")
+def test_triton_interprets_its_kernels(tmp_path):
+    (tmp_path / "kernel.py").write_text(TRITON)  # triton reads the source of a kernel
+    done = run_with_shim(tmp_path, "kernel.py")
+    assert done.stdout == "True\n", done.stderr[-2000:]

@@ -2,14 +2,37 @@
 
 import triton
 
-from .replacing import wrap
-
 
 def lead() -> None:
     """Change triton."""
-    wrap(triton, "autotune", _first_configuration)
+    triton.autotune = _autotune
 
 
-def _first_configuration(original, configs, *args, **kwargs):
-    """Tuning measures on a GPU: the first configuration is taken as it is."""
-    return original(configs[:1], *args, **kwargs)
+class _FirstConfiguration:
+    """A kernel with the first of the configurations to choose from: tuning measures on a GPU."""
+
+    def __init__(self, kernel, configuration):
+        self.kernel = kernel
+        self.options = dict(configuration.kwargs)
+
+    def __getitem__(self, grid):
+        def start(*args, **kwargs):
+            return self.kernel[grid](*args, **(self.options | kwargs))
+
+        return start
+
+    def run(self, *args, grid, warmup=False, **kwargs):
+        """As other decorators around it call the kernel."""
+        return self[grid](*args, **kwargs)
+
+    def __getattr__(self, name):
+        return getattr(self.kernel, name)
+
+
+def _autotune(configs, *args, **kwargs):
+    """Takes what this version of triton.autotune takes."""
+
+    def decorate(kernel):
+        return _FirstConfiguration(kernel, configs[0]) if configs else kernel
+
+    return decorate
