@@ -113,7 +113,7 @@ def test_summary_then_failures_then_the_rest_on_request():
     labels = [line.split()[0] for line in brief[:5]]
     assert labels == ["record", "verdict", "score", "bytes", "time"]
     assert brief[1] == "verdict  FAIL; blocking: cap; format: date"
-    assert brief[3] == "bytes    FAIL, 16,000,001 bytes"
+    assert brief[3] == "bytes    FAIL: cap 16,000,001 bytes"
     text = "\n".join(brief)
     assert text.index("FAIL        cap") < text.index("a.log:7: Total") < text.index("another day")
     assert "PASS        train_time" not in text
@@ -381,7 +381,7 @@ def test_a_link_in_a_commit_shows_nothing_of_this_machine(repository, capsys):
     [
         (["12"], "expected 12 to be a commit, found none; fetch it: git fetch origin refs/pull/12"),
         (["nothing"], "expected nothing to be a commit, found none; fetch it or name another"),
-        (["main"], "adds no record folder to"),
+        (["main"], "adds no record folder to the default branch; name the folders"),
     ],
 )
 def test_a_ref_that_means_nothing(repository, arguments, message):

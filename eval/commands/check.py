@@ -76,7 +76,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def jobs_of(args: argparse.Namespace) -> list[Job]:
-    """The folders to check. Raises UserError where none is named or the repository has none."""
+    """The folders to check; a machine may be told that a commit has none, a person is asked.
+
+    Raises UserError where none is named or the repository is none.
+    """
     if args.git is None:
         if not args.folders:
             raise UserError("check: expected at least one FOLDER, found none; name a record folder")
@@ -89,7 +92,12 @@ def jobs_of(args: argparse.Namespace) -> list[Job]:
     repository = Path(args.git[0])
     git = Git(repository)
     commit = Commit(git, commit_of(git, args.git[1]))
-    folders = args.folders or map(Path, changed_folders(git, commit, args.base))
+    folders = args.folders or [Path(name) for name in changed_folders(git, commit, args.base)]
+    if not folders and args.format == TEXT:
+        base = args.base or "the default branch"
+        raise UserError(
+            f"{repository}: {commit.hash[:12]} adds no record folder to {base}; name the folders"
+        )
     return [Job(folder, repository, commit.hash, args.against) for folder in folders]
 
 

@@ -213,7 +213,7 @@ def default_branch(git: Git) -> str:
 def changed_folders(git: Git, commit: Commit, base: str | None) -> list[str]:
     """Record folders that a commit adds or changes since it left the base branch.
 
-    Raises UserError where there is no common ancestor or no such folder.
+    Raises UserError where there is no common ancestor.
     """
     target = base or default_branch(git)
     begin = _parting(git, commit.hash, commit_of(git, target))
@@ -228,10 +228,6 @@ def changed_folders(git: Git, commit: Commit, base: str | None) -> list[str]:
         folder = _record_of(path, commit)
         if folder is not None:
             found[folder] = True
-    if not found:
-        raise UserError(
-            f"{git.root}: {commit.hash[:12]} adds no record folder to {target}; name the folders"
-        )
     return sorted(found)
 
 

@@ -56,12 +56,12 @@ def summary(report: Report) -> dict[str, str]:
 
 
 def _worst(checks: list[Check]) -> str:
-    """The gravest answer of some, those of one kind together."""
+    """The gravest answer of some, those of one verdict together."""
     if not checks:
         return "nothing in the folder tells"
     gravest = min(checks, key=_gravity)
-    same = [check.detail for check in checks if check.verdict is gravest.verdict]
-    return f"{gravest.verdict}, {'; '.join(same)}"
+    same = [f"{c.name} {c.detail}" for c in checks if c.verdict is gravest.verdict]
+    return f"{gravest.verdict}: {'; '.join(same)}"
 
 
 def _reasons(report: Report) -> str:
