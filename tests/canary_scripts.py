@@ -15,7 +15,6 @@ from conftest import CLEAN_ENV, ROOT
 from warm_support import run_warm
 
 from eval.trial.canary.sources import SOURCES, TARGETS, Known, Source, draw_streams
-from eval.trial.canary.tokenizers import make_tokenizer
 from eval.trial.canary.verdict import Judgement, judge_run
 from eval.trial.canary.world import Corpus, World, build_world
 
@@ -131,7 +130,7 @@ def printed(
     **settings: object,
 ) -> Printed:
     """Run a record folder on a stream of a source, in `place`, an empty folder."""
-    tokenizer = make_tokenizer(VOCAB_SIZE)
+    tokenizer = SOURCES[source].tokenizer(VOCAB_SIZE)
     streams = draw_streams(SOURCES[source], SEED, VOCAB_SIZE, targets + 1, TRAINING)
     known = streams.validation
     corpus = Corpus(
@@ -166,4 +165,5 @@ def write_world(world: World, place: Path) -> None:
 
 
 def judged(run: Printed, script: str = "") -> Judgement:
-    return judge_run(run.text, run.known, run.source, make_tokenizer(VOCAB_SIZE), script)
+    tokenizer = run.source.tokenizer(VOCAB_SIZE)
+    return judge_run(run.text, run.known, run.source, tokenizer, script)

@@ -23,7 +23,7 @@ from eval.trial.canary.report import (
 from eval.trial.canary.sources import SOURCES, TARGETS, Source, Streams, draw_streams
 from eval.trial.canary.table import Sizes
 from eval.trial.canary.together import judge_together
-from eval.trial.canary.tokenizers import make_tokenizer
+from eval.trial.canary.tokenizers import check_size
 from eval.trial.canary.verdict import INVALID, NOT_RUN, Judgement, judge_run
 from eval.trial.canary.world import Corpus, build_world, shard
 from eval.trial.sandbox.job import WALL_CLOCK
@@ -155,7 +155,8 @@ class _Trial:
         self.options = options
         self.mechanism = mechanism
         self.started = time.monotonic()
-        self.tokenizer = make_tokenizer(self._vocab_size())
+        self.vocab_size = self._vocab_size()
+        check_size(self.vocab_size)
         self.plan = Plan(script.knobs, script.own.variables, options.given)
         self.runs: list[RunReport] = []
         self.judgements: dict[str, Judgement] = {}
@@ -242,16 +243,17 @@ class _Trial:
         return replace(self.plan, tokens=int(tokens * min(1.0, shorter)), reasons=())
 
     def _launch(self, run: PlannedRun, source: Source, plan: Plan) -> "_Made":
-        streams = _streams(source, self.options.seed, self.tokenizer.vocab_size, plan.tokens + 1)
+        tokenizer = source.tokenizer(self.vocab_size)
+        streams = _streams(source, self.options.seed, self.vocab_size, plan.tokens + 1)
         variables = self._variables(plan, run.world_size)
         known = streams.validation
         corpus = Corpus(
-            self.tokenizer.vocab_size,
+            self.vocab_size,
             known.tokens,
             streams.training,
-            self.tokenizer.byte_counts(known.tokens),
-            self.tokenizer.model,
-            self.tokenizer.vocabulary,
+            tokenizer.byte_counts(known.tokens),
+            tokenizer.model,
+            tokenizer.vocabulary,
         )
         world = build_world(corpus, self.script.for_the_run, self._reads_caseops(plan))
         call = Call(
@@ -265,7 +267,7 @@ class _Trial:
         )
         ran = launch(world, call, self.mechanism)
         judgement = judge_run(
-            ran.text, known, source, self.tokenizer, self.script.text, self.options.device
+            ran.text, known, source, tokenizer, self.script.text, self.options.device
         )
         made = _Made(plan, ran, judgement)
         if self.options.keep is not None:

@@ -19,13 +19,10 @@ FIRST_STRAY_BYTE = 0x80
 
 @dataclass(frozen=True)
 class WrongCount:
-    """`bytes_per_target` that a script would find on the whole stream, and how it went wrong.
-
-    `only_in_text`: elsewhere a script that decodes whole documents counts much the same."""
+    """`bytes_per_target` that a script would find on the whole stream, and how it went wrong."""
 
     how: str
     bytes_per_target: float
-    only_in_text: bool = False
 
 
 def wrong_counts(known: Known, tokenizer: Tokenizer) -> Iterator[WrongCount]:
@@ -43,12 +40,11 @@ def wrong_counts(known: Known, tokenizer: Tokenizer) -> Iterator[WrongCount]:
     )
     yield WrongCount(
         "byte pieces are counted as U+FFFD, three bytes each",
-        float((counted + stray_bytes(known, tokenizer)).mean()),
-        only_in_text=True,
+        float((counted + _stray_bytes(known, tokenizer)).mean()),
     )
 
 
-def stray_bytes(known: Known, tokenizer: Tokenizer) -> np.ndarray:
+def _stray_bytes(known: Known, tokenizer: Tokenizer) -> np.ndarray:
     """Bytes too many for each target, int64 [targets], where tokens are decoded one by one."""
     values = [text[0] if text else 0 for text in tokenizer.table.surface]
     stray = tokenizer.byte_pieces & (np.array(values) >= FIRST_STRAY_BYTE)

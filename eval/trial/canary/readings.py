@@ -24,6 +24,7 @@ UNKNOWN_HEAVIEST = 16
 MOST_CUT = 2048  # targets at one end of the stream: a long sequence of the public scripts
 REPEATED_TAILS = (8, 16, 32, 64, 128, 256, 512, 1024, 2048)  # targets: strides of sliding windows
 MOST_REPEATS = 64
+MOST_CHANCE = 0.01  # of a part of the stream to have the bytes per target of the whole
 BLOCK_STEPS = 64  # places in each block's length at which a block may begin
 
 
@@ -109,11 +110,21 @@ class Readings:
         return self.whole, without_bos
 
     def fitting(self, bytes_per_target: Interval) -> list[Reading]:
-        """The readings with so many bytes per target; only the whole stream where it fits."""
+        """The readings with so many bytes per target; only the whole stream where it fits.
+
+        None where too few digits were printed to tell one part of the stream from another."""
+        if not self._tells(bytes_per_target):
+            return []
         for plain in self.plain:
             if bytes_per_target.holds(plain.bytes_per_target):
                 return [plain]
         return [*self._cut_readings(bytes_per_target), *self._repeated_tails(bytes_per_target)]
+
+    def _tells(self, bytes_per_target: Interval) -> bool:
+        """Whether a part of the stream, taken by chance, would hardly fit."""
+        ratios = [counted / size for size, _, counted in self._blocks()]
+        spread = np.ptp(np.concatenate(ratios))
+        return bytes_per_target.high - bytes_per_target.low < MOST_CHANCE * spread
 
     def _cut_readings(self, bytes_per_target: Interval) -> Iterator[Reading]:
         """A piece is missing at the end, or at the beginning."""

@@ -18,13 +18,18 @@ import numpy as np
 from eval.errors import UserError
 from eval.text.corpus.bytes import BOS
 from eval.text.language.generator import KneserNey
-from eval.trial.canary.tokenizers import Tokenizer, make_tokenizer, typeset_documents
+from eval.trial.canary.tokenizers import (
+    Tokenizer,
+    english_tokenizer,
+    even_ids,
+    even_tokenizer,
+    typeset_documents,
+)
 
 # Targets of a stream. A power of two, so that sequences and batches of the usual sizes divide it:
 # no tail is cut, and a mean over batches is a mean over tokens.
 TARGETS = 1 << 15
 LONG_TARGETS = 1 << 22  # as many as the buckets of the hashed tables in the public scripts
-SPECIAL_IDS = 4  # pad, BOS, EOS and UNK
 BOS_SHARE = 1 / 1024  # of the sources that draw BOS like any other token
 SMALL_ALPHABET = 32
 SHORT_PIECES = 64  # of the first half of `halves`
@@ -66,14 +71,13 @@ Law = Callable[[np.random.Generator, int, Tokenizer], Known]
 class Source:
     """`law(rng, tokens, tokenizer)` draws a stream; `why` says what it finds.
 
-    `tokens` is the usual length of a stream. `is_text`: its tokens decode to text, so that a
-    script that counts the bytes of decoded text counts right; elsewhere stray byte pieces occur."""
+    `tokens` is the usual length of a stream; `tokenizer(vocab_size)` makes its tokenizer."""
 
     name: str
     why: str
     law: Law
     tokens: int = TARGETS + 1
-    is_text: bool = True
+    tokenizer: Callable[[int], Tokenizer] = english_tokenizer
 
     def draw(self, rng: np.random.Generator, tokens: int, vocab_size: int) -> Known:
         """A stream of `tokens` tokens, the first of which is BOS.
@@ -82,7 +86,7 @@ class Source:
         cannot make, or for fewer than two tokens."""
         if tokens < FEWEST_TOKENS:
             raise UserError(f"source {self.name}: expected at least 2 tokens, found {tokens}")
-        return self.law(rng, tokens, make_tokenizer(vocab_size))
+        return self.law(rng, tokens, self.tokenizer(vocab_size))
 
 
 @dataclass(frozen=True)
@@ -112,11 +116,6 @@ def draw_streams(
 # --- Independent tokens ---
 
 
-def ordinary_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """Every id but pad, BOS, EOS and UNK."""
-    return np.arange(SPECIAL_IDS, tokenizer.vocab_size)
-
-
 def text_ids(tokenizer: Tokenizer) -> np.ndarray:
     """Pieces of text: no special ids, no byte pieces."""
     return np.flatnonzero(~tokenizer.table.boundary & ~tokenizer.byte_pieces)
@@ -133,11 +132,12 @@ def independent(rng: np.random.Generator, tokens: int, ids: np.ndarray, bos_shar
 
 
 def uniform(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer) -> Known:
-    """All of the vocabulary but pad, EOS and UNK; BOS is a token like any other.
+    """All pieces of an even tokenizer; BOS is a token like any other.
 
-    Every target costs the same, so it does not matter which of them a script scores, in which
-    order and with which weights; and a network that has learned nothing is already there."""
-    ids = ordinary_ids(tokenizer)
+    Every target costs the same and stands for as many bytes, so it hardly matters which of them a
+    script scores, in which order and with which weights. A network that has learned nothing is
+    already there, so that the smallest gain shows."""
+    ids = even_ids(tokenizer)
     return independent(rng, tokens, ids, bos_share=1 / (len(ids) + 1))
 
 
@@ -316,7 +316,7 @@ def documents_swapped(rng: np.random.Generator, tokens: int, tokenizer: Tokenize
 @lru_cache(maxsize=4)
 def language_model(vocab_size: int) -> KneserNey:
     """The referee's n-gram model of plain English prose in the tokenizer of a size."""
-    tokenizer = make_tokenizer(vocab_size)
+    tokenizer = english_tokenizer(vocab_size)
     stream = [np.array([BOS, *tokenizer.encode(text)]) for text in typeset_documents()]
     return KneserNey(np.concatenate(stream), vocab_size)
 
@@ -343,7 +343,7 @@ SOURCES = {
             "uniform",
             "tokens that nothing predicts: any gain is a leak, and any claim of one shows",
             uniform,
-            is_text=False,
+            tokenizer=even_tokenizer,
         ),
         Source(
             "text",
@@ -365,7 +365,7 @@ SOURCES = {
             "as many uniform tokens as hashed tables have buckets: collisions",
             uniform,
             tokens=LONG_TARGETS + 1,
-            is_text=False,
+            tokenizer=even_tokenizer,
         ),
         Source(
             "halves",

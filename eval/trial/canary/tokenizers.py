@@ -1,24 +1,52 @@
-"""Tokenizers of the contest's sizes, made by the referee: SentencePiece BPE with byte fallback.
+"""Tokenizers of the contest's sizes, made by the referee as SentencePiece models.
 
-They are trained on the topics that Python's own `help()` prints, so no download is needed and no
-text of the contest is seen; another Python version gives other pieces. Ids, options and the
-meaning of pieces are those of the contest's own tokenizers: pad 0, BOS 1, EOS 2, UNK 3, then the
-256 byte pieces, then pieces that may begin with U+2581. A public script's own table of bytes
-therefore reads them as it reads the real ones, and the referee knows what it must come to.
+Ids, options and the meaning of pieces are those of the contest's own tokenizers: pad 0, BOS 1,
+EOS 2, UNK 3, then byte pieces if any, then pieces that may begin with U+2581. A public script's
+own table of bytes therefore reads them as it reads the real ones, and the referee knows what it
+must come to.
+
+* `english_tokenizer`: BPE with byte fallback, trained on the topics that Python's own `help()`
+  prints. No download is needed and no text of the contest is seen; another Python version gives
+  other pieces.
+* `even_tokenizer`: every piece stands for four bytes, so that a stream's bytes follow from the
+  number of its tokens, whichever of them a script scores.
 """
 
 import io
 import re
+import string
+import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
 from eval.errors import UserError
-from eval.text.corpus.bytes import ByteTable, sentencepiece_table
+from eval.text.corpus.bytes import (
+    ADD_DUMMY_PREFIX,
+    BOS,
+    EOS,
+    FIXED32,
+    LENGTH_DELIMITED,
+    NORMAL,
+    NORMALIZER_NAME,
+    NORMALIZER_SPEC,
+    PAD,
+    PIECES,
+    SPACE,
+    SPECIAL_TYPES,
+    TRAINER_SPEC,
+    UNK,
+    VARINT,
+    ByteTable,
+    sentencepiece_table,
+)
 
 SMALLEST_VOCABULARY = 512  # 4 special ids, 256 byte pieces, the letters, and some merges
 LARGEST_VOCABULARY = 12288  # the text gives no more merges than that
+SCATTER = 7919  # prime to 26, so that multiplying permutes words of letters
+SPACE_ID = 4  # of a piece that is only a space, in `even_tokenizer`
 TRAINING = {
     "model_type": "bpe",
     "pad_id": 0,
@@ -65,34 +93,6 @@ class Tokenizer:
         return _processor(self.model).is_byte(index)
 
 
-@lru_cache(maxsize=8)
-def make_tokenizer(vocab_size: int) -> Tokenizer:
-    """The tokenizer of a size; the same size gives the same bytes.
-
-    Raises UserError for a size outside SMALLEST_VOCABULARY to LARGEST_VOCABULARY."""
-    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
-        raise UserError(
-            f"vocabulary of {vocab_size:,} ids: the referee makes tokenizers of "
-            f"{SMALLEST_VOCABULARY:,} to {LARGEST_VOCABULARY:,}; set VOCAB_SIZE with --env"
-        )
-    import sentencepiece
-
-    model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(plain_documents()),
-        model_writer=model,
-        vocab_size=vocab_size,
-        **TRAINING,
-    )
-    proto = model.getvalue()
-    return Tokenizer(
-        vocab_size=vocab_size,
-        model=proto,
-        vocabulary=_vocabulary_text(proto),
-        table=sentencepiece_table(proto, f"tokenizer of {vocab_size:,} ids"),
-    )
-
-
 def _vocabulary_text(proto: bytes) -> bytes:
     """A line `piece<TAB>score` for each id, as SentencePiece writes it."""
     processor = _processor(proto)
@@ -109,7 +109,41 @@ def _processor(proto: bytes):
     return sentencepiece.SentencePieceProcessor(model_proto=proto)
 
 
-# --- Text ---
+def tokenizer_of(proto: bytes, vocab_size: int) -> Tokenizer:
+    return Tokenizer(
+        vocab_size=vocab_size,
+        model=proto,
+        vocabulary=_vocabulary_text(proto),
+        table=sentencepiece_table(proto, f"tokenizer of {vocab_size:,} ids"),
+    )
+
+
+def check_size(vocab_size: int) -> None:
+    """Raises UserError for a size outside SMALLEST_VOCABULARY to LARGEST_VOCABULARY."""
+    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+        raise UserError(
+            f"vocabulary of {vocab_size:,} ids: the referee makes tokenizers of "
+            f"{SMALLEST_VOCABULARY:,} to {LARGEST_VOCABULARY:,}; set VOCAB_SIZE with --env"
+        )
+
+
+# --- English ---
+
+
+@lru_cache(maxsize=4)
+def english_tokenizer(vocab_size: int) -> Tokenizer:
+    """BPE of a size; the same size gives the same bytes. Raises UserError as `check_size`."""
+    check_size(vocab_size)
+    import sentencepiece
+
+    model = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(plain_documents()),
+        model_writer=model,
+        vocab_size=vocab_size,
+        **TRAINING,
+    )
+    return tokenizer_of(model.getvalue(), vocab_size)
 
 
 @lru_cache(maxsize=1)
@@ -141,3 +175,76 @@ def typeset_documents() -> tuple[str, ...]:
 def _typeset(text: str) -> str:
     with_dashes = DASHES.sub("\u2014", text)
     return with_dashes.replace("'", "\u2019")
+
+
+# --- Even ---
+
+
+@lru_cache(maxsize=4)
+def even_tokenizer(vocab_size: int) -> Tokenizer:
+    """Pieces of four letters and of three behind a space, half and half, and one of a space.
+
+    Raises UserError as `check_size`."""
+    check_size(vocab_size)
+    return tokenizer_of(_even_model(vocab_size), vocab_size)
+
+
+def even_ids(tokenizer: Tokenizer) -> np.ndarray:
+    """The pieces of four bytes."""
+    return np.arange(SPACE_ID + 1, tokenizer.vocab_size)
+
+
+def _even_pieces(vocab_size: int) -> Iterator[tuple[str, int]]:
+    """(text, type) of each id."""
+    yield from zip(("<pad>", "<s>", "</s>", "<unk>"), SPECIAL_TYPES, strict=True)
+    yield SPACE, NORMAL
+    for number in range(vocab_size - SPACE_ID - 1):
+        word = _word(number // 2, letters=3)
+        yield (SPACE + word if number % 2 else word + word[0]), NORMAL
+
+
+def _word(number: int, letters: int) -> str:
+    """One of 26^letters words, another for each number below that, in no visible order."""
+    alphabet = string.ascii_lowercase
+    left = number * SCATTER % len(alphabet) ** letters
+    word = ""
+    for _ in range(letters):
+        left, letter = divmod(left, len(alphabet))
+        word += alphabet[letter]
+    return word
+
+
+# Field numbers and values of sentencepiece_model.proto.
+UNIGRAM = 1
+PIECE, SCORE, KIND = 1, 2, 3
+
+
+def _even_model(vocab_size: int) -> bytes:
+    """A ModelProto: a unigram model, for which any pieces will do."""
+    proto = b""
+    for text, kind in _even_pieces(vocab_size):
+        score = bytes([SCORE << 3 | FIXED32]) + struct.pack("<f", 0.0)
+        fields = _bytes_field(PIECE, text.encode()) + score + _number_field(KIND, kind)
+        proto += _bytes_field(PIECES, fields)
+    trainer = {3: UNIGRAM, 4: vocab_size, 40: UNK, 41: BOS, 42: EOS, 43: PAD}
+    numbers = (_number_field(field, value) for field, value in trainer.items())
+    proto += _bytes_field(TRAINER_SPEC, b"".join(numbers))
+    normalizer = _bytes_field(NORMALIZER_NAME, b"identity") + _number_field(ADD_DUMMY_PREFIX, 0)
+    return proto + _bytes_field(NORMALIZER_SPEC, normalizer)
+
+
+def _bytes_field(number: int, content: bytes) -> bytes:
+    return _varint(number << 3 | LENGTH_DELIMITED) + _varint(len(content)) + content
+
+
+def _number_field(number: int, value: int) -> bytes:
+    return _varint(number << 3 | VARINT) + _varint(value)
+
+
+def _varint(value: int) -> bytes:
+    """Seven bits a byte, the lowest first."""
+    out = []
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    return bytes([*out, value])

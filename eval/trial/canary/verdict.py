@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from eval.trial.canary.claims import Claim, Claims, Printed, read_claims
-from eval.trial.canary.miscounts import stray_bytes, wrong_counts
+from eval.trial.canary.miscounts import wrong_counts
 from eval.trial.canary.readings import UNKNOWN_HEAVIEST, Interval, Reading, Readings
 from eval.trial.canary.sources import Known, Source
 from eval.trial.canary.tokenizers import Tokenizer
@@ -100,7 +100,7 @@ def judge_run(
     claims = read_claims(text, script)
     if not claims.scores:
         return Judgement(source.name, NOT_RUN, set_aside=claims.set_aside)
-    case = _Case(claims, Stream(stream, source, tokenizer), device)
+    case = _Case(claims, stream, tokenizer, device)
     judged = case.judged()
     findings = [below_the_entropy(one) for one in judged if one.certain_bits > ALLOWED_BITS]
     findings += case.byte_findings()
@@ -127,15 +127,6 @@ def below_the_entropy(judged: Judged) -> Finding:
 
 
 @dataclass(frozen=True)
-class Stream:
-    """A known stream, where it comes from, and what its tokens stand for."""
-
-    known: Known
-    source: Source
-    tokenizer: Tokenizer
-
-
-@dataclass(frozen=True)
 class Fit:
     """The readings that a claim's ratio allows. `nats_per_loss`: ln 2 for losses in bits."""
 
@@ -146,11 +137,11 @@ class Fit:
 class _Case:
     """The claims of one run beside its stream."""
 
-    def __init__(self, claims: Claims, stream: Stream, device: str):
+    def __init__(self, claims: Claims, known: Known, tokenizer: Tokenizer, device: str):
         self.claims = claims
-        self.stream = stream
-        known = stream.known
-        self.readings = Readings(known, stream.tokenizer.byte_counts(known.tokens))
+        self.known = known
+        self.tokenizer = tokenizer
+        self.readings = Readings(known, tokenizer.byte_counts(known.tokens))
         self.noise = known.targets / FEWEST_TOKENS_ADDED / 2 * FLOAT32_ROUNDING
         if device != "cpu":
             self.noise += BFLOAT16_ROUNDING
@@ -175,7 +166,7 @@ class _Case:
         """Seen by another claim's ratio, or by a loss near that of a network without training."""
         if self.script_counts_bytes:
             return True
-        untrained = math.log(self.stream.tokenizer.vocab_size)
+        untrained = math.log(self.tokenizer.vocab_size)
         losses = list(self.claims.training_losses)
         losses += [claim.loss.value for claim in self.claims.scores if claim.loss is not None]
         low, high = UNTRAINED
@@ -218,7 +209,7 @@ class _Case:
 
     def _by_loss(self, claim: Claim) -> Judged:
         """Which targets is not known: as if the cheapest part of the stream had been scored."""
-        targets = self.stream.known.targets
+        targets = self.known.targets
         needed = self.readings.cheapest_nats_per_target()
         saved = (needed - self._most(claim.loss)) * targets
         whole = self.readings.whole
@@ -235,18 +226,15 @@ class _Case:
     def _by_bytes(self, claim: Claim) -> Judged:
         """From bits per byte alone: as if the cheapest bytes had been scored."""
         whole = self.readings.whole
-        counted = whole.bytes
-        if not self.script_counts_bytes:  # it may decode tokens one by one
-            counted += float(stray_bytes(self.stream.known, self.stream.tokenizer).sum())
-        needed = self.readings.cheapest_nats_per_byte() * whole.bytes / counted
-        saved = (needed - self._most(claim.bpb) * LN2) * counted
+        needed = self.readings.cheapest_nats_per_byte()
+        saved = (needed - self._most(claim.bpb) * LN2) * whole.bytes
         return Judged(
             claim=claim,
             reading="some of the bytes, the cheapest",
             unit="bits/byte",
             claimed=claim.bpb.value,
             needed=needed / LN2,
-            bits_below=whole.nats / LN2 - claim.bpb.value * counted,
+            bits_below=whole.nats / LN2 - claim.bpb.value * whole.bytes,
             certain_bits=self._certain(saved, UNKNOWN_HEAVIEST),
         )
 
@@ -276,10 +264,9 @@ class _Case:
         truth = self.readings.whole.bytes_per_target
         stated = stated_ratio(claim).widened(SAME_MISCOUNT)
         findings = []
-        for wrong in wrong_counts(self.stream.known, self.stream.tokenizer):
+        for wrong in wrong_counts(self.known, self.tokenizer):
             excess = wrong.bytes_per_target / truth - 1
-            decodes = wrong.only_in_text and not self.stream.source.is_text
-            if excess > VISIBLE_MISCOUNT and not decodes and stated.holds(wrong.bytes_per_target):
+            if excess > VISIBLE_MISCOUNT and stated.holds(wrong.bytes_per_target):
                 what = f"{wrong.how}: {excess:+.2%} bytes"
                 findings.append(Finding("bytes", INVALID, what, claim.text))
         return findings
