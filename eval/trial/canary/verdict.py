@@ -146,7 +146,7 @@ class _Case:
         if device != "cpu":
             self.noise += BFLOAT16_ROUNDING
         self.fits = {claim: self._fit(claim) for claim in claims.scores}
-        self.script_counts_bytes = any(fit is not None for fit in self.fits.values())
+        self.script_counts_bytes = any(map(self._counts_bytes, claims.scores))
 
     # --- Which targets, in which unit ---
 
@@ -161,6 +161,17 @@ class _Case:
         ratio_in_bits = Interval(ratio.low * LN2, ratio.high * LN2)
         in_bits = [one for one in self.readings.plain if ratio_in_bits.holds(one.bytes_per_target)]
         return Fit(LN2, in_bits) if in_bits else None
+
+    def _counts_bytes(self, claim: Claim) -> bool:
+        """Whether a claim's ratio is that of the stream, to the few digits that were printed."""
+        if self.fits[claim] is not None:
+            return True
+        if not claim.has_both:
+            return False
+        nearly = stated_ratio(claim).widened(VISIBLE_MISCOUNT / 2)
+        truth = self.readings.whole.bytes_per_target
+        few_digits = nearly.high - nearly.low > 4 * VISIBLE_MISCOUNT * truth
+        return not few_digits and bool(nearly.holds(truth))
 
     def _losses_are_nats_per_token(self) -> bool:
         """Seen by another claim's ratio, or by a loss near that of a network without training."""
@@ -244,7 +255,7 @@ class _Case:
 
     def _certain(self, saved_nats: float, heaviest: int) -> float:
         """Bits after the weights and the choice among the claims are taken off."""
-        return saved_nats / heaviest / LN2 - math.log2(len(self.claims.scores))
+        return float(saved_nats / heaviest / LN2 - math.log2(len(self.claims.scores)))
 
     # --- Bytes ---
 
