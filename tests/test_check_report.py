@@ -123,11 +123,17 @@ def test_summary_then_failures_then_the_rest_on_request():
     assert everything.index("another day") < everything.index("PASS        train_time")
 
 
-def test_an_open_blocking_question_is_shown_unasked():
-    report = report_of(cannot_tell("headline", "no log"), cannot_tell("parameters", "unknown"))
+def test_open_questions_are_shown_unasked():
+    report = report_of(
+        cannot_tell("headline", "no log"),
+        cannot_tell("compiles", "wrapped in exec", severity=Severity.EXPLAIN),
+        cannot_tell("date", "none stated"),
+    )
     text = format_report(report)
+    assert text.splitlines()[1] == "verdict  CANNOT-TELL; open: headline; to explain: compiles"
     assert "CANNOT-TELL headline" in text
-    assert "CANNOT-TELL parameters" not in text
+    assert "CANNOT-TELL compiles" in text
+    assert "CANNOT-TELL date" not in text
 
 
 def test_much_evidence_is_cut_unless_all_is_wanted():

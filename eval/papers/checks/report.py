@@ -45,6 +45,7 @@ SEVERITIES = {
     "log_size": Severity.FORMAT,
     "companions": Severity.FORMAT,
     "json": Severity.FORMAT,
+    "script_name": Severity.FORMAT,
     "date": Severity.FORMAT,
     "folder": Severity.FORMAT,
     "track": Severity.FORMAT,

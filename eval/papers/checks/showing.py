@@ -6,7 +6,7 @@ puts it into code, where nobody is mentioned, nothing is linked and no HTML is o
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 
 from eval.papers.checks.report import Check, Evidence, Report, Severity
@@ -68,24 +68,20 @@ def _reasons(report: Report) -> str:
     """`blocking: headline; open: cap; to explain: readme`, by the names of the checks."""
     if report.problem:
         return report.problem
-    wrong = (Verdict.FAIL, Verdict.POLICY)
+    urgent = [check for check in report.checks if _is_urgent(check)]
+    blocking = [check for check in urgent if check.severity is Severity.BLOCKING]
     kinds = {
-        "blocking": _names(report, Severity.BLOCKING, wrong),
-        "open": _names(report, Severity.BLOCKING, (Verdict.CANNOT_TELL,)),
-        "to explain": _names(report, Severity.EXPLAIN, wrong),
-        "format": _names(report, Severity.FORMAT, wrong),
+        "blocking": [check for check in blocking if check.verdict is not Verdict.CANNOT_TELL],
+        "open": [check for check in blocking if check.verdict is Verdict.CANNOT_TELL],
+        "to explain": [check for check in urgent if check.severity is Severity.EXPLAIN],
+        "format": [check for check in urgent if check.severity is Severity.FORMAT],
     }
-    parts = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    parts = []
+    for kind, checks in kinds.items():
+        names = dict.fromkeys(check.name for check in checks)
+        if names:
+            parts.append(f"{kind}: {', '.join(names)}")
     return "; ".join(parts) or "nothing fails, nothing is open"
-
-
-def _names(report: Report, severity: Severity, verdicts: Sequence[Verdict]) -> list[str]:
-    """Names of the checks of some severity and verdicts, each once."""
-    found = {}
-    for check in report.checks:
-        if check.severity is severity and check.verdict in verdicts:
-            found[check.name] = True
-    return list(found)
 
 
 def _gravity(check: Check) -> tuple[int, int]:
@@ -94,10 +90,9 @@ def _gravity(check: Check) -> tuple[int, int]:
 
 def _is_urgent(check: Check) -> bool:
     """Whether a reader has to see an answer without asking for it."""
-    if check.severity is Severity.NOTE:
-        return False
-    open_question = check.verdict is Verdict.CANNOT_TELL and check.severity is Severity.BLOCKING
-    return open_question or check.verdict in (Verdict.FAIL, Verdict.POLICY)
+    if check.verdict is Verdict.CANNOT_TELL:
+        return check.severity in (Severity.BLOCKING, Severity.EXPLAIN)
+    return check.verdict is not Verdict.PASS and check.severity is not Severity.NOTE
 
 
 def _by_severity(checks: Iterable[Check]) -> dict[Severity, list[Check]]:
