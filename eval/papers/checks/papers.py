@@ -83,6 +83,11 @@ def check_readme(record: Record) -> Iterator[Check]:
 
 
 def _check_rendered(record: Record, submission: Submission, text: str) -> Check:
+    try:
+        if README in record.names:
+            record.files.read(README).decode()
+    except UnicodeDecodeError as error:
+        return fails("readme", f"{README}: expected a UTF-8 text, found {error}; repair it")
     changes = changes_in(text)
     found = text
     expected = None

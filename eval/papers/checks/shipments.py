@@ -51,10 +51,14 @@ def _large_integers(value: Any) -> Iterator[int]:
 
 @dataclass(frozen=True)
 class StatedSize:
-    """A number of bytes of weights or of a total in submission.json, and the line that has it."""
+    """A number of bytes in submission.json, and the line that has it.
+
+    `may_be_weights`: its author may mean the weights alone.
+    """
 
     bytes: int
     line: Evidence
+    may_be_weights: bool = False
 
 
 def stated_sizes(record: Record) -> list[StatedSize]:
@@ -73,5 +77,6 @@ def stated_sizes(record: Record) -> list[StatedSize]:
         if row.bytes_total is not None:
             found.append(StatedSize(row.bytes_total, say(record, "bytes_total", named)))
         elif row.artifact_bytes is not None:
-            found.append(StatedSize(row.artifact_bytes, say(record, "artifact_bytes", named)))
+            line = say(record, "artifact_bytes", named)
+            found.append(StatedSize(row.artifact_bytes, line, may_be_weights=True))
     return found

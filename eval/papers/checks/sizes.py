@@ -63,9 +63,9 @@ def _check_stated_total(
         return cannot_tell("bytes_total", detail, *lines, severity=Severity.NOTE)
     lines = [*(size.line for size in stated), *lines]
     readings = _readings(record, shipments, totals)
-    unmatched = [size.bytes for size in stated if _reading(size.bytes, readings) is None]
+    unmatched = [size.bytes for size in stated if _reading(size, readings) is None]
     if not unmatched:
-        said = [f"{size.bytes:,} is {_reading(size.bytes, readings)}" for size in stated]
+        said = [f"{size.bytes:,} is {_reading(size, readings)}" for size in stated]
         return passes("bytes_total", "; ".join(dict.fromkeys(said)), *lines)
     if not readings:
         detail = f"{_listed(unmatched)} stated, no log prints a size to hold it against"
@@ -82,6 +82,7 @@ class Reading:
     bytes: int
     words: str
     unit: int = 1
+    is_total: bool = True
 
     def fits(self, stated: int) -> bool:
         """Whether a stated size is this one, to the digits that its author and the log give."""
@@ -114,13 +115,15 @@ def _readings(
             if code is not None:
                 sum_of_both = f"the weights of {name} and {words}"
                 readings.append(Reading(weights.bytes + code, sum_of_both, weights.unit))
-        readings.append(Reading(weights.bytes, f"the weights of {name} alone", weights.unit))
+        alone = f"the weights of {name} alone"
+        readings.append(Reading(weights.bytes, alone, weights.unit, is_total=False))
     return readings
 
 
-def _reading(stated: int, readings: list[Reading]) -> str | None:
-    exact = [reading for reading in readings if reading.bytes == stated]
-    fitting = exact or [reading for reading in readings if reading.fits(stated)]
+def _reading(stated: StatedSize, readings: list[Reading]) -> str | None:
+    possible = [reading for reading in readings if reading.is_total or stated.may_be_weights]
+    exact = [reading for reading in possible if reading.bytes == stated.bytes]
+    fitting = exact or [reading for reading in possible if reading.fits(stated.bytes)]
     if not fitting:
         return None
     first = fitting[0]
@@ -253,8 +256,8 @@ def _over_as_shipped(
     labelled = packed is not None and packed.bytes < measured.script
     if counted is None or not (labelled or looks_compressed(counted, sizes)):
         return fails("cap", f"largest {measured.parts}, cap {cap:,}", *evidence)
-    here = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-    best = min(sizes.values())
+    here = ", ".join(f"{name} {size:,}" for name, size in sizes.items()) or "no script"
+    best = min(sizes.values(), default=counted)
     detail = (
         f"with the script compressed ({counted:,} bytes logged) {measured.weights + counted:,}, "
         f"with the script as shipped {measured.total:,}, cap {cap:,}; compressed here: {here}"
