@@ -13,7 +13,7 @@ from typing import Any
 from eval.errors import UserError
 from eval.papers.audits.reading import AuditReading, open_audit
 from eval.papers.audits.report import AuditReport
-from eval.papers.logs.choice import Choice, Claims, Group, choose
+from eval.papers.logs.choice import Choice, Claims, Group, choose, seed_of
 from eval.papers.logs.finding import log_order, read_logs
 from eval.papers.logs.log import Log, LoggedScore
 from eval.papers.logs.naming import Naming, named_in_readme
@@ -200,11 +200,15 @@ class Record:
 
     @cached_property
     def by_seed(self) -> dict[int, Log]:
-        """The log of each seed: the record's own, else the first one."""
+        """The log of each seed: the record's own, else the first one.
+
+        Where a log does not print its seed, its name may say it.
+        """
         found: dict[int, Log] = {}
         for log in (*self.chosen.values(), *self.logs.values()):
-            if log.seed is not None:
-                found.setdefault(log.seed, log)
+            seed = seed_of(log)
+            if seed is not None:
+                found.setdefault(seed, log)
         return found
 
     def final_scores(self) -> dict[str, LoggedScore]:

@@ -20,8 +20,9 @@ from eval.papers.checks.report import (
     shorten,
 )
 from eval.papers.folder import LENIENT, README_FILE, Record
-from eval.papers.logs.choice import common_scores, foreign, unquantised
+from eval.papers.logs.choice import FOREIGN_LABEL, common_scores, foreign, unquantised
 from eval.papers.logs.log import Log, LoggedScore
+from eval.papers.logs.values import decimals
 
 SAME_BPB = 5.1e-9  # bits per byte: equal to 8 decimals
 # Quotients of a result line are printed with 8 decimals, its nats with 6. Divided by the count of
@@ -33,6 +34,11 @@ MOST_COMBINATIONS = 20_000  # of one score of each log, that are held against th
 # Bits per byte by which the loss of a headline may differ from the headline at the logs' ratio.
 SAME_BY_RATIO = 5e-4
 FIGURE = re.compile(r"(?<![\d.])\d\.\d{4,10}(?!\d)")
+STATED_CHOICE = re.compile(r"\b(?:best|lowest|single)[ -](?:seed|run|of)\b", re.IGNORECASE)
+TELLING_DECIMALS = 6  # with fewer, some mean of some logs agrees with any headline
+MOST_LOGS = 10  # whose subsets are tried
+TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".out")
+LARGEST_TABLE = 2_000_000  # bytes
 
 
 def check_headline(record: Record) -> Iterator[Check]:
@@ -97,7 +103,8 @@ def _unquantised_headline(record: Record, detail: str, lines: list[Evidence]) ->
     mean = statistics.fmean(score.val_bpb for score in shipped.values())
     lines += _cite_all(record, shipped)
     told = f"{detail}, before the weights were quantised; the artifact scores {mean:.8f}"
-    return fails("headline", told, *lines)
+    verdict = policy if record.headline >= mean else fails
+    return verdict("headline", told, *lines)
 
 
 def _headline_of_choice(record: Record, lines: list[Evidence]) -> Check:
@@ -147,27 +154,71 @@ def _unproven_headline(record: Record, scores: dict[str, LoggedScore]) -> Check:
 
 
 def _one_of_several(record: Record, lines: list[Evidence]) -> Check | None:
-    """The headline is one log's score, and others of the same experiment are left out."""
+    """The headline is the mean of some logs alone, and others are left out."""
     stated = record.headline
-    for name, log in record.logs.items():
-        fitting = [score for score in log.scores if agrees(stated, score.val_bpb)]
-        if not fitting:
+    for label, scores in _scores_by_label(record).items():
+        some = _some_with_mean(scores, stated)
+        if some is None:
             continue
-        label = fitting[-1].label
-        group = {n: _under(other, label) for n, other in (record.chosen | {name: log}).items()}
-        rivals = {n: score.val_bpb for n, score in group.items() if score is not None}
-        if len(rivals) < 2:
-            continue
-        best = "the best of " if min(rivals.values()) == rivals[name] else "one of "
-        mean = statistics.fmean(rivals.values())
-        detail = (
-            f"val_bpb {stated} is {name} alone, {best}{len(rivals)} logs; their mean is {mean:.8f}"
-        )
-        if foreign(fitting[-1]):
+        mean = statistics.fmean(score.val_bpb for score in scores.values())
+        detail = _some_alone(stated, some, scores, mean)
+        line = _choice_stated(record)
+        if line is not None:
+            return policy("headline", f"{detail}; README says so", line, *lines)
+        if FOREIGN_LABEL.search(label):
             return cannot_tell("headline", f"{detail} ({label}: a comparison?)", *lines)
-        if record.headline > mean and record.submission.origin == "imported":
+        if stated > mean and record.submission.origin == "imported":
             return policy("headline", f"{detail}, which is better", *lines)
         return fails("headline", detail, *lines)
+    return None
+
+
+def _some_alone(
+    stated: float, some: tuple[str, ...], scores: dict[str, LoggedScore], mean: float
+) -> str:
+    """What is said of a headline from some of the logs; `mean` is that of all."""
+    names = ", ".join(some)
+    count = len(scores)
+    if len(some) > 1:
+        return (
+            f"val_bpb {stated} is the mean of {names} alone; that of all {count} logs is {mean:.8f}"
+        )
+    lowest = min(score.val_bpb for score in scores.values())
+    best = "the best of" if scores[some[0]].val_bpb == lowest else "one of"
+    return f"val_bpb {stated} is {names} alone, {best} {count} logs; their mean is {mean:.8f}"
+
+
+def _scores_by_label(record: Record) -> dict[str, dict[str, LoggedScore]]:
+    """The last score under each label that several logs print, by log."""
+    table: dict[str, dict[str, LoggedScore]] = {}
+    for name, log in record.logs.items():
+        for score in log.scores_in_order:
+            table.setdefault(score.label, {})[name] = score
+    return {label: scores for label, scores in table.items() if len(scores) > 1}
+
+
+def _some_with_mean(scores: dict[str, LoggedScore], stated: float) -> tuple[str, ...] | None:
+    """The fewest logs that have this mean.
+
+    Sets of several logs are tried only where both sides have enough digits to exclude chance.
+    """
+    exact = decimals(stated) >= TELLING_DECIMALS and len(scores) <= MOST_LOGS
+    for count in range(1, len(scores) if exact else 2):
+        for names in itertools.combinations(scores, count):
+            mean = statistics.fmean(scores[name].val_bpb for name in names)
+            precise = all(scores[name].decimals >= TELLING_DECIMALS for name in names)
+            if agrees(stated, mean) and (precise or count == 1):
+                return names
+    return None
+
+
+def _choice_stated(record: Record) -> Evidence | None:
+    """The line of README that calls the headline that of the best seed or run."""
+    for number, text in enumerate(record.readme.splitlines(), 1):
+        figures = [float(figure) for figure in FIGURE.findall(text)]
+        same = any(abs(figure - record.headline) <= LENIENT for figure in figures)
+        if same and STATED_CHOICE.search(text):
+            return Evidence(file=README_FILE, line=number, text=shorten(text))
     return None
 
 
@@ -241,16 +292,34 @@ def _distinct(scores: Iterable[LoggedScore]) -> list[LoggedScore]:
 
 
 def _printed_elsewhere(record: Record) -> Check | None:
-    """The figure stands in a log that is read as no score, such as a running mean."""
+    """The figure stands in a log that is read as no score, or in a table beside the logs."""
+    place = next(_places(record), None)
+    if place is None:
+        return None
+    detail = f"val_bpb {record.headline} stands in a line that is no log's final score"
+    return cannot_tell("headline", detail, say(record, record.headline_key), place)
+
+
+def _places(record: Record) -> Iterator[Evidence]:
+    """Lines other than scores that hold the headline, the last of each file first."""
     for log in record.logs.values():
         for number, text in reversed(log.lines):
-            if "bpb" not in text.lower():
-                continue
-            if any(agrees(record.headline, float(figure)) for figure in FIGURE.findall(text)):
-                place = Evidence(file=log.file, line=number, text=shorten(text))
-                detail = f"val_bpb {record.headline} stands in a line that is no final score"
-                return cannot_tell("headline", detail, say(record, record.headline_key), place)
-    return None
+            if "bpb" in text.lower() and _holds(text, record.headline):
+                yield Evidence(file=log.file, line=number, text=shorten(text))
+    if decimals(record.headline) < TELLING_DECIMALS:
+        return
+    for name, size in record.names.items():
+        table = name.lower().endswith(TABLES) and name != record.json_file and size <= LARGEST_TABLE
+        if not table:
+            continue
+        lines = record.files.read(name).decode("utf-8", "replace").splitlines()
+        for number, text in enumerate(lines, 1):
+            if _holds(text, record.headline):
+                yield Evidence(file=name, line=number, text=shorten(text))
+
+
+def _holds(text: str, headline: float) -> bool:
+    return any(agrees(headline, float(figure)) for figure in FIGURE.findall(text))
 
 
 def _cite_all(record: Record, scores: dict[str, LoggedScore]) -> list[Evidence]:

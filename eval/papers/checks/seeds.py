@@ -14,7 +14,7 @@ from eval.papers.checks.report import (
     say,
 )
 from eval.papers.folder import Record
-from eval.papers.logs.choice import seed_in_name
+from eval.papers.logs.choice import seed_in_name, seed_of
 from eval.papers.logs.log import Log
 
 # Facts that all seeds of one record share, by what a report calls them.
@@ -42,7 +42,9 @@ def check_logs(record: Record) -> Iterator[Check]:
         return
     clean = []
     for name, log in record.chosen.items():
-        if log.problems:
+        if not log.shows_a_run:
+            yield cannot_tell("log", f"{name}: {log.problems[0]}", Evidence(file=log.file))
+        elif log.problems:
             yield fails("log", f"{name}: {log.problems[0]}", Evidence(file=log.file))
         elif written_by_hand(log) or without_a_run(log):
             continue  # which is told where the origin of the logs is
@@ -64,8 +66,8 @@ def check_seeds(record: Record) -> Iterator[Check]:
         return
     chosen = record.chosen
     misnamed = _misnamed(chosen)
-    silent = [name for name, log in chosen.items() if log.seed is None]
-    known = sorted({log.seed for log in chosen.values() if log.seed is not None})
+    silent = [name for name, log in chosen.items() if seed_of(log) is None]
+    known = sorted({seed_of(log) for log in chosen.values()} - {None})
     yield from misnamed
     if silent:
         unknown = f"no seed in {', '.join(silent)}"
@@ -82,8 +84,14 @@ def check_seeds(record: Record) -> Iterator[Check]:
         yield difference
     elif known and not misnamed and not silent:
         said = "as stated" if stated else "submission.json names none"
-        lines = [cite(log, log.facts["result.seed"]) for log in chosen.values()]
+        lines = [_seed_line(log) for log in chosen.values()]
         yield passes("seeds", f"{_listed(known)} ({said})", *lines)
+
+
+def _seed_line(log: Log) -> Evidence:
+    """Where a log states its seed: in a line, else in its name."""
+    fact = log.facts.get("result.seed")
+    return Evidence(file=log.file) if fact is None else cite(log, fact)
 
 
 def _misnamed(logs: dict[str, Log]) -> list[Check]:
@@ -106,7 +114,7 @@ def _seed_difference(record: Record, stated: list[int], some_silent: bool) -> Ch
         verdict = cannot_tell if some_silent else fails
         return verdict("seeds", f"no log for seed {_listed(lost)}", say(record, "seeds"))
     left_out = [*record.chosen, *record.choice.siblings]
-    logged = {record.logs[name].seed for name in left_out} - {None}
+    logged = {seed_of(record.logs[name]) for name in left_out} - {None}
     extra = sorted(logged - set(stated))
     if not extra:
         return None

@@ -231,6 +231,11 @@ def seed_in_name(name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def seed_of(log: Log) -> int | None:
+    """Seed that a log prints, else the one in its name."""
+    return seed_in_name(log.name) if log.seed is None else log.seed
+
+
 # --- The headline among their scores ---
 
 

@@ -172,6 +172,11 @@ class Log:
         return self.integer("result.seed")
 
     @property
+    def shows_a_run(self) -> bool:
+        """Whether it holds anything that a run prints."""
+        return self.native or bool(self.steps or self.scores)
+
+    @property
     def scores_in_order(self) -> list[LoggedScore]:
         return sorted(self.scores, key=lambda score: score.line)
 

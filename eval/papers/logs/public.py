@@ -71,6 +71,7 @@ PROGRESS = re.compile(r"\[\s*[\d.]+\s*[%/]|\d\s?%|running|progress|\b\w*chunk\b|
 UNFILLED = re.compile(r"\{[A-Za-z_][\w.]*(?:[\[(][^{}]*)?(?::[^{}]*)?\}")
 TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
 TIMED_WORD = re.compile(r"\b(?:done|calibrated|collected|took)\b")
+NO_RUN = "holds no run: neither training steps nor a val_bpb"
 SAME_BPB = 5.1e-5  # bits per byte: equal to the 4 decimals that every script prints
 
 
@@ -123,10 +124,12 @@ def _settle(reading: PublicReading) -> None:
         known = log.final is not None
         complaint = f"line {number}: the run raised an exception"
         (log.doubts if known else log.problems).append(complaint)
-    if log.final is None:
+    if log.final is None and log.steps:
         log.problems.append(
             "truncated: no score was printed after training (no val_bpb outside the step lines)"
         )
+    elif log.final is None:
+        log.problems.append(NO_RUN)
     else:
         _state_eval_time(log, log.final)
 

@@ -70,6 +70,7 @@ AGGREGATE = re.compile(r".*_(mean|max|min|std)$|^(?:mean|std)_.*|^(delta|compari
 HARDWARE = re.compile(r"(\d+)\s*[x×]\s*(.+)")
 PER_SEED = re.compile(r"(?P<field>\w+?)_(?:per_seed|seed_?(?P<seed>\d{1,12}))")
 PER_SEED_FIELDS = {"val_bpb": "val_bpb", "val_loss": "val_loss", "bytes": "bytes_total"}
+SEED_AND_SETTING = re.compile(r"\d+[_ -][A-Za-z]\w*")  # 42_aggressive: several runs of a seed
 SEED_STATISTIC = re.compile(r"(mean|avg|average|std|stdev|stddev)")
 WRAPPERS = ("results", "metrics")
 ALONE = "stated"  # stands for the seed where a public file states values without naming one
@@ -82,7 +83,7 @@ class PublicImport:
 
     `fields` are those of a Submission, `alone` those of a SeedResult whose seed is not named.
     `keys` are the public keys by the path of the field that they fill, `problems` what is wrong
-    with a key.
+    with a key. `one_seed` is what the key `seed` holds: of several seeds it names but one.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -93,6 +94,7 @@ class PublicImport:
     unknown: dict[str, Any] = field(default_factory=dict)
     keys: dict[tuple[str, ...], str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    one_seed: list[int] = field(default_factory=list)
 
     @property
     def seed_results(self) -> dict[str, dict[str, Any]]:
@@ -149,6 +151,8 @@ def _place_unnamed_seed(public: PublicImport) -> None:
     """
     fields = public.fields
     results = fields.get("seed_results", {})
+    if public.one_seed:
+        fields.setdefault("seeds", public.one_seed)
     if public.alone:
         seeds = fields.get("seeds", [])
         row = dict(public.alone)
@@ -257,9 +261,7 @@ def _take_seeds(public: PublicImport, key: str, value: Any) -> bool:
 def _take_one_seed(public: PublicImport, key: str, value: Any) -> bool:
     if key != "seed" or not isinstance(value, int | str):
         return False
-    numbers = _seed_numbers(public, key, [value])
-    if numbers:
-        public.fields.setdefault("seeds", numbers)
+    public.one_seed = _seed_numbers(public, key, [value])
     return True
 
 
@@ -398,9 +400,9 @@ def _seed_numbers(public: PublicImport, key: str, seeds: list | dict) -> list[in
 
 
 def _rows_by_seed(value: Any) -> dict[str, Any] | None:
-    """Results by the name of the seed; None for a value that holds no results."""
+    """Results by the name of the seed; None for a value that holds none, or results by settings."""
     if isinstance(value, dict):
-        return value
+        return None if any(SEED_AND_SETTING.fullmatch(name) for name in value) else value
     if not isinstance(value, list):
         return None
     named = [row for row in value if isinstance(row, dict) and "seed" in row]
