@@ -1,6 +1,5 @@
 """Runs one public script on streams of known entropy, by a plan, and reports what came of it."""
 
-import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -245,7 +244,6 @@ class _Trial:
     def _launch(self, run: PlannedRun, source: Source, plan: Plan) -> "_Made":
         tokenizer = source.tokenizer(self.vocab_size)
         streams = _streams(source, self.options.seed, self.vocab_size, plan.tokens + 1)
-        variables = self._variables(plan, run.world_size)
         known = streams.validation
         corpus = Corpus(
             self.vocab_size,
@@ -259,7 +257,7 @@ class _Trial:
         call = Call(
             script=self.script.name,
             arguments=(*self.script.own.arguments, *plan.arguments),
-            variables=variables,
+            variables=plan.variables,
             world_size=run.world_size,
             python=self.options.python,
             device=self.options.device,
@@ -273,11 +271,6 @@ class _Trial:
         if self.options.keep is not None:
             _keep(self.options.keep / f"{run.source}-{run.world_size}", made, streams)
         return made
-
-    def _variables(self, plan: Plan, world_size: int) -> dict[str, str]:
-        """The environment of a run: its settings, and threads for the cores that each rank has."""
-        threads = max(1, (os.cpu_count() or 1) // world_size)
-        return {"OMP_NUM_THREADS": str(threads), **plan.variables}
 
     def _reads_caseops(self, plan: Plan) -> bool:
         """Whether the run reads the data set that has the bytes of each token beside it."""
