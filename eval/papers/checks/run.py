@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from eval.papers.checks.aggregates import check_aggregates
 from eval.papers.checks.clocks import check_eval_time, check_training_time
 from eval.papers.checks.code import check_code
 from eval.papers.checks.coverage import check_coverage, check_implied_bytes, check_overlap
@@ -12,7 +13,7 @@ from eval.papers.checks.papers import check_audit, check_derived, check_readme
 from eval.papers.checks.provenance import check_provenance
 from eval.papers.checks.report import Check, Report, verdict_of
 from eval.papers.checks.scores import check_arithmetic, check_headline, check_headline_loss
-from eval.papers.checks.seed_results import check_aggregates, check_seed_results
+from eval.papers.checks.seed_results import check_seed_results
 from eval.papers.checks.seeds import check_comparable, check_logs, check_seeds
 from eval.papers.checks.sizes import check_artifacts, check_bytes
 from eval.papers.folder import Record, open_record

@@ -340,6 +340,10 @@ def check_headline_loss(record: Record) -> Iterator[Check]:
         missing = "submission.json states no val_loss" if scores else "no log with a final score"
         yield cannot_tell("val_loss", missing, severity=Severity.NOTE)
         return
+    own = _log_of_both(record)
+    if own is not None and len(scores) > 1:
+        yield passes("val_loss", f"{stated} is of {own}, whose score the headline is")
+        return
     unclear = ambiguous_log(record)
     if unclear:
         detail = f"{unclear} prints several scores that could be its result"
@@ -373,6 +377,22 @@ def _check_mean_loss(record: Record, paired: dict[str, LoggedScore]) -> Check:
         if label is not None:
             detail = f"{stated} is the loss of {label}; that of the headline is {mean:.8f}"
     return fails("val_loss", detail, *lines, severity=Severity.EXPLAIN)
+
+
+def _log_of_both(record: Record) -> str | None:
+    """A log that prints the stated loss with the headline: whether that one counts is another
+    question.
+    """
+    stated = record.submission.val_loss
+    if record.headline is None:
+        return None
+    for name, log in record.logs.items():
+        for score in log.scores:
+            partner = partner_loss(log, score)
+            same = partner is not None and agrees(stated, partner.val_loss)
+            if same and agrees(record.headline, score.val_bpb):
+                return name
+    return None
 
 
 def _label_with_loss(record: Record, stated: float) -> str | None:

@@ -1,9 +1,7 @@
-"""Checks of the values stated for each seed and of the aggregates over seeds."""
+"""Checks of the values stated for each seed, against that seed's log."""
 
-import math
 import re
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from eval.papers.checks.report import (
     Check,
@@ -14,13 +12,15 @@ from eval.papers.checks.report import (
     fails,
     passes,
     say,
+    shorten,
 )
 from eval.papers.checks.scores import partner_loss
-from eval.papers.folder import Record
+from eval.papers.folder import LENIENT, Record
 from eval.papers.logs.choice import foreign, unquantised
 from eval.papers.logs.log import Fact, Log, LoggedScore, Step
 from eval.papers.logs.sizes import Size, sizes_of
 from eval.papers.logs.values import decimals, shown_decimals
+from eval.papers.submission.schema import SeedResult
 
 Proof = tuple[float, Fact | LoggedScore | Step | Size]  # a value and the line that states it
 
@@ -31,16 +31,10 @@ FACT_PREFIXES = {
     "pre_quant_val_loss": "final.",
     "pre_quant_val_bpb": "final.",
 }
-AGGREGATE = re.compile(r"(?:train_)?(?P<field>[a-z_]+?)_(?P<kind>mean|max|min|std)")
-AGGREGATE_FIRST = re.compile(r"(?P<kind>mean|max|min|std)_(?P<field>[a-z_]+)")
 SIZES = ("artifact_bytes", "bytes_total")
-AGGREGATE_FIELDS = {"steps": "steps", "eval_time_s": "eval_s", "eval_time": "eval_s"}
-KINDS: dict[str, Callable[[list[float]], float]] = {
-    "mean": statistics.fmean,
-    "max": max,
-    "min": min,
-    "std": statistics.stdev,
-}
+HEADLINE_FIELDS = ("val_bpb", "val_loss")
+STEP_TIME_ERROR = 0.005  # relative: scripts average over all steps or over those after warm-up
+FEWEST_DIGITS = 5  # of a figure that may be looked for in the text of a log
 
 
 def check_seed_results(record: Record) -> Iterator[Check]:
@@ -51,19 +45,13 @@ def check_seed_results(record: Record) -> Iterator[Check]:
     unproven = []
     proven = 0
     for seed, row in record.submission.seed_results.items():
-        logs = _logs_of(record, seed)
-        for name, value in row.model_dump(exclude_none=True).items():
-            # The record's number of parameters is a question of its own.
-            asked_elsewhere = name == "parameters" and not seed.isdigit()
-            if asked_elsewhere or not isinstance(value, int | float):
-                continue
-            proofs = [logged_value(record, log, name, value) for log in logs]
-            found = {log.name: proof for log, proof in zip(logs, proofs, strict=True) if proof}
+        for name, value in _stated_values(record, seed, row):
+            found = _proofs(record, seed, name, value)
             if not found:
                 unproven.append(f"{name} of seed {seed}" if seed.isdigit() else name)
-                continue
-            proven += 1
-            if not any(_is_meant(name, value, computed) for computed, _ in found.values()):
+            elif _is_proven(record, name, value, found):
+                proven += 1
+            else:
                 wrong.append(_differing(record, seed, name, value, found))
     yield from wrong
     if unproven:
@@ -74,38 +62,112 @@ def check_seed_results(record: Record) -> Iterator[Check]:
         )
 
 
-def _logs_of(record: Record, seed: str) -> list[Log]:
-    """The seed's log; where no seed is named, the record's own logs."""
-    if not seed.isdigit():
-        return list(record.chosen.values())
-    log = record.by_seed.get(int(seed))
-    return [] if log is None else [log]
+def _stated_values(record: Record, seed: str, row: SeedResult) -> Iterator[tuple[str, float]]:
+    """The numbers of a row that are no question of their own: name and value.
+
+    The headline stands for the score of an only seed, and the parameters are the record's.
+    """
+    by_seed = any(
+        isinstance(record.stated.get(key), dict | list) for key in ("seed_results", "seeds")
+    )
+    for name, value in row.model_dump(exclude_none=True).items():
+        if not isinstance(value, int | float):
+            continue
+        of_record = record.submission.origin == "imported" and not (by_seed and seed.isdigit())
+        if of_record and name in HEADLINE_FIELDS:
+            continue
+        if name == "parameters" and not seed.isdigit():
+            continue
+        yield name, value
 
 
-def _is_meant(name: str, value: float, computed: float) -> bool:
-    """Whether a stated value is the logged one to its last digit; scores may be cut, too."""
-    if not name.endswith(SCORE_ENDINGS):
-        return agrees(value, computed, shown_decimals(value))
-    return agrees(value, computed, decimals(value))
+def _proofs(record: Record, seed: str, name: str, value: float) -> dict[str, Proof]:
+    """What the seed's log says, by the log's name; where no seed is named, all own logs."""
+    logs = list(record.chosen.values())
+    if seed.isdigit():
+        log = record.by_seed.get(int(seed))
+        logs = [] if log is None else [log]
+    proofs = {log.name: logged_value(record, log, name, value) for log in logs}
+    return {log: proof for log, proof in proofs.items() if proof is not None}
+
+
+def _is_proven(record: Record, name: str, value: float, found: dict[str, Proof]) -> bool:
+    """Whether a stated value is a logged one, or lies among those of several logs."""
+    figures = [computed for computed, _ in found.values()]
+    if record.submission.origin == "imported" and min(figures) <= value <= max(figures):
+        return True
+    if any(_is_meant(record, name, value, computed) for computed in figures):
+        return True
+    logs = [record.logs[log] for log in found]
+    if name == "train_s" and record.track and value == record.track.train_seconds:
+        return True  # the limit, where the logs' own clocks are judged elsewhere
+    return any(_is_setting(log, name, value) or _is_printed(log, value) for log in logs)
+
+
+def _is_meant(record: Record, name: str, value: float, computed: float) -> bool:
+    """Whether a stated value is the logged one to its last digit.
+
+    Public scores may be cut instead of rounded, and times of a step are averaged in several ways.
+    """
+    score = name.endswith(SCORE_ENDINGS)
+    if agrees(value, computed, decimals(value) if score else shown_decimals(value)):
+        return True
+    if record.submission.origin != "imported":
+        return False
+    if name == "step_avg_ms":
+        return abs(value - computed) <= STEP_TIME_ERROR * computed
+    return score and abs(value - computed) <= LENIENT
+
+
+def _is_setting(log: Log, name: str, value: float) -> bool:
+    """Whether a time is the limit that the run was given, or the clock of one of its steps."""
+    if name != "train_s" or log.native:
+        return False
+    clocks = [step.train_s for step in log.steps if step.train_s is not None]
+    digits = shown_decimals(value)
+    at_a_step = any(agrees(value, clock, digits) for clock in clocks[-2:])
+    return at_a_step or value == log.number("config.max_wallclock_seconds")
+
+
+def _is_printed(log: Log, value: float) -> bool:
+    """Whether a figure of enough digits stands anywhere in a public log."""
+    figure = f"{value:.15g}"
+    if log.native or len(figure.replace(".", "").lstrip("0")) < FEWEST_DIGITS:
+        return False
+    whole = re.compile(rf"(?<![\d.]){re.escape(figure)}0*(?![\d])")
+    return any(figure in text and whole.search(text) for _, text in log.lines)
 
 
 def _differing(
     record: Record, seed: str, name: str, value: float, found: dict[str, Proof]
 ) -> Check:
-    """A stated value that is in no log of the seed."""
+    """A stated value that is in no log of the seed.
+
+    An evaluation that took longer than its log's last one may be the sum of several.
+    """
     said = ", ".join(f"{computed:.10g}" for computed, _ in found.values())
-    detail = f"seed {seed}: {name} {value:.10g}, its log says {said}"
+    whose = f"seed {seed}" if seed.isdigit() else "without a seed"
+    detail = f"{whose}: {name} {value:.10g}, its log says {said}"
     stated = _stating_line(record, seed, name, value)
     lines = [cite(record.logs[log], line) for log, (_, line) in found.items()]
-    return fails("seed_results", detail, stated, *lines)
+    longer = name == "eval_s" and value > max(computed for computed, _ in found.values())
+    verdict = cannot_tell if longer and record.submission.origin == "imported" else fails
+    return verdict("seed_results", detail, stated, *lines)
 
 
 def _stating_line(record: Record, seed: str, name: str, value: float) -> Evidence:
-    """The line of submission.json with a seed's value; by the value where no seed is named."""
-    if seed.isdigit():
-        return say(record, name, seed)
-    keys = [key for key, stated in record.stated.items() if stated == value]
-    return say(record, keys[0] if keys else name)
+    """The line of submission.json that states a value.
+
+    Where the author's key is not ours it is found by the value.
+    """
+    line = say(record, name, seed) if seed.isdigit() else say(record, name)
+    if line.line is not None:
+        return line
+    figure = f"{value:.15g}"
+    for number, text in enumerate(record.json_lines, 1):
+        if figure in text:
+            return Evidence(file=record.json_file, line=number, text=shorten(text))
+    return line
 
 
 def logged_value(record: Record, log: Log, name: str, stated: float | None = None) -> Proof | None:
@@ -170,86 +232,3 @@ def _fact_of(log: Log, name: str) -> Proof | None:
         key = FACT_PREFIXES.get(name, "result.") + name
     value = log.number(key)
     return None if value is None else (value, log.facts[key])
-
-
-def check_aggregates(record: Record) -> Iterator[Check]:
-    """Standard deviations, means, maxima and claimed differences, recomputed from the logs."""
-    submission = record.submission
-    if submission is None:
-        return
-    spreads = {"val_bpb_std": submission.val_bpb_std, "val_loss_std": submission.val_loss_std}
-    stated = {key: value for key, value in spreads.items() if value is not None}
-    good = []
-    for key, value in (stated | submission.stated).items():
-        computed = _aggregate(record, key)
-        if computed is None:
-            detail = f"{key} {value:g}: nothing in the folder proves it"
-            yield cannot_tell("aggregates", detail, say(record, key))
-            continue
-        agreement = _agreement(record, key, value, computed)
-        if agreement is None:
-            detail = f"{key} {value:.10g}, recomputed {computed:.10g}"
-            yield fails("aggregates", detail, say(record, key))
-        else:
-            good.append(f"{key} {value:.10g}{agreement}")
-    if good:
-        yield passes("aggregates", f"recomputed: {', '.join(good)}")
-
-
-def _agreement(record: Record, key: str, value: float, computed: float) -> str | None:
-    """A remark, perhaps empty, where a stated aggregate agrees; None where it does not."""
-    digits = shown_decimals(value)
-    if agrees(value, computed, digits) or _difference_agrees(record, key, value, computed):
-        return ""
-    count = len(record.chosen)
-    if "std" in key.split("_") and agrees(value, computed * math.sqrt((count - 1) / count), digits):
-        return f" (divides by n; the sample value is {computed:.5f})"
-    return None
-
-
-def _aggregate(record: Record, key: str) -> float | None:
-    """An aggregate by the logs, or a claimed difference by the stated baseline."""
-    submission = record.submission
-    base = submission.stated.get("comparison_baseline_bpb")
-    if key.startswith("delta_") and base is not None:
-        return _difference(record, key, base)
-    match = AGGREGATE.fullmatch(key) or AGGREGATE_FIRST.fullmatch(key)
-    if match is None:
-        return None
-    name = AGGREGATE_FIELDS.get(match["field"], match["field"])
-    if not record.chosen:
-        return None
-    sizes = [row.artifact_bytes for row in submission.seed_results.values()]
-    if name == "artifact_bytes" and all(size is None for size in sizes):
-        name = "bytes_total"  # the author's word for it, as the import found out
-    proofs = [logged_value(record, log, name) for log in record.chosen.values()]
-    least = 2 if match["kind"] == "std" else 1
-    if None in proofs or len(proofs) < least:
-        return None
-    return KINDS[match["kind"]]([value for value, _ in proofs])
-
-
-def _difference(record: Record, key: str, base: float) -> float | None:
-    """The headline minus a stated baseline, in bits per byte or nats per token by the key."""
-    submission = record.submission
-    if submission.val_bpb is None:
-        return None
-    bits = submission.val_bpb - base
-    if key.endswith("nats") and submission.val_loss and submission.val_bpb:
-        return bits * submission.val_loss / submission.val_bpb
-    return bits if key.endswith("bpb") else None
-
-
-def _difference_agrees(record: Record, key: str, value: float, computed: float) -> bool:
-    """Differences in nats are products of rounded figures.
-
-    Half a unit of the stated bpb difference may propagate.
-    """
-    bits = record.submission.stated.get("delta_vs_leaderboard_bpb")
-    if not key.startswith("delta_") or bits is None or not key.endswith("nats"):
-        return False
-    if not record.submission.val_loss or not record.submission.val_bpb:
-        return False
-    ratio = record.submission.val_loss / record.submission.val_bpb
-    allowed = ratio * 0.5 * 10.0 ** -decimals(bits) + 0.5 * 10.0 ** -decimals(value)
-    return abs(value - computed) <= allowed

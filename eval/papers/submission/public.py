@@ -66,7 +66,9 @@ ENVIRONMENT_FIELDS = {
     "gpu_type": "gpu",
     "num_gpus": "gpus",
 }
-AGGREGATE = re.compile(r".*_(mean|max|min|std)$|^(?:mean|std)_.*|^(delta|comparison)_.*")
+AGGREGATE = re.compile(
+    r"\w+_(?:mean|max|min|std)|(?:mean|std)_\w+|(?:delta|comparison)_\w*(?:bpb|loss|nats)"
+)
 HARDWARE = re.compile(r"(\d+)\s*[x×]\s*(.+)")
 PER_SEED = re.compile(r"(?P<field>\w+?)_(?:per_seed|seed_?(?P<seed>\d{1,12}))")
 PER_SEED_FIELDS = {"val_bpb": "val_bpb", "val_loss": "val_loss", "bytes": "bytes_total"}
@@ -348,7 +350,7 @@ def _take_environment(public: PublicImport, key: str, value: Any) -> bool:
 
 
 def _take_aggregate(public: PublicImport, key: str, value: Any) -> bool:
-    if not AGGREGATE.match(key) or not isinstance(value, int | float):
+    if not AGGREGATE.fullmatch(key) or not isinstance(value, int | float):
         return False
     public.stated[key] = value
     return True
@@ -467,7 +469,11 @@ def _settle_totals(seed_results: dict[str, Any], bytes_total: Any) -> None:
     If the record's `bytes_total` lies within the range of the seeds' values, they are totals.
     Weights alone would all be smaller, by the size of the code.
     """
-    rows = [row for row in seed_results.values() if row.get("artifact_bytes") is not None]
+    alone = seed_results.get(ALONE, {})
+    if len(seed_results) > 1 and alone.get("artifact_bytes") == bytes_total is not None:
+        alone["bytes_total"] = alone.pop("artifact_bytes")
+    rows = [row for seed, row in seed_results.items() if seed != ALONE or len(seed_results) == 1]
+    rows = [row for row in rows if row.get("artifact_bytes") is not None]
     sizes = [row["artifact_bytes"] for row in rows]
     all_integers = all(isinstance(size, int) for size in (*sizes, bytes_total))
     if sizes and all_integers and min(sizes) <= bytes_total <= max(sizes):
