@@ -6,7 +6,15 @@ from collections.abc import Iterator, Sequence
 from pydantic import BaseModel, ConfigDict, Field
 
 from eval.papers.rendering.tables import aligned, markdown_table, printable
-from eval.trial.canary.verdict import CONSISTENT, INVALID, NOT_RUN, Finding, Judged, Judgement
+from eval.trial.canary.verdict import (
+    CONSISTENT,
+    INVALID,
+    NOT_RUN,
+    Finding,
+    Judged,
+    Judgement,
+    refuted_then_low,
+)
 
 FORMAT = 1
 LONGEST_QUOTE = 160  # characters of a line that a script printed
@@ -110,8 +118,8 @@ class RunReport(_Part):
 
     @property
     def lowest(self) -> ScoreLine | None:
-        """The score with the most certain bits below the entropy."""
-        return max(self.scores, key=lambda score: score.certain_bits, default=None)
+        """A refuted score where there is one; of those, the furthest below the entropy."""
+        return max(self.scores, key=refuted_then_low, default=None)
 
 
 class Report(_Part):
@@ -134,14 +142,16 @@ class Report(_Part):
 
     @property
     def refutations(self) -> list[FindingLine]:
-        own = [finding for run in self.runs for finding in run.findings]
-        return [finding for finding in [*own, *self.findings] if finding.verdict == INVALID]
+        found = list(self.findings)
+        for run in self.runs:
+            found += run.findings
+        return [finding for finding in found if finding.verdict == INVALID]
 
     @property
-    def bits(self) -> float | None:
+    def certain_bits(self) -> float | None:
         """The most bits below the entropy that are certain; None where no score was judged."""
-        lowest = [run.lowest.certain_bits for run in self.runs if run.lowest is not None]
-        return max(lowest, default=None)
+        lowest = [run.lowest for run in self.runs if run.lowest is not None]
+        return max((score.certain_bits for score in lowest), default=None)
 
 
 def outcome_of(judgement: Judgement) -> dict[str, object]:
@@ -242,8 +252,9 @@ def as_markdown(report: Report) -> str:
     head = ["verdict", "stream", "targets", "claimed", "needed", "bits below the entropy"]
     alignment = ["---", "---", "---:", "---:", "---:", "---:"]
     parts.append(markdown_table(head, map(_markdown_row, report.runs), alignment))
-    findings = [line for run in report.runs for line in _markdown_findings(run.name, run.findings)]
-    findings += _markdown_findings("all runs", report.findings)
+    findings = _markdown_findings("all runs", report.findings)
+    for run in report.runs:
+        findings += _markdown_findings(run.name, run.findings)
     if findings:
         parts.append("\n".join(findings))
     stopped = [run for run in report.runs if run.verdict == NOT_RUN]

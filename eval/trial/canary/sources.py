@@ -326,8 +326,10 @@ def text(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer) -> Known:
     pages = frame(rng, tokens, SHORT_PAGES)
     model = language_model(tokenizer.vocab_size)
     beginnings = [np.array([BOS])] * len(pages.lengths)
-    written = model.sample(rng, beginnings, pages.lengths - 1)
-    stream = np.concatenate([np.append(BOS, words) for words in written])[:tokens]
+    shown = pages.lengths.copy()
+    shown[-1] -= shown.sum() - tokens  # the last document is cut by the end of the stream
+    written = model.sample(rng, beginnings, shown - 1)
+    stream = np.concatenate([np.append(BOS, words) for words in written])
     nats = pages.nats.copy()
     inside = np.flatnonzero(pages.inside)
     nats[inside] -= np.log(2.0) * model.log2(stream)[inside - 1]

@@ -67,12 +67,15 @@ DASHES = re.compile("--+")
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """`model` is a SentencePiece ModelProto, `vocabulary` the text of its `.vocab` file."""
+    """`model` is a SentencePiece ModelProto, `vocabulary` the text of its `.vocab` file.
+
+    `byte_pieces` bool [V]: pieces that stand for one raw byte and are no text alone."""
 
     vocab_size: int
     model: bytes
     vocabulary: bytes
     table: ByteTable
+    byte_pieces: np.ndarray
 
     def byte_counts(self, tokens: np.ndarray) -> np.ndarray:
         """Bytes that each token of a stream [N] stands for as the contest counts them, int64 [N].
@@ -83,14 +86,6 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         return _processor(self.model).encode(text)
-
-    @property
-    def byte_pieces(self) -> np.ndarray:
-        """bool [V]: pieces that stand for one raw byte and are no text alone."""
-        return np.array([self._is_byte(index) for index in range(self.vocab_size)])
-
-    def _is_byte(self, index: int) -> bool:
-        return _processor(self.model).is_byte(index)
 
 
 def _vocabulary_text(proto: bytes) -> bytes:
@@ -110,11 +105,13 @@ def _processor(proto: bytes):
 
 
 def tokenizer_of(proto: bytes, vocab_size: int) -> Tokenizer:
+    is_byte = _processor(proto).is_byte
     return Tokenizer(
         vocab_size=vocab_size,
         model=proto,
         vocabulary=_vocabulary_text(proto),
         table=sentencepiece_table(proto, f"tokenizer of {vocab_size:,} ids"),
+        byte_pieces=np.array([is_byte(index) for index in range(vocab_size)]),
     )
 
 

@@ -77,12 +77,17 @@ class Judgement:
 
     @property
     def lowest(self) -> Judged | None:
-        """The claim that is furthest below the entropy, or least above it."""
-        return max(self.judged, key=certain_bits, default=None)
+        """A refuted claim where there is one; of those, the furthest below the entropy."""
+        return max(self.judged, key=refuted_then_low, default=None)
 
 
 def certain_bits(judged: Judged) -> float:
     return judged.certain_bits
+
+
+def refuted_then_low(score: Judged) -> tuple[bool, float]:
+    """Order of claims by what they show; also of the lines of a report."""
+    return score.certain_bits > ALLOWED_BITS, score.bits_below
 
 
 def judge_run(
@@ -268,7 +273,9 @@ class _Case:
             return []
         pairs = [claim for claim in reversed(self.claims.scores) if claim.has_both]
         pairs = [claim for claim in pairs if not is_per_byte(stated_ratio(claim))]
-        explained = [finding for claim in pairs for finding in self._explanations(claim)]
+        explained: list[Finding] = []
+        for claim in pairs:
+            explained += self._explanations(claim)
         return explained[:1] or [self._unexplained(claim) for claim in pairs[:1]]
 
     def _explanations(self, claim: Claim) -> list[Finding]:
