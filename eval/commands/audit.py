@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from eval.commands.score import add_run_options
-from eval.papers.audits.report import AUDIT_TEXT, TEST_NAMES, AuditReport
+from eval.papers.audits.report import TEST_NAMES, AuditReport
 from eval.papers.rendering.audits import to_terminal, write_audit
+from eval.papers.submission.schema import AUDIT_TEXT
 from eval.trial.audit.audit import Options, audit_record
 
 

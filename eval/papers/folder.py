@@ -8,11 +8,9 @@ import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from eval.errors import UserError
-from eval.papers.audits.reading import AuditReading, open_audit
-from eval.papers.audits.report import AuditReport
 from eval.papers.logs.choice import Choice, Claims, Group, choose, seed_of
 from eval.papers.logs.finding import log_order, read_logs
 from eval.papers.logs.log import Log, LoggedScore
@@ -23,6 +21,7 @@ from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.public import RECORD_FIELDS
 from eval.papers.submission.reading import Fault, read_submission, track_of
 from eval.papers.submission.schema import (
+    AUDIT_FILE,
     CODE_FILE,
     SUBMISSION_FILE,
     TRACKS,
@@ -31,6 +30,10 @@ from eval.papers.submission.schema import (
     Submission,
     Track,
 )
+
+if TYPE_CHECKING:
+    from eval.papers.audits.reading import AuditReading
+    from eval.papers.audits.report import AuditReport
 
 SIZE_FILE = CODE_FILE + ".size"  # stands for the script where a folder is kept as data only
 LOSS_PICTURE = "loss.png"
@@ -243,23 +246,29 @@ class Record:
     # --- The audit ---
 
     @cached_property
-    def _audit(self) -> AuditReading:
+    def _audit(self) -> "AuditReading | None":
+        """None where the record was never audited."""
+        if AUDIT_FILE not in self.files.sizes:
+            return None
+        # Here, as its schema costs more than the check of a folder that has no audit.
+        from eval.papers.audits.reading import open_audit
+
         return open_audit(self.folder, self.files)
 
     @property
-    def audit(self) -> AuditReport | None:
+    def audit(self) -> "AuditReport | None":
         """The report beside the record, None where it was never audited or cannot be read."""
-        return self._audit.report
+        return self._audit.report if self._audit else None
 
     @property
     def audit_problem(self) -> str | None:
         """Why audit.json cannot be read."""
-        return self._audit.problem
+        return self._audit.problem if self._audit else None
 
     @property
     def audit_lines(self) -> tuple[str, ...]:
         """The lines of audit.json."""
-        return self._audit.lines
+        return self._audit.lines if self._audit else ()
 
     # --- The claims ---
 

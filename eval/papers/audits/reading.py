@@ -11,7 +11,6 @@ from pydantic import ValidationError
 from eval.errors import UserError
 from eval.files import sha256_of
 from eval.papers.audits.report import (
-    AUDIT_FILE,
     MAY_LACK_TEXT,
     SEVERITY,
     TEST_NAMES,
@@ -21,6 +20,7 @@ from eval.papers.audits.report import (
 )
 from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.schema import (
+    AUDIT_FILE,
     CODE_FILE,
     TRACKS,
     SeedResult,

@@ -7,8 +7,6 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from eval.rules import Verdict
 
-AUDIT_FILE = "audit.json"
-AUDIT_TEXT = "AUDIT.md"
 SEVERITY = (Verdict.NOT_RUN, Verdict.PASS, Verdict.WARN, Verdict.POLICY, Verdict.INVALID)
 
 

@@ -4,8 +4,6 @@ import re
 from collections.abc import Iterator
 
 from eval.errors import UserError
-from eval.papers.audits.reading import audit_findings, mismatch
-from eval.papers.audits.report import AUDIT_FILE, AUDIT_TEXT
 from eval.papers.checks.report import (
     Check,
     Evidence,
@@ -20,8 +18,7 @@ from eval.papers.checks.report import (
 )
 from eval.papers.folder import LOSS_PICTURE, SCORE_PICTURE, Record
 from eval.papers.logs.proof import derived_fields
-from eval.papers.rendering.readme import changes_in, readme
-from eval.papers.submission.schema import TRACKS, Submission
+from eval.papers.submission.schema import AUDIT_FILE, AUDIT_TEXT, TRACKS, Submission
 
 README = "README.md"
 REFRESH = "run python -m eval pack --refresh FOLDER"
@@ -88,6 +85,8 @@ def _check_rendered(record: Record, submission: Submission, text: str) -> Check:
             record.files.read(README).decode()
     except UnicodeDecodeError as error:
         return fails("readme", f"{README}: expected a UTF-8 text, found {error}; repair it")
+    from eval.papers.rendering.readme import changes_in, readme
+
     changes = changes_in(text)
     found = text
     expected = None
@@ -154,6 +153,8 @@ def check_audit(record: Record) -> Iterator[Check]:
         return
     if AUDIT_TEXT not in record.names:
         yield fails("audit", f"{AUDIT_TEXT} is missing beside {AUDIT_FILE}; audit again")
+    from eval.papers.audits.reading import audit_findings, mismatch
+
     why = mismatch(audit, record.files, submission)
     if why:
         fact = cite_audit(record, why.partition(":")[0])

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from eval.papers.audits.report import AUDIT_FILE
 from eval.papers.folder import Record
 from eval.papers.logs.log import Fact, Log, LoggedScore, Step
 from eval.papers.logs.values import decimals
+from eval.papers.submission.schema import AUDIT_FILE
 from eval.rules import Verdict
 
 LONGEST_EVIDENCE = 150  # characters of a line that a report cites

@@ -6,8 +6,6 @@ from pathlib import Path
 
 from eval.files import write_atomic
 from eval.papers.audits.report import (
-    AUDIT_FILE,
-    AUDIT_TEXT,
     MEANING,
     AuditReport,
     ScorerRun,
@@ -15,6 +13,7 @@ from eval.papers.audits.report import (
     TestResult,
 )
 from eval.papers.rendering.tables import aligned, markdown_table
+from eval.papers.submission.schema import AUDIT_FILE, AUDIT_TEXT
 
 LABEL_WIDTHS = (9,)  # characters: of the terminal's lines about the whole audit
 TEST_WIDTHS = (9, 14)  # of its lines about one test: verdict and name

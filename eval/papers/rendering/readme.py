@@ -6,10 +6,17 @@ from pathlib import Path
 
 from eval.errors import UserError
 from eval.papers.audits.reading import audit_findings
-from eval.papers.audits.report import AUDIT_TEXT, AuditReport
+from eval.papers.audits.report import AuditReport
 from eval.papers.folder import LOSS_PICTURE, SCORE_PICTURE
 from eval.papers.rendering.tables import markdown_table
-from eval.papers.submission.schema import CODE_FILE, TRACKS, Data, SeedResult, Submission
+from eval.papers.submission.schema import (
+    AUDIT_TEXT,
+    CODE_FILE,
+    TRACKS,
+    Data,
+    SeedResult,
+    Submission,
+)
 
 CHANGES_BEGIN = "<!-- changes:begin -->"
 CHANGES_END = "<!-- changes:end -->"

@@ -17,8 +17,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
 SCHEMA_VERSION = 1
+# Files of a record folder
 SUBMISSION_FILE = "submission.json"
 CODE_FILE = "train_gpt.py"
+AUDIT_FILE = "audit.json"
+AUDIT_TEXT = "AUDIT.md"
 ANONYMOUS = "anonymous"
 DOCS_TRACK = "track_docs_cpu"
 # What the contest asks of every submission.json; other keys are the author's choice.
