@@ -27,7 +27,7 @@ NEW_OBJECTS = 100_000  # between two searches for rubbish
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: the command's own, 2 for bad input, 130 when interrupted."""
+    """Exit code: the command's own, 2 for bad input, 130 when interrupted, 141 when unread."""
     prepare_process()
     arguments = sys.argv[1:] if argv is None else list(argv)
     chosen = arguments[0] if arguments else None
@@ -46,6 +46,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:  # a full disk, a file that vanished
         place = error.filename or "input or output"
         what = error.strerror or error
