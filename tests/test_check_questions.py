@@ -137,6 +137,30 @@ def test_the_stated_total_is_one_of_the_log(tmp_path, stated, verdict, words):
     assert words in outcome.detail
 
 
+def test_a_total_may_be_of_another_log_or_of_none(tmp_path):
+    """An ablation beside the record prints the stated total; a seed without a log proves none."""
+    logs = public_logs({1: 1.1})
+    logs["ablation_seed1.log"] = edited(public_log(1, 1.2), ": 1012 bytes", ": 1020 bytes")
+    folder = contest_folder(tmp_path / "other", {"bytes_total": 1020}, logs)
+    outcome = answer(folder, "bytes_total")
+    assert outcome.verdict is Verdict.CANNOT_TELL
+    assert "1,020 is of ablation_seed1.log" in outcome.detail
+    rows = {"1": {"val_bpb": 1.1, "artifact_bytes": 1012}, "2": {"artifact_bytes": TOO_LARGE}}
+    stated = {"bytes_total": None, "seed_results": rows}
+    folder = contest_folder(tmp_path / "none", stated)
+    outcome = answer(folder, "bytes_total")
+    assert "for seed 2, of which there is no log" in outcome.detail
+    assert f"submission.json says {TOO_LARGE:,}" in verdicts(folder)["cap"]
+
+
+def test_one_of_several_printed_totals_is_the_stated_one(tmp_path):
+    """A launcher's log of three seeds, one result line for each."""
+    results = "".join(f"[RESULT] run={i} | size=15,70{i},116B | OK\n" for i in range(3))
+    log = edited(public_log(1, 1.1), ONE_COMPRESSION, results)
+    folder = contest_folder(tmp_path, {"bytes_total": 15_702_116}, {LOG: log})
+    assert answer(folder, "bytes_total").verdict is Verdict.PASS
+
+
 def test_a_rounded_total_is_one_of_the_log(tmp_path):
     log = edited(public_log(1, 1.1), "1012 bytes", "15899961 bytes")
     log = edited(log, ": 1000 bytes", ": 15899949 bytes")
@@ -327,6 +351,7 @@ def test_a_text_that_only_running_shows_is_open(tmp_path):
     [
         (len(SCRIPT), Verdict.PASS),
         (len(SCRIPT) + 1, Verdict.PASS),  # as a checkout of Windows has it
+        (len(SCRIPT) - 1, Verdict.PASS),  # without the last line's end
         (len(SCRIPT) + 2, Verdict.FAIL),
     ],
 )
@@ -402,7 +427,8 @@ def test_a_file_that_the_script_names_is_asked_for(tmp_path):
     ("code", "verdict"),
     [
         ("import torch\nimport numpy as np\nimport math\n", Verdict.PASS),
-        ("import my_layers\n", Verdict.CANNOT_TELL),
+        ("import my_layers\n", Verdict.FAIL),
+        ("if False:\n    import my_layers\n", Verdict.CANNOT_TELL),
         ("def f():\n    from my_layers import g\n", Verdict.CANNOT_TELL),
         ("try:\n    import my_layers\nexcept ImportError:\n    my_layers = None\n", Verdict.PASS),
         ("from .core import g\n", Verdict.FAIL),
@@ -410,6 +436,12 @@ def test_a_file_that_the_script_names_is_asked_for(tmp_path):
 )
 def test_modules_that_nobody_provides(tmp_path, code, verdict):
     assert answer(contest_folder(tmp_path, code=code), "modules").verdict is verdict
+
+
+def test_a_module_that_readme_names_is_asked_for(tmp_path):
+    folder = contest_folder(tmp_path, code="import my_layers\n")
+    (folder / "README.md").write_text("val_bpb 1.1\n\npip install my-layers\n")
+    assert answer(folder, "modules").verdict is Verdict.CANNOT_TELL
 
 
 def test_requirements_and_helpers_provide_modules(tmp_path):
@@ -521,6 +553,15 @@ def test_wrong_byte_counts_are_named(tmp_path, ratio, in_training, verdict, word
     outcome = answer(ratio_folder(tmp_path, ratio, in_training), "implied_bytes")
     assert outcome.verdict is verdict, outcome.detail
     assert words in outcome.detail
+
+
+def test_more_bytes_than_the_split_holds_are_caught(tmp_path):
+    """A tokenizer of one's own: 145 million tokens of 0.89 nats per bpb are 186 MB."""
+    log = edited(
+        public_log(1, 1.1, tokens=144_967_680), f"{1.1 * 1.68846:.8f}", f"{1.1 * 0.89:.8f}"
+    )
+    folder = contest_folder(tmp_path, logs={LOG: log})
+    assert "more than any published split holds" in verdicts(folder)["implied_bytes"]
 
 
 @pytest.mark.parametrize(

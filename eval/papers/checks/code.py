@@ -112,6 +112,11 @@ def _readings(record: Record, script: Script, loaded: Loaded) -> dict[int | None
         len(unix.replace(b"\n", b"\r\n")): "with the line ends of Windows",
         len(unix): "with the line ends of Unix",
     }
+    if code:
+        ended = code.endswith(b"\n")
+        readings[len(code) + (-1 if ended else 1)] = (
+            f"{'without' if ended else 'with'} a last line end"
+        )
     if script.unwrapped.layers:
         readings[len(script.source)] = "of the source inside the wrapper"
     if loaded.imported:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from eval.papers.checks.report import (
     Check,
     Evidence,
+    Severity,
     cannot_tell,
     cite,
     fails,
@@ -40,6 +41,7 @@ WRONG_RATIOS = {
     1.787: "a tokenizer whose byte tokens count three bytes each",
 }
 WRONG_RATIO_TOLERANCE = 1.5e-3
+MOST_BYTES = (1 + BYTES_TOLERANCE) * max(export.bytes for export in KNOWN_EXPORTS)
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _from_published_sizes(record: Record, name: str, log: Log) -> Check:
     tokens = log.integer("data.val_tokens")
     ratio = _final_ratio(record, log)
     if ratio is None:
-        return cannot_tell("implied_bytes", f"{name}: no loss is given beside the final bpb")
+        return _without_loss(name, log)
     if tokens is None:
         return _without_tokens(name, ratio)
     evidence = [cite(log, log.facts["data.val_tokens"]), ratio.line]
@@ -91,6 +93,9 @@ def _from_published_sizes(record: Record, name: str, log: Log) -> Check:
     known = _wrong_count(ratio.value)
     if known is not None:
         complaint += f"; the ratio {ratio.value:.4f} is that of {known}"
+    if export is None and implied > MOST_BYTES:
+        detail = f"{name}: {complaint}; more than any published split holds"
+        return fails("implied_bytes", detail, *evidence)
     if export is None:
         return cannot_tell("implied_bytes", f"{name}: {complaint}", *evidence)
     in_training = _training_ratio(log)
@@ -99,6 +104,17 @@ def _from_published_sizes(record: Record, name: str, log: Log) -> Check:
         evidence.append(in_training.line)
         return cannot_tell("implied_bytes", f"{detail}: another quantity", *evidence)
     return fails("implied_bytes", f"{name}: {complaint}", *evidence)
+
+
+def _without_loss(name: str, log: Log) -> Check:
+    """The validations in training tell how bytes are counted, not that the score counts them so."""
+    detail = f"{name}: no loss is given beside the final bpb"
+    in_training = _training_ratio(log)
+    export = _export_of(log)
+    if in_training is None or export is None or not _is_close(in_training.value, export.ratio):
+        return cannot_tell("implied_bytes", detail)
+    detail += f"; in training the bytes were those of {export.label}"
+    return cannot_tell("implied_bytes", detail, in_training.line, severity=Severity.EXPLAIN)
 
 
 def _final_ratio(record: Record, log: Log) -> Ratio | None:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from eval.papers.checks.report import Check, Evidence, Severity, cannot_tell, fails, passes
 from eval.papers.checks.script import (
@@ -22,6 +23,26 @@ CODE_FILES = re.compile(
 TOKENIZER_FILES = re.compile(r".*\.(model|vocab)")  # part of the data, which the contest provides
 REQUIREMENTS = "requirements.txt"
 REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][\w.-]*)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """A module that a file cannot do without."""
+
+    file: str
+    found: Import
+
+    @property
+    def module(self) -> str:
+        return self.found.module
+
+    @property
+    def at_once(self) -> bool:
+        return self.found.at_once
+
+    @property
+    def line(self) -> Evidence:
+        return Evidence(file=self.file, line=self.found.line, text=f"imports {self.module}")
 
 
 def check_loaded(record: Record, script: Script, loaded: Loaded) -> Iterator[Check]:
@@ -102,22 +123,47 @@ def _check_modules(record: Record, script: Script, loaded: Loaded) -> Iterator[C
         return
     packages = KNOWN_PACKAGES | _required(record)
     relative = [one for file, one in loaded.imports if _broken_relative(record, script, file, one)]
-    unknown: dict[str, tuple[str, Import]] = {}
-    for file, one in loaded.imports:
-        provided = one.level or is_standard(one.module) or one.module in packages
-        if not provided and not one.guarded and not module_files(record, one.module):
-            unknown.setdefault(one.module, (file, one))
     if relative:
         names = ", ".join(dict.fromkeys(one.module for one in relative))
         lines = [Evidence(file=script.name, line=one.line) for one in relative]
         yield fails("modules", f"{script.name} is no package, yet imports .{names}", *lines)
-    if unknown:
-        names = ", ".join(unknown)
-        lines = [Evidence(file=file, line=one.line) for file, one in unknown.values()]
-        detail = f"{names}: neither in the folder nor in its {REQUIREMENTS}; where from?"
-        yield cannot_tell("modules", detail, *lines)
+    unknown = list(_unknown(record, loaded, packages))
+    yield from _not_provided(record, unknown)
     if not relative and not unknown:
         yield passes("modules", "what the script imports is in the folder or a known package")
+
+
+def _unknown(record: Record, loaded: Loaded, packages: set[str]) -> Iterator[Needed]:
+    """The first import of each module that is neither Python's, a known package nor here."""
+    seen = set()
+    for file, one in loaded.imports:
+        provided = one.level or is_standard(one.module) or one.module in packages
+        if provided or one.guarded or one.module in seen or module_files(record, one.module):
+            continue
+        seen.add(one.module)
+        yield Needed(file, one)
+
+
+def _not_provided(record: Record, unknown: list[Needed]) -> Iterator[Check]:
+    """FAIL where the script ends at once and nobody says where a module comes from."""
+    hopeless = [need for need in unknown if need.at_once and not _mentions(record, need.module)]
+    rest = [need for need in unknown if need not in hopeless]
+    if hopeless:
+        names = ", ".join(need.module for need in hopeless)
+        detail = f"{names}: neither in the folder nor in a {REQUIREMENTS}, and README names none"
+        lines = [need.line for need in hopeless]
+        yield fails("modules", detail, *lines, severity=Severity.BLOCKING)
+    if rest:
+        names = ", ".join(need.module for need in rest)
+        detail = f"{names}: neither in the folder nor in its {REQUIREMENTS}; where from?"
+        yield cannot_tell("modules", detail, *(need.line for need in rest))
+
+
+def _mentions(record: Record, module: str) -> bool:
+    """Whether README says anything of a module, under its own name or a package's."""
+    text = record.readme.lower()
+    name = module.lower()
+    return name in text or name.replace("_", "-") in text
 
 
 def _broken_relative(record: Record, script: Script, file: str, one: Import) -> bool:

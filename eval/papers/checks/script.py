@@ -26,13 +26,15 @@ WRAPPING = re.compile(
 class Import:
     """A module that a source imports, by the first part of its name.
 
-    `level` counts the dots before it. `guarded`: the source goes on without it.
+    `level` counts the dots before it. `guarded`: the source goes on without it. `at_once`: it is
+    imported as soon as the source runs, not in a function.
     """
 
     module: str
     level: int
     line: int
     guarded: bool
+    at_once: bool
 
 
 @dataclass(frozen=True)
@@ -106,25 +108,29 @@ def logged_python(record: Record) -> Version | None:
 
 def imports_of(tree: ast.Module) -> list[Import]:
     """Every import of a source, also those inside functions."""
-    return list(_imports(tree.body, guarded=False))
+    return list(_imports(tree.body, guarded=False, at_once=True))
 
 
-def _imports(statements: Sequence[ast.AST], guarded: bool) -> Iterator[Import]:
+def _imports(statements: Sequence[ast.AST], guarded: bool, at_once: bool) -> Iterator[Import]:
     for node in statements:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield Import(alias.name.partition(".")[0], 0, node.lineno, guarded)
+                module = alias.name.partition(".")[0]
+                yield Import(module, 0, node.lineno, guarded, at_once)
         elif isinstance(node, ast.ImportFrom):
             module = (node.module or node.names[0].name).partition(".")[0]
-            yield Import(module, node.level, node.lineno, guarded)
+            yield Import(module, node.level, node.lineno, guarded, at_once)
         elif isinstance(node, ast.Try | ast.TryStar):
             goes_on = guarded or any(_catches_imports(handler) for handler in node.handlers)
-            yield from _imports(node.body, goes_on)
-            yield from _imports([*node.handlers, *node.orelse, *node.finalbody], guarded)
+            yield from _imports(node.body, goes_on, at_once)
+            others = [*node.handlers, *node.orelse, *node.finalbody]
+            yield from _imports(others, guarded, at_once)
         else:
+            # a branch of an if may never be taken
+            certain = at_once and isinstance(node, ast.With | ast.ClassDef)
             for block in ("body", "orelse", "cases"):
                 inner = getattr(node, block, ())
-                yield from _imports(inner if isinstance(inner, list) else (), guarded)
+                yield from _imports(inner if isinstance(inner, list) else (), guarded, certain)
 
 
 def _catches_imports(handler: ast.ExceptHandler) -> bool:

@@ -20,20 +20,23 @@ NATIVE_FACTS = {
 
 def shipments_of(record: Record) -> dict[str, Shipment]:
     """What the record's own logs say was shipped, by the name of the log."""
-    stated = set(_large_integers(record.stated))
-    return {name: _shipment_of(log, stated) for name, log in record.chosen.items()}
+    return {name: shipment_of(record, log) for name, log in record.chosen.items()}
 
 
-def _shipment_of(log: Log, stated: set[int]) -> Shipment:
+def shipment_of(record: Record, log: Log) -> Shipment:
+    """What one log says was shipped; of several sizes the one that submission.json states."""
+    return _shipment(log, set(_large_integers(record.stated)))
+
+
+def _shipment(log: Log, stated: set[int]) -> Shipment:
     if not log.native:
         return sizes_of(log.lines).shipment(stated)
-    return Shipment(
-        **{
-            part: _size(kind, log.facts[fact])
-            for part, (kind, fact) in NATIVE_FACTS.items()
-            if log.integer(fact) is not None
-        }
-    )
+    parts = {}
+    for part, (kind, fact) in NATIVE_FACTS.items():
+        if log.integer(fact) is not None:
+            parts[part] = _size(kind, log.facts[fact])
+    tried = [parts[part] for part in ("weights", "total") if part in parts]
+    return Shipment(**parts, tried=tuple(tried))
 
 
 def _size(kind: Kind, fact: Fact) -> Size:
@@ -53,11 +56,13 @@ def _large_integers(value: Any) -> Iterator[int]:
 class StatedSize:
     """A number of bytes in submission.json, and the line that has it.
 
-    `may_be_weights`: its author may mean the weights alone.
+    `seed` is the one that it is stated for, None for a whole record. `may_be_weights`: its author
+    may mean the weights alone.
     """
 
     bytes: int
     line: Evidence
+    seed: int | None = None
     may_be_weights: bool = False
 
 
@@ -72,11 +77,12 @@ def stated_sizes(record: Record) -> list[StatedSize]:
     if submission.bytes_total is not None:
         return [StatedSize(submission.bytes_total, say(record, "bytes_total"))]
     found = []
-    for seed, row in submission.seed_results.items():
-        named = seed if seed.isdigit() else None
+    for name, row in submission.seed_results.items():
+        key = name if name.isdecimal() else None
+        seed = int(name) if name.isdecimal() else None
         if row.bytes_total is not None:
-            found.append(StatedSize(row.bytes_total, say(record, "bytes_total", named)))
+            found.append(StatedSize(row.bytes_total, say(record, "bytes_total", key), seed))
         elif row.artifact_bytes is not None:
-            line = say(record, "artifact_bytes", named)
-            found.append(StatedSize(row.artifact_bytes, line, may_be_weights=True))
+            line = say(record, "artifact_bytes", key)
+            found.append(StatedSize(row.artifact_bytes, line, seed, may_be_weights=True))
     return found

@@ -17,9 +17,14 @@ from eval.papers.checks.report import (
     policy,
     say,
 )
-from eval.papers.checks.shipments import StatedSize, shipments_of, stated_sizes
+from eval.papers.checks.shipments import (
+    StatedSize,
+    shipment_of,
+    shipments_of,
+    stated_sizes,
+)
 from eval.papers.folder import Record
-from eval.papers.logs.sizes import Shipment, Size
+from eval.papers.logs.sizes import Kind, Shipment, Size
 from eval.papers.submission.schema import TRACKS, SeedResult, Track
 
 FEWEST_ZEROS = 3  # at the end of a number that its author rounded
@@ -63,16 +68,31 @@ def _check_stated_total(
         return cannot_tell("bytes_total", detail, *lines, severity=Severity.NOTE)
     lines = [*(size.line for size in stated), *lines]
     readings = _readings(record, shipments, totals)
-    unmatched = [size.bytes for size in stated if _reading(size, readings) is None]
+    unmatched = [size for size in stated if _reading(size, readings) is None]
     if not unmatched:
         said = [f"{size.bytes:,} is {_reading(size, readings)}" for size in stated]
         return passes("bytes_total", "; ".join(dict.fromkeys(said)), *lines)
-    if not readings:
-        detail = f"{_listed(unmatched)} stated, no log prints a size to hold it against"
+    open_questions = [_unproven(record, size, readings) for size in unmatched]
+    if all(open_questions):
+        detail = "; ".join(dict.fromkeys(open_questions))
         return cannot_tell("bytes_total", detail, *lines, severity=Severity.EXPLAIN)
-    known = _listed([total.bytes for total in totals.values()] or [r.bytes for r in readings])
-    detail = f"{_listed(unmatched)} stated, the logs say {known}"
+    wrong = [s.bytes for s, why in zip(unmatched, open_questions, strict=True) if why is None]
+    detail = f"{_listed(wrong)} stated, the logs say {_listed([r.bytes for r in readings])}"
     return fails("bytes_total", detail, *lines)
+
+
+def _unproven(record: Record, size: StatedSize, readings: list["Reading"]) -> str | None:
+    """Why no own log can say what a stated size is; None where they can, and say otherwise."""
+    if not readings:
+        return f"{size.bytes:,} stated, no log prints a size to hold it against"
+    own_seeds = {log.seed for log in record.chosen.values()}
+    if size.seed is not None and size.seed not in own_seeds:
+        return f"{size.bytes:,} stated for seed {size.seed}, of which there is no log"
+    others = {name: log for name, log in record.logs.items() if name not in record.chosen}
+    for name, log in others.items():
+        if any(printed.bytes == size.bytes for printed in shipment_of(record, log).tried):
+            return f"{size.bytes:,} is of {name}, which the headline is not of"
+    return None
 
 
 @dataclass(frozen=True)
@@ -103,8 +123,8 @@ def _readings(
     if len(counts) > 1:
         readings.append(Reading(max(counts), "the largest log's total"))
     readings += [Reading(total.bytes, f"the total of {name}") for name, total in totals.items()]
-    if counts:
-        readings.append(Reading(round(statistics.fmean(counts)), "the mean total"))
+    if len(counts) > 1:
+        readings.append(Reading(round(statistics.fmean(counts)), "the mean total", unit=2))
     stated_code = record.submission.bytes_code if record.submission else None
     codes = {record.shipped_size: "the script as shipped", stated_code: "the stated code"}
     for name, shipment in shipments.items():
@@ -117,6 +137,11 @@ def _readings(
                 readings.append(Reading(weights.bytes + code, sum_of_both, weights.unit))
         alone = f"the weights of {name} alone"
         readings.append(Reading(weights.bytes, alone, weights.unit, is_total=False))
+    for name, shipment in shipments.items():
+        for size in shipment.tried:
+            is_total = size.kind is Kind.TOTAL
+            words = f"a {size.kind} that {name} prints"
+            readings.append(Reading(size.bytes, words, size.unit, is_total))
     return readings
 
 
@@ -131,7 +156,7 @@ def _reading(stated: StatedSize, readings: list[Reading]) -> str | None:
 
 
 def _listed(sizes: list[int]) -> str:
-    return ", ".join(f"{size:,}" for size in sizes)
+    return ", ".join(f"{size:,}" for size in dict.fromkeys(sizes))
 
 
 # --- The cap ---
@@ -175,7 +200,7 @@ def _check_cap(record: Record, shipments: dict[str, Shipment], stated: list[Stat
     if measured is not None:
         weights = measured.shipment.weights
         evidence += [cite(record.logs[measured.name], weights), _script_size(record)]
-    over = _stated_over(stated, shipments, cap)
+    over = _stated_over(record, stated, shipments, cap)
     logged_over = logged is not None and logged[1].bytes > cap
     if over or logged_over:
         return _over_by_the_papers(over, logged, measured, cap, evidence)
@@ -214,13 +239,15 @@ def _script_size(record: Record) -> Evidence:
 
 
 def _stated_over(
-    stated: list[StatedSize], shipments: dict[str, Shipment], cap: int
+    record: Record, stated: list[StatedSize], shipments: dict[str, Shipment], cap: int
 ) -> list[StatedSize]:
-    """Stated sizes above the cap. Where every log prints a smaller total they are another size."""
-    over = [size for size in stated if size.bytes > cap]
+    """Stated sizes above the cap, without those that are another size by every own log."""
     totals = [s.total.bytes for s in shipments.values() if s.total is not None]
-    contradicted = totals and len(totals) == len(shipments) and max(totals) <= cap
-    return [] if contradicted else over
+    if not totals or len(totals) < len(shipments) or max(totals) > cap:
+        return [size for size in stated if size.bytes > cap]
+    own_seeds = {log.seed for log in record.chosen.values()}
+    logged = {None, *own_seeds}
+    return [size for size in stated if size.bytes > cap and size.seed not in logged]
 
 
 def _over_by_the_papers(

@@ -105,12 +105,16 @@ def _count(text: str) -> int:
 
 @dataclass(frozen=True)
 class Shipment:
-    """What one run ships: weights, script and total as the log counts them; None: not printed."""
+    """What one run ships: weights, script and total as the log counts them; None: not printed.
+
+    `tried` are all weights and totals that the log prints, but those of uncompressed weights.
+    """
 
     weights: Size | None = None
     code: Size | None = None
     packed_code: Size | None = None
     total: Size | None = None
+    tried: tuple[Size, ...] = ()
 
     @property
     def counted_code(self) -> int | None:
@@ -144,13 +148,14 @@ class Sizes:
         packed = _last(self.of(Kind.PACKED_CODE))
         totals = self._shipped_totals()
         weights = self._shipped_weights()
+        tried = (*weights, *totals)
         named = [size for size in totals if size.bytes in stated]
         if not named:
             shipped = [size for size in weights if size.bytes in stated]
             named = [total for total in totals if any(self._pair(w, total) for w in shipped)]
             weights = shipped or weights
         total = min(named or totals, key=lambda size: size.bytes, default=None)
-        return Shipment(self._weights_of(total, weights), code, packed, total)
+        return Shipment(self._weights_of(total, weights), code, packed, total, tried)
 
     def _shipped_weights(self) -> list[Size]:
         weights = self.of(Kind.WEIGHTS)
