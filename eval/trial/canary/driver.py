@@ -19,7 +19,7 @@ from eval.trial.canary.report import (
     outcome_of,
     verdict_of,
 )
-from eval.trial.canary.sources import SOURCES, TARGETS, Source, Streams, draw_streams
+from eval.trial.canary.sources import SOURCES, Source, Streams, draw_streams
 from eval.trial.canary.table import Sizes
 from eval.trial.canary.together import judge_together
 from eval.trial.canary.tokenizers import check_size
@@ -31,6 +31,7 @@ from eval.trial.sandbox.running import choose
 SECONDS = 180.0
 LONG_SECONDS = 600.0
 TRAINING_SHARDS = (1 << 16, 1 << 16, 1 << 16)  # tokens
+SHARE_OF_A_RUN = 0.4  # of all the time, at most
 FEWEST_SECONDS = 10.0  # below these no run is started
 CASEOPS_NAMES = ("CASEOPS_ENABLED", "CASEOPS", "USE_CASEOPS")
 # At the scale of hashed tables nothing but the number of tokens matters.
@@ -201,12 +202,22 @@ class _Trial:
             return None
         if self.runs[-1].verdict == INVALID and not self.options.every:
             return "an earlier run refutes the script (--all goes on)"
-        if len(self.runs) == 1 and self.runs[0].verdict == NOT_RUN:
-            return "the first run came to no score"
+        failed = [made for made in self.runs if made.verdict == NOT_RUN]
+        # A script may fail with several ranks alone, so that one more run is made.
+        if failed == self.runs and (len(failed) > 1 or run.world_size == failed[0].world_size):
+            return "no run came to a score"
         needed = max(FEWEST_SECONDS, self._seconds_of_a_run(run))
         if self._seconds_left(run) < needed:
             return f"no time left (--seconds gives more; a run takes about {needed:.0f} s)"
         return None
+
+    def _longest(self, run: PlannedRun) -> float:
+        """Seconds that a run may take: not all that is left, so that a smaller one can follow."""
+        left = self._seconds_left(run)
+        if run.source == LONG_RUN.source:
+            return max(1.0, left)
+        budget = self.options.seconds if self.options.seconds is not None else SECONDS
+        return max(1.0, min(left, SHARE_OF_A_RUN * budget))
 
     def _seconds_of_a_run(self, run: PlannedRun) -> float:
         """About what a run of this length takes, by those that were made."""
@@ -237,13 +248,12 @@ class _Trial:
     def _plan_for(self, run: PlannedRun, source: Source) -> Plan:
         tokens = self.options.tokens or source.tokens - 1
         if run.source == LONG_RUN.source:
-            return replace(self.plan, sizes=LONG_SIZES, tokens=tokens, reasons=(), remedies=())
-        shorter = self.plan.tokens / TARGETS  # less than 1 where an earlier run ran out of time
-        return replace(self.plan, tokens=int(tokens * min(1.0, shorter)), reasons=())
+            return replace(self.plan, sizes=LONG_SIZES, tokens=tokens, shorter=1, reasons=())
+        return replace(self.plan, tokens=tokens, reasons=())
 
     def _launch(self, run: PlannedRun, source: Source, plan: Plan) -> "_Made":
         tokenizer = source.tokenizer(self.vocab_size)
-        streams = _streams(source, self.options.seed, self.vocab_size, plan.tokens + 1)
+        streams = _streams(source, self.options.seed, self.vocab_size, plan.targets + 1)
         known = streams.validation
         corpus = Corpus(
             self.vocab_size,
@@ -261,7 +271,7 @@ class _Trial:
             world_size=run.world_size,
             python=self.options.python,
             device=self.options.device,
-            limits=replace(LIMITS, wall_seconds=max(1.0, self._seconds_left(run))),
+            limits=replace(LIMITS, wall_seconds=self._longest(run)),
         )
         ran = launch(world, call, self.mechanism)
         judgement = judge_run(
@@ -303,7 +313,7 @@ class _Trial:
         return RunReport(
             why=source.why,
             world_size=run.world_size,
-            targets=made.plan.tokens,
+            targets=made.plan.targets,
             seconds=made.run.seconds,
             settings=[
                 SettingLine(name=s.name, value=s.value, own=s.own, origin=s.origin)

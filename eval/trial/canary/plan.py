@@ -47,7 +47,8 @@ class Setting:
 class Plan:
     """The settings of one try, and what led to it.
 
-    `own` are the record's settings, `given` the user's, `tokens` the targets of the stream.
+    `own` are the record's settings, `given` the user's. `tokens` are the targets of the whole
+    stream, of which 1 / `shorter` is used.
     `released` are the families that keep their own values since an earlier try failed. `remedies`
     are the changes since the first try, `reasons` the same with the failures that led to them.
     """
@@ -57,9 +58,14 @@ class Plan:
     given: Mapping[str, str] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=Sizes)
     tokens: int = 1 << 15
+    shorter: int = 1
     released: frozenset[Family] = frozenset()
     remedies: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
+
+    @property
+    def targets(self) -> int:
+        return self.tokens // self.shorter
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -142,7 +148,7 @@ class Plan:
         return own if number <= float(size) else size
 
     def _size(self, rule: Rule) -> str:
-        return str(getattr(self.sizes.for_stream(self.tokens), rule.size))
+        return str(getattr(self.sizes.for_stream(self.targets), rule.size))
 
     def _layers_in_range(
         self, name: str, own: str | None, known: Mapping[str, str | None]
@@ -181,7 +187,7 @@ class Remedy:
         return replace(
             plan,
             sizes=replace(plan.sizes, **self.sizes),
-            tokens=plan.tokens // self.shorter,
+            shorter=plan.shorter * self.shorter,
             released=released,
             remedies=(*plan.remedies, self.name),
             reasons=(*plan.reasons, f"{self.name}, after: {reason}"),
