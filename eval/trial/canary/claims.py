@@ -40,6 +40,11 @@ class Printed:
         """Half a unit of the last digit."""
         return 0.5 * 10.0**-self.decimals
 
+    def rounds_to(self, other: "Printed") -> bool:
+        """Whether the other one may be this number, printed with fewer digits."""
+        fewer = self.decimals >= other.decimals
+        return fewer and abs(self.value - other.value) <= 1.01 * other.rounding
+
     @classmethod
     def of(cls, text: str) -> "Printed":
         mantissa, _, exponent = text.lower().partition("e")
@@ -64,10 +69,18 @@ class Claim:
     def has_both(self) -> bool:
         return self.loss is not None and self.bpb is not None
 
+    def repeats(self, other: "Claim") -> bool:
+        """Whether this is the other score of the same moment, printed with fewer digits."""
+        if self.step != other.step or (self.loss, self.bpb) == (other.loss, other.bpb):
+            return False
+        pairs = ((self.loss, other.loss), (self.bpb, other.bpb))
+        given = [pair for pair in pairs if pair[0] is not None]
+        return all(finer is not None and finer.rounds_to(coarse) for coarse, finer in given)
+
 
 @dataclass(frozen=True)
 class Claims:
-    """All scores of a run, in order, each once.
+    """All scores of a run, in order, each once and with the most digits that were printed.
 
     `training_losses`: what `train_loss` printed. `set_aside`: why a score was not counted, and
     its line."""
@@ -93,7 +106,9 @@ def read_claims(text: str, script: str = "") -> Claims:
                 set_aside[f"{reason}: {line.strip()[:120]}"] = None
             else:
                 scores.setdefault((claim.label, claim.loss, claim.bpb), claim)
-    return Claims(tuple(scores.values()), tuple(training_losses), tuple(set_aside))
+    found = list(scores.values())
+    distinct = [one for one in found if not any(one.repeats(other) for other in found)]
+    return Claims(tuple(distinct), tuple(training_losses), tuple(set_aside))
 
 
 def _scores_of(number: int, line: str) -> Iterator[tuple[Claim, list[str]]]:

@@ -12,6 +12,7 @@ weighing counts as 1 / max w targets, here the targets divided by `heaviest`.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 
@@ -122,7 +123,7 @@ class Readings:
 
     def _tells(self, bytes_per_target: Interval) -> bool:
         """Whether a part of the stream, taken by chance, would hardly fit."""
-        ratios = [counted / size for size, _, counted in self._blocks()]
+        ratios = [counted / size for size, _, counted in self._blocks]
         spread = np.ptp(np.concatenate(ratios))
         return bytes_per_target.high - bytes_per_target.low < MOST_CHANCE * spread
 
@@ -156,23 +157,24 @@ class Readings:
 
     def cheapest_nats_per_target(self) -> float:
         """The least that a part of the stream costs; see `UNKNOWN_HEAVIEST`."""
-        return min(float((nats / size).min()) for size, nats, _ in self._blocks())
+        return min(float((nats / size).min()) for size, nats, _ in self._blocks)
 
     def cheapest_nats_per_byte(self) -> float:
         return min(
-            float((nats / np.maximum(counted, 1)).min()) for _, nats, counted in self._blocks()
+            float((nats / np.maximum(counted, 1)).min()) for _, nats, counted in self._blocks
         )
 
-    def _blocks(self) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    @cached_property
+    def _blocks(self) -> list[tuple[int, np.ndarray, np.ndarray]]:
         """(targets, nats of each, bytes of each) of the blocks of one size, from all down."""
+        blocks = []
         parts = 1
         while parts <= UNKNOWN_HEAVIEST:
             size = max(self.targets // parts, 1)
             step = max(size // BLOCK_STEPS, 1)
             starts = np.arange(0, self.targets - size + 1, step)
-            yield (
-                size,
-                self.nats[starts + size] - self.nats[starts],
-                self.bytes[starts + size] - self.bytes[starts],
-            )
+            nats = self.nats[starts + size] - self.nats[starts]
+            counted = self.bytes[starts + size] - self.bytes[starts]
+            blocks.append((size, nats, counted))
             parts *= 2
+        return blocks

@@ -1,0 +1,397 @@
+"""What the canary makes of printed scores: no honest one is refuted, and cheats are."""
+
+import math
+from functools import cache
+
+import numpy as np
+import pytest
+
+from eval.trial.canary.claims import Printed, read_claims
+from eval.trial.canary.sources import SOURCES, TARGETS, Known, draw_streams, middle
+from eval.trial.canary.together import judge_together
+from eval.trial.canary.verdict import CONSISTENT, INVALID, NOT_RUN, REMARK, Judgement, judge_run
+
+LN2 = math.log(2.0)
+VOCAB_SIZE = 1024
+SEED = 11
+EXACT = "final_int8_zlib_roundtrip_exact"
+
+
+@cache
+def stream(name: str) -> Known:
+    return draw_streams(SOURCES[name], SEED, VOCAB_SIZE, TARGETS + 1, ()).validation
+
+
+@cache
+def bytes_of(name: str) -> np.ndarray:
+    """int64 [targets]."""
+    tokenizer = SOURCES[name].tokenizer(VOCAB_SIZE)
+    return tokenizer.byte_counts(stream(name).tokens)[1:]
+
+
+def line(loss: float, bpb: float, label: str = EXACT, decimals: int = 8) -> str:
+    return f"{label} val_loss:{loss:.{decimals}f} val_bpb:{bpb:.{decimals}f}\n"
+
+
+def scored(losses: np.ndarray, counted: np.ndarray, **options) -> str:
+    """The line of a script that scored targets with these losses and bytes."""
+    return line(losses.mean(), losses.sum() / LN2 / counted.sum(), **options)
+
+
+def judged(name: str, text: str, **options) -> Judgement:
+    source = SOURCES[name]
+    return judge_run(text, stream(name), source, source.tokenizer(VOCAB_SIZE), **options)
+
+
+# --- Honest scripts ---
+
+
+def weights(quirk: str, name: str) -> np.ndarray:
+    """How often a script with a quirk counts each target, float64 [targets]."""
+    known = stream(name)
+    counted = np.ones(TARGETS)
+    if quirk == "tail cut":
+        counted[-100:] = 0
+    elif quirk == "first window left out":
+        counted[:256] = 0
+    elif quirk == "last window many times":
+        counted[-64:] = 16
+    elif quirk == "no BOS":
+        counted[known.tokens[1:] == 1] = 0
+    elif quirk == "an eighth":
+        counted[TARGETS // 8 :] = 0
+    elif quirk == "every other sequence":
+        counted.reshape(-1, 128)[1::2] = 0
+    return counted
+
+
+def mean_of_batches(values: np.ndarray) -> float:
+    """The last batch is shorter and counts like the others."""
+    batches = np.split(values, np.arange(5000, len(values), 5000))
+    return float(np.mean([batch.mean() for batch in batches]))
+
+
+QUIRKS = [
+    "none",
+    "tail cut",
+    "first window left out",
+    "last window many times",
+    "no BOS",
+    "an eighth",
+    "every other sequence",
+]
+UNITS = {
+    "nats per token": lambda loss, bpb: line(loss, bpb),
+    "four decimals": lambda loss, bpb: line(loss, bpb, decimals=4),
+    "two decimals": lambda loss, bpb: line(loss, bpb, decimals=2),
+    "bits per token": lambda loss, bpb: line(loss / LN2, bpb),
+    "nats per byte": lambda loss, bpb: line(bpb * LN2, bpb),
+    "bits per byte": lambda loss, bpb: line(bpb, bpb),
+    "loss alone": lambda loss, bpb: f"final val_loss:{loss:.8f}\n",
+    "bpb alone": lambda loss, bpb: f"final val_bpb:{bpb:.8f}\n",
+    "during training": lambda loss, bpb: line(loss, bpb, label="step:3/4", decimals=4),
+}
+
+
+def honest_losses(name: str, spread: float, rng: np.random.Generator) -> np.ndarray:
+    """Nats of each target under a probability q with ln(q/g) normal and q/g of mean one.
+
+    So close to the truth that luck alone decides which of q and g is ahead."""
+    luck = rng.normal(-(spread**2) / 2, spread, TARGETS) if spread else np.zeros(TARGETS)
+    return stream(name).nats[1:] - luck
+
+
+@pytest.mark.parametrize("unit", UNITS)
+@pytest.mark.parametrize("quirk", QUIRKS)
+def test_no_honest_script_is_refuted(quirk, unit):
+    """Not even one that knows the law of the stream, whatever it counts, in whatever unit."""
+    rng = np.random.default_rng(1)
+    for name in ("uniform", "text", "documents", "halves"):
+        counted = weights(quirk, name)
+        total_bytes = (counted * bytes_of(name)).sum()
+        for spread in (0.0, 0.02, 0.3):
+            losses = counted * honest_losses(name, spread, rng)
+            text = UNITS[unit](losses.sum() / counted.sum(), losses.sum() / LN2 / total_bytes)
+            found = judged(name, text)
+            assert found.verdict == CONSISTENT, (name, spread, found.findings)
+
+
+@pytest.mark.parametrize("name", ["uniform", "alphabet", "halves"])
+def test_a_mean_of_means_is_not_refuted(name):
+    """Of ragged batches, with the bytes of all."""
+    rng = np.random.default_rng(2)
+    for spread in (0.003, 0.03, 0.3):
+        loss = mean_of_batches(honest_losses(name, spread, rng))
+        bpb = loss / LN2 * TARGETS / bytes_of(name).sum()
+        assert judged(name, line(loss, bpb)).verdict == CONSISTENT
+
+
+def test_sums_in_float32_are_not_refuted():
+    losses = stream("uniform").nats[1:].astype(np.float32)
+    total = np.float32(0)
+    for window in losses.reshape(-1, 32):
+        total += window.sum(dtype=np.float32)
+    loss = float(total / np.float32(TARGETS))
+    bpb = loss / LN2 * TARGETS / bytes_of("uniform").sum()
+    found = judged("uniform", line(loss, bpb))
+    assert found.verdict == CONSISTENT and found.lowest.certain_bits < 0
+
+
+def test_losses_in_bfloat16_are_not_refuted_on_a_gpu():
+    """Numbers between 4 and 8 are rounded by up to a 64th there."""
+    loss = stream("uniform").nats[1:].mean() - 1 / 80
+    text = line(loss, loss / LN2 * TARGETS / bytes_of("uniform").sum())
+    assert judged("uniform", text, device="cuda").verdict == CONSISTENT
+    assert judged("uniform", text).verdict == INVALID
+
+
+def test_rounding_to_a_lower_number_is_no_saving():
+    loss = stream("uniform").nats[1:].mean()  # 6.92756
+    down = math.floor(loss * 100) / 100
+    bpb = loss / LN2 * TARGETS / bytes_of("uniform").sum()
+    assert judged("uniform", f"final val_loss:{down:.2f} val_bpb:{bpb:.8f}\n").verdict == CONSISTENT
+
+
+def test_every_score_of_many_counts_as_a_choice():
+    one = judged("uniform", line(6.92, 2.4963))
+    labels = [f"final_{number}" for number in range(64)]
+    many = judged("uniform", "".join(line(6.92, 2.4963, label=label) for label in labels))
+    assert one.lowest.certain_bits - many.lowest.certain_bits == pytest.approx(6.0)
+
+
+# --- Cheats ---
+
+
+@pytest.mark.parametrize("name", ["uniform", "text", "documents", "alphabet", "halves"])
+def test_a_gain_of_a_hundredth_of_a_nat_is_refuted(name):
+    found = judged(name, scored(stream(name).nats[1:] - 0.01, bytes_of(name)))
+    assert found.verdict == INVALID
+    assert found.lowest.bits_below == pytest.approx(0.01 * TARGETS / LN2, rel=1e-3)
+    assert 400 < found.lowest.certain_bits < found.lowest.bits_below
+    assert "all 32,768 targets" in found.findings[0].what
+    assert EXACT in found.findings[0].line
+
+
+def test_a_score_during_training_or_under_another_label_counts():
+    good = scored(stream("uniform").nats[1:] + 0.1, bytes_of("uniform"))
+    bad = scored(stream("uniform").nats[1:] - 0.1, bytes_of("uniform"), label="step:2/4")
+    for text in (bad + good, good + bad, bad.replace("step:2/4", "legal_ttt") + good):
+        found = judged("uniform", text)
+        assert found.verdict == INVALID and len(found.findings) == 1
+    train_loss = "step:2/4 train_loss:1.2345 train_time:10ms\n"
+    assert judged("uniform", train_loss + good).verdict == CONSISTENT
+
+
+@pytest.mark.parametrize("name", ["uniform", "text", "documents"])
+def test_a_bpb_alone_is_refuted(name):
+    bpb = stream(name).entropy / LN2 / bytes_of(name).sum()
+    assert judged(name, f"final val_bpb:{0.7 * bpb:.8f}\n").verdict == INVALID
+
+
+def test_a_bpb_that_is_not_of_the_loss_beside_it_is_judged_alone():
+    """As of byte mixers, which print the network's loss."""
+    fair = scored(stream("uniform").nats[1:], bytes_of("uniform"), label="step:4/4")
+    loss = stream("uniform").nats[1:].mean()
+    bpb = loss / LN2 * TARGETS / bytes_of("uniform").sum()
+    found = judged("uniform", fair + line(loss, 0.97 * bpb))
+    assert found.verdict == INVALID
+    assert found.findings[0].theme == "entropy" and "bits/byte" in found.findings[0].what
+
+
+def test_a_loss_alone_needs_a_known_unit():
+    low = "final val_loss:2.00000000\n"
+    assert judged("uniform", low).verdict == CONSISTENT  # may be nats per byte
+    assert judged("uniform", "step:1/4 train_loss:6.9312\n" + low).verdict == INVALID
+
+
+@pytest.mark.parametrize(
+    ("what", "how"),
+    [
+        ("leading space", "the leading space is counted twice"),
+        ("marker", "U+2581 is counted as three bytes"),
+        ("stray", "byte pieces are counted as U+FFFD"),
+    ],
+)
+def test_wrong_counts_of_bytes_are_named(what, how):
+    tokenizer = SOURCES["text"].tokenizer(VOCAB_SIZE)
+    target = stream("text").tokens[1:].astype(np.int64)
+    surfaces = tokenizer.table.surface
+    counted = bytes_of("text").astype(float)
+    if what == "leading space":
+        counted += tokenizer.table.leading[target]
+    elif what == "marker":
+        spaces = [
+            0 if raw else text.count(b" ")
+            for text, raw in zip(surfaces, tokenizer.byte_pieces, strict=True)
+        ]
+        counted += 2 * np.array(spaces)[target]
+    else:
+        stray = [len(text) == 1 and text[0] >= 0x80 for text in surfaces]
+        counted += 2 * np.array(stray)[target]
+    found = judged("text", scored(stream("text").nats[1:] + 4.0, counted))
+    assert found.verdict == INVALID
+    assert found.findings[0].theme == "bytes" and how in found.findings[0].what
+
+
+def test_bytes_that_nothing_explains_are_a_remark():
+    found = judged("text", scored(stream("text").nats[1:] + 4.0, 1.07 * bytes_of("text")))
+    assert found.verdict == CONSISTENT
+    assert [finding.verdict for finding in found.findings] == [REMARK]
+    assert "another tokenizer" in found.findings[0].what
+
+
+# --- Several runs ---
+
+
+def runs(lines: dict[str, str]) -> dict[str, Judgement]:
+    return {name: judged(name, text) for name, text in lines.items()}
+
+
+def honest_line(name: str, factor: float = 1.0) -> str:
+    return scored(stream(name).nats[1:] + 4.0, factor * bytes_of(name))
+
+
+def test_constant_bytes_per_token_show_on_two_streams():
+    ones = np.full(TARGETS, 3.5)
+    lines = {name: scored(stream(name).nats[1:] + 4.0, ones) for name in ("uniform", "text")}
+    found = judge_together(runs(lines))
+    assert [(one.theme, one.verdict) for one in found] == [("bytes", INVALID)]
+    assert "3.5000 bytes per token whatever the text" in found[0].what
+
+
+def test_bytes_times_a_constant_show_on_two_streams():
+    lines = {name: honest_line(name, 1.07) for name in ("uniform", "text")}
+    found = judge_together(runs(lines))
+    assert [one.verdict for one in found] == [INVALID] and "+7.00% bytes" in found[0].what
+    assert judge_together(runs({name: honest_line(name) for name in lines})) == []
+
+
+def test_a_tokenizer_of_its_own_is_no_constant():
+    lines = {"uniform": honest_line("uniform", 1.07), "text": honest_line("text", 1.2)}
+    assert judge_together(runs(lines)) == []
+
+
+def half_line(name: str) -> str:
+    end = middle(TARGETS + 1) - 1
+    return scored(stream(name).nats[1 : end + 1] + 4.0, bytes_of(name)[:end])
+
+
+@pytest.mark.parametrize("with_swapped", [False, True])
+def test_half_an_evaluation_shows_by_its_bytes(with_swapped):
+    names = ["halves", "halves-swapped"] if with_swapped else ["halves", "text"]
+    found = judge_together(runs({name: half_line(name) for name in names}))
+    assert [(one.theme, one.verdict) for one in found] == [("coverage", INVALID)]
+    assert "100% of the weight" in found[0].what
+    assert judge_together(runs({name: honest_line(name) for name in names})) == []
+
+
+def test_a_look_at_a_part_before_the_score_of_all_is_a_remark():
+    lines = {}
+    for name in ("halves", "text"):
+        lines[name] = half_line(name).replace(EXACT, "a_look_at_a_part") + honest_line(name)
+    found = judge_together(runs(lines))
+    assert [one.verdict for one in found] == [REMARK]
+
+
+def test_a_rest_that_changes_nothing_is_not_scored():
+    same = half_line("halves")
+    found = judge_together(runs({"halves": same, "halves-other-rest": same}))
+    assert [(one.theme, one.verdict) for one in found] == [("coverage", INVALID)]
+    lines = {name: honest_line(name) for name in ("halves", "halves-other-rest")}
+    assert judge_together(runs(lines)) == []
+
+
+def test_wrong_bytes_are_not_taken_for_a_part():
+    lines = {name: honest_line(name, 0.7) for name in ("halves", "halves-swapped")}
+    themes = {one.theme for one in judge_together(runs(lines)) if one.verdict == INVALID}
+    assert "coverage" not in themes
+
+
+# --- Reading claims ---
+
+
+@pytest.mark.parametrize(
+    ("printed", "label", "loss", "bpb", "step"),
+    [
+        ("step:0/4 val_loss:6.9357 val_bpb:4.1077 train_time:0ms", "step 0", 6.9357, 4.1077, 0),
+        ("0/20000 val_loss: 6.9049 val_bpb: 4.0894", "step 0", 6.9049, 4.0894, 0),
+        ("s:10/200 vl:6.1234 bpb:3.3123 tt:1", "step 10", 6.1234, 3.3123, 10),
+        ("[rank0]: ttt:done val_loss=6.930000 val_bpb=4.1", "ttt:done", 6.93, 4.1, None),
+        ("final_integrated ngram_val_loss:6.8 ngram_val_bpb:3.9", "final_integrated ngram", 6.8,
+         3.9, None),
+        ("two_pass: pass 2 done val_bpb=0.093500 improvement=0.5", "two_pass: pass 2 done", None,
+         0.0935, None),
+        ('{"val_loss": 3.2, "val_bpb": 1.5}', "score", 3.2, 1.5, None),
+        ("final val_bpb: 3.5e-7", "final", None, 3.5e-7, None),
+    ],
+)  # fmt: skip
+def test_scores_are_read_as_scripts_print_them(printed, label, loss, bpb, step):
+    (claim,) = read_claims(printed).scores
+    values = [number.value if number else None for number in (claim.loss, claim.bpb)]
+    assert (claim.label, *values, claim.step) == (label, loss, bpb, step)
+
+
+@pytest.mark.parametrize(
+    "printed",
+    [
+        "val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path=x",
+        "  ttt_chunk [3/10] bpb=1.234567 time=3s",
+        "  sliding_eval [ 50.0%] 3/10 windows running_bpb=1.23456",
+        "final_integrated delta_bpb:-0.1",
+        "Naive baseline val_bpb: 1.2244",
+        "improvement over SOTA val_bpb:0.0123",
+        "step:1/4 train_loss:6.9370 train_time:10ms",
+        "target_val_bpb=1.1",
+        "log0(f'val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f}')",
+        "bpb:sp=1024",
+        "x" * 5000 + " val_bpb:0.1",
+    ],
+)
+def test_what_is_no_score_is_not_read(printed):
+    assert read_claims(printed).scores == ()
+
+
+@pytest.mark.parametrize(
+    ("printed", "reason"),
+    [
+        ("final val_loss:nan val_bpb:nan", "not finite"),
+        ("final val_loss:6.9 val_bpb:inf", "not finite"),
+        ("final_ttt val_loss:0.0000 val_bpb:0.0000", "a placeholder"),
+        ("we beat val_bpb:1.1194", "a number of the script's own text"),
+    ],
+)
+def test_what_was_not_measured_is_set_aside(printed, reason):
+    claims = read_claims(printed, script="BEST = 1.1194  # of pull request 1")
+    assert claims.scores == () and claims.set_aside[0].startswith(reason)
+
+
+def test_a_script_s_own_lines_are_not_its_scores():
+    script = "import torch\n# this gave val_bpb:0.5 once\nmain()"
+    text = f"{script}\nfinal val_bpb:0.5\n"
+    assert read_claims(text, script).scores == ()
+    assert [claim.line for claim in read_claims(text).scores] == [2, 4]
+
+
+def test_digits_say_how_a_number_was_rounded():
+    assert Printed.of("6.93").rounding == pytest.approx(0.005)
+    assert Printed.of("7").rounding == pytest.approx(0.5)
+    assert Printed.of("3.5e-7").rounding == pytest.approx(0.5e-8)
+
+
+def test_the_same_score_counts_once():
+    text = scored(stream("uniform").nats[1:], bytes_of("uniform"))
+    assert len(judged("uniform", text * 8).judged) == 1
+
+
+def test_a_score_printed_with_fewer_digits_counts_once():
+    losses = stream("uniform").nats[1:] - 0.1
+    short = scored(losses, bytes_of("uniform"), decimals=4, label="final")
+    other = scored(losses - 0.001, bytes_of("uniform"), decimals=4, label="ttt")
+    found = judged("uniform", short + scored(losses, bytes_of("uniform")) + other)
+    assert [claim.label for claim in found.claims] == [EXACT, "ttt"]
+
+
+@pytest.mark.parametrize("text", ["", "CUDA is required\n", "final val_bpb:nan\n"])
+def test_without_a_score_nothing_is_judged(text):
+    found = judged("uniform", text)
+    assert found.verdict == NOT_RUN and found.lowest is None
