@@ -2,7 +2,9 @@
 
 import ast
 import json
+import os
 import re
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -287,65 +289,76 @@ def test_a_comment_is_never_too_long():
 # --- Commits ---
 
 
-@pytest.fixture
-def repository(tmp_path, monkeypatch):
-    """A repository with an old record on main, and `git(…)` to work in it."""
-    for who in ("AUTHOR", "COMMITTER"):
-        monkeypatch.setenv(f"GIT_{who}_NAME", "Tester")
-        monkeypatch.setenv(f"GIT_{who}_EMAIL", "tester@example.org")
-    monkeypatch.setenv("GIT_CONFIG_GLOBAL", "/dev/null")
-    root = tmp_path / "repository"
+IDENTITY = {
+    "GIT_AUTHOR_NAME": "Tester",
+    "GIT_AUTHOR_EMAIL": "tester@example.org",
+    "GIT_COMMITTER_NAME": "Tester",
+    "GIT_COMMITTER_EMAIL": "tester@example.org",
+    "GIT_CONFIG_GLOBAL": "/dev/null",
+}
+
+
+def git_in(root: Path, *args: str) -> str:
+    done = subprocess.run(
+        ["git", *args],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | IDENTITY,
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory) -> Path:
+    """A repository with an old and a later record on main, and one in pull request 7."""
+    root = tmp_path_factory.mktemp("repository")
     track = root / "records" / "track_10min_16mb"
     track.mkdir(parents=True)
 
-    def git(*args: str) -> str:
-        command = ["git", *args]
-        done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
-        return done.stdout.strip()
-
-    def record(name: str, stated: float = 1.1) -> Path:
+    def commit_record(name: str, stated: float = 1.1) -> None:
         submission = GOOD | {"val_bpb": stated, "val_loss": 1.1 * 1.68846}
         made = public_folder(track, submission, public_logs({1: 1.1, 2: 1.1, 3: 1.1}))
-        return made.rename(track / name)
+        made.rename(track / name)
+        git_in(root, "add", ".")
+        git_in(root, "commit", "-q", "-m", name)
 
-    def commit(message: str) -> str:
-        git("add", ".")
-        git("commit", "-q", "-m", message)
-        return git("rev-parse", "HEAD")
+    git_in(root, "init", "-q", "-b", "main")
+    commit_record("2026-05-01_Old")
+    git_in(root, "checkout", "-q", "-b", "new")
+    commit_record("2026-05-01_New", stated=0.9)
+    git_in(root, "update-ref", "refs/pull/7/head", "new")
+    git_in(root, "checkout", "-q", "main")
+    git_in(root, "branch", "-q", "-D", "new")
+    commit_record("2026-05-01_Later")
+    return root
 
-    git("init", "-q", "-b", "main")
-    record("2026-05-01_Old")
-    commit("old")
-    git("checkout", "-q", "-b", "new")
-    record("2026-05-01_New", stated=0.9)
-    git("update-ref", "refs/pull/7/head", commit("new"))
-    git("checkout", "-q", "main")
-    git("branch", "-q", "-D", "new")
-    record("2026-05-01_Later")
-    commit("later")
-    return root, git
+
+@pytest.fixture
+def copy(repository, tmp_path) -> Path:
+    """A copy to change."""
+    return shutil.copytree(repository, tmp_path / "copy")
 
 
 @pytest.mark.parametrize("ref", ["7", "#7", "refs/pull/7/head"])
 def test_a_pull_request_is_read_without_a_checkout(repository, capsys, ref):
-    root, git = repository
-    status = git("status", "--porcelain")
-    assert cli(check, "--git", root, ref, "--json") == 1
+    status = git_in(repository, "status", "--porcelain")
+    assert cli(check, "--git", repository, ref, "--json") == 1
     (report,) = json.loads(capsys.readouterr().out)
     assert report["folder"] == "records/track_10min_16mb/2026-05-01_New"
-    assert report["commit"] == git("rev-parse", "refs/pull/7/head")
-    assert not (root / report["folder"]).exists()
-    assert git("status", "--porcelain") == status
+    assert report["commit"] == git_in(repository, "rev-parse", "refs/pull/7/head")
+    assert not (repository / report["folder"]).exists()
+    assert git_in(repository, "status", "--porcelain") == status
     failed = {c["name"] for c in report["checks"] if c["verdict"] == "FAIL"}
     assert "headline" in failed
     assert "files" not in failed
 
 
 def test_a_commit_says_what_the_directory_says(repository):
-    root, git = repository
     folder = Path("records/track_10min_16mb/2026-05-01_Old")
-    (read,) = check_many([Job(folder, root, git("rev-parse", "main"))])
-    checked_out = check_folder(root / folder, with_audit=True)
+    (read,) = check_many([Job(folder, repository, git_in(repository, "rev-parse", "main"))])
+    checked_out = check_folder(repository / folder, with_audit=True)
     for mine, theirs in zip(read.checks, checked_out.checks, strict=True):
         assert (mine.name, mine.verdict, mine.severity) == (
             theirs.name,
@@ -356,29 +369,25 @@ def test_a_commit_says_what_the_directory_says(repository):
 
 
 def test_folders_that_are_named_are_read(repository, capsys):
-    root, _ = repository
     old = "records/track_10min_16mb/2026-05-01_Old"
-    assert cli(check, "--git", root, "main", old) == 0
+    assert cli(check, "--git", repository, "main", old) == 0
     assert capsys.readouterr().out.startswith(f"record   {old}")
     with pytest.raises(UserError, match=r"expected a folder of commit .*, found none"):
-        cli(check, "--git", root, "main", "records/none")
+        cli(check, "--git", repository, "main", "records/none")
 
 
-def test_a_merged_pull_request_keeps_its_folders(repository, capsys):
-    root, git = repository
-    git("merge", "-q", "--no-ff", "-m", "merge", "refs/pull/7/head")
-    assert cli(check, "--git", root, "7") == 1
+def test_a_merged_pull_request_keeps_its_folders(copy, capsys):
+    git_in(copy, "merge", "-q", "--no-ff", "-m", "merge", "refs/pull/7/head")
+    assert cli(check, "--git", copy, "7") == 1
     assert "2026-05-01_New" in capsys.readouterr().out
 
 
-def test_a_link_in_a_commit_shows_nothing_of_this_machine(repository, capsys):
-    root, git = repository
-    folder = root / "records" / "track_10min_16mb" / "2026-05-01_Later"
+def test_a_link_in_a_commit_shows_nothing_of_this_machine(copy, capsys):
+    folder = copy / "records" / "track_10min_16mb" / "2026-05-01_Later"
     (folder / "train_seed4.log").symlink_to("/etc/hostname")
-    git("add", ".")
-    git("commit", "-q", "-m", "link")
-    place = folder.relative_to(root)
-    cli(check, "--git", root, "HEAD", place, "--all")
+    git_in(copy, "add", ".")
+    git_in(copy, "commit", "-q", "-m", "link")
+    cli(check, "--git", copy, "HEAD", folder.relative_to(copy), "--all")
     assert "train_seed4" not in capsys.readouterr().out
 
 
@@ -391,9 +400,8 @@ def test_a_link_in_a_commit_shows_nothing_of_this_machine(repository, capsys):
     ],
 )
 def test_a_ref_that_means_nothing(repository, arguments, message):
-    root, _ = repository
     with pytest.raises(UserError, match=re.escape(message)):
-        cli(check, "--git", root, *arguments)
+        cli(check, "--git", repository, *arguments)
 
 
 def test_no_repository(tmp_path):

@@ -1,5 +1,6 @@
 """All checks of one record folder, in order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from eval.papers.checks.aggregates import check_aggregates
@@ -11,12 +12,13 @@ from eval.papers.checks.files import check_files, check_json
 from eval.papers.checks.machine import check_parameters, check_world_size
 from eval.papers.checks.papers import check_audit, check_derived, check_readme
 from eval.papers.checks.provenance import check_provenance
-from eval.papers.checks.report import Check, Report, verdict_of
+from eval.papers.checks.report import Check, Report, Severity, verdict_of
 from eval.papers.checks.scores import check_arithmetic, check_headline, check_headline_loss
 from eval.papers.checks.seed_results import check_seed_results
 from eval.papers.checks.seeds import check_comparable, check_logs, check_seeds
 from eval.papers.checks.sizes import check_artifacts, check_bytes
 from eval.papers.folder import Record, open_record
+from eval.rules import Verdict
 
 CHECKS = (
     check_files,
@@ -75,6 +77,8 @@ def check_record(record: Record, against: Record | None = None) -> Report:
 
         checks.append(check_significance(record, against))
     submission = record.submission
+    if submission is not None and submission.origin == "packed":
+        checks = [_weighed_as_packed(check) for check in checks]
     return Report(
         folder=str(record.folder),
         name=submission.name if submission else None,
@@ -82,3 +86,9 @@ def check_record(record: Record, against: Record | None = None) -> Report:
         checks=checks,
         val_bpb=submission.val_bpb if submission else None,
     )
+
+
+def _weighed_as_packed(check: Check) -> Check:
+    """What `pack` wrote agrees throughout: where a packed record does not, somebody changed it."""
+    broken = check.verdict is Verdict.FAIL
+    return replace(check, severity=Severity.BLOCKING) if broken else check

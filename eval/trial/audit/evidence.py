@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from eval.papers.audits.report import SeedScore
+from eval.papers.checks.report import Severity
 from eval.papers.checks.run import check_record
 from eval.papers.folder import Record
 from eval.papers.submission.schema import allowed_difference
@@ -27,7 +28,8 @@ EVIDENCE_ELSEWHERE = {
 def judge_papers(record: Record, collectors: dict[str, Collector]) -> None:
     """The papers, by `python -m eval check`: its failed checks count here.
 
-    Those of sizes and of the log's clocks count as budget."""
+    What a reviewer must ask and matters of format are remarks. Those of sizes and of the log's
+    clocks count as budget."""
     if record.submission is None and record.problem is not None:
         collectors["evidence"].ran_check()
         collectors["evidence"].add(
@@ -43,8 +45,9 @@ def judge_papers(record: Record, collectors: dict[str, Collector]) -> None:
         into.ran_check()
         if outcome.verdict is Verdict.FAIL:
             proof = f" [{outcome.evidence[0]}]" if outcome.evidence else ""
+            refuted = outcome.severity is Severity.BLOCKING
             into.add(
-                "INVALID",
+                Verdict.INVALID if refuted else Verdict.WARN,
                 f"check {outcome.name}",
                 "agreement",
                 outcome.detail + proof,
