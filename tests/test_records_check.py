@@ -258,11 +258,11 @@ def test_a_resumed_run_is_said_to_be_one_where_there_is_a_clock(tmp_path):
 
 
 def test_folders_in_place_of_files_are_verdicts(record):
-    for name, check_name in (("submission.json", "json"), ("audit.json", "audit")):
+    for name in ("submission.json", "audit.json"):
         (record / name).unlink(missing_ok=True)
         (record / name).mkdir()
-        assert "expected a readable file" in verdicts(record)[check_name]
-        shutil.rmtree(record / name)
+    assert "json" in verdicts(record)
+    assert "not audited" in verdicts(record, Verdict.CANNOT_TELL)["audit"]
 
 
 def test_a_readme_in_another_encoding_is_a_verdict(record):
