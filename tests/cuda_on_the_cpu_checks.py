@@ -237,8 +237,11 @@ def check_compiled_modules():
     compiled.note = 3
     assert module.note == 3
     close(compiled(torch.ones(1, 2)), module(torch.ones(1, 2)))
-    with torch.no_grad():
-        module.compile(mode="default")
+    seen = []
+    compiled.register_forward_hook(lambda *args: seen.append(1))
+    compiled(torch.ones(1, 2))
+    assert seen == [1]
+    module.compile(mode="default")
 
 
 def check_settings_of_the_compiler():
@@ -438,6 +441,31 @@ def check_custom_operations():
     weight = nn.Parameter(torch.ones(2))
     torch.ops.checks.double(weight).sum().backward()
     assert weight.grad.tolist() == [2, 2]
+
+
+def check_kernels_for_a_gpu_serve_the_cpu():
+    library = torch.library.Library("checks_library", "DEF")
+    library.define("triple(Tensor x) -> Tensor")
+    library.impl("triple", lambda x: 3 * x, "CUDA")
+    assert torch.ops.checks_library.triple(torch.ones(1)).item() == 3
+
+
+def check_profiles():
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities, record_shapes=True) as profile:
+        torch.ones(2) + 1
+    assert profile.key_averages()
+
+
+def check_functions_of_functions():
+    module = nn.Linear(2, 2, device="cuda")
+    weights = dict(module.named_parameters())
+
+    def total(weights, x):
+        return torch.func.functional_call(module, weights, (x,)).sum()
+
+    each = torch.vmap(torch.func.grad(total), in_dims=(None, 0))
+    assert each(weights, torch.ones(3, 2, device="cuda"))["weight"].shape == (3, 2, 2)
 
 
 def check_threads():

@@ -37,7 +37,7 @@ class Compiled(nn.Module):
         self._modules["_orig_mod"] = module
         del self.__dict__["training"]  # the module's own counts
 
-    def __call__(self, *args, **kwargs):
+    def forward(self, *args, **kwargs):
         return self._orig_mod(*args, **kwargs)
 
     def __getattr__(self, name):

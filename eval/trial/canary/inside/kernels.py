@@ -1,6 +1,7 @@
 """Kernels: custom operations are registered for the CPU, and Triton interprets its own."""
 
 import os
+import sys
 
 import torch
 
@@ -38,4 +39,8 @@ def _for_the_cpu(original, operation, device_types=None, *args, **kwargs):
 
 
 def _dispatched_to_the_cpu(original, self, name, function, dispatch_key="", **kwargs):
-    return original(self, name, function, _cpu_for_cuda(dispatch_key), **kwargs)
+    """What a script registers for a GPU serves the CPU; torch's own kernels of the CPU stay."""
+    caller = sys._getframe(2).f_globals.get("__name__", "")
+    if caller.partition(".")[0] != "torch":
+        dispatch_key = _cpu_for_cuda(dispatch_key)
+    return original(self, name, function, dispatch_key, **kwargs)
