@@ -66,6 +66,9 @@ def test_every_size_is_read_with_its_label():
         "[2026-03-25 10:59:34] INFO: Total submission size int6+zstd: 15011000 bytes",
         "step 3 has 12 bytes in it",
         "SUBMISSION_SUMMARY run_id:x artifact:15000001 code:20 total:15000021 fits:YES",
+        "quant_a6: artifact=15000002 bytes (14.3 MB) total_submission=15000022 bytes",
+        "artifact: 15000003 bytes (model:14999983 code:20)",
+        "gptq:pre_prune artifact=16500000 target=15900000",
     ]
     sizes = sizes_of(enumerate(lines, 1))
     read = [(size.kind, size.label, size.bytes, size.line) for size in sizes.all]
@@ -75,9 +78,14 @@ def test_every_size_is_read_with_its_label():
         (Kind.PACKED_CODE, "", 11_000, 3),
         (Kind.WEIGHTS, "int6+zstd", 15_000_000, 4),
         (Kind.TOTAL, "int6+zstd", 15_011_000, 5),
-        (Kind.WEIGHTS, "", 15_000_001, 7),
+        (Kind.WEIGHTS, "SUBMISSION_SUMMARY run_id:x", 15_000_001, 7),
         (Kind.CODE, "", 20, 7),
-        (Kind.TOTAL, "", 15_000_021, 7),
+        (Kind.TOTAL, "SUBMISSION_SUMMARY run_id:x", 15_000_021, 7),
+        (Kind.WEIGHTS, "quant_a6", 15_000_002, 8),
+        (Kind.TOTAL, "quant_a6", 15_000_022, 8),
+        (Kind.TOTAL, "", 15_000_003, 9),
+        (Kind.WEIGHTS, "", 14_999_983, 9),
+        (Kind.CODE, "", 20, 9),
     ]
 
 
@@ -108,7 +116,10 @@ def test_of_two_compressions_the_stated_one_was_shipped(tmp_path):
 def test_the_total_of_the_uncompressed_weights_was_not_shipped(tmp_path):
     raw = "Serialized model: 67000000 bytes\nTotal submission size: 67000012 bytes\n"
     log = edited(public_log(1, 1.1), ONE_COMPRESSION, raw + ONE_COMPRESSION)
-    assert verdicts(contest_folder(tmp_path, logs={LOG: log})) == {}
+    assert verdicts(contest_folder(tmp_path / "both", logs={LOG: log})) == {}
+    log = edited(public_log(1, 1.1), ONE_COMPRESSION, raw)
+    folder = contest_folder(tmp_path / "alone", logs={LOG: log})
+    assert "no log prints a size" in verdicts(folder, Verdict.CANNOT_TELL)["cap"]
 
 
 @pytest.mark.parametrize(
@@ -521,6 +532,7 @@ def test_a_partial_evaluation_is_caught(tmp_path, words):
     [
         (SP1024_TOKENS, Verdict.PASS),
         (3_000_064, Verdict.FAIL),
+        (61_000_000, Verdict.FAIL),
         (99_000_000, Verdict.CANNOT_TELL),
     ],
 )
@@ -528,6 +540,14 @@ def test_the_whole_split_is_scored(tmp_path, tokens, verdict):
     """The ratio of loss to bpb names the tokenizer, so the number of tokens can be judged."""
     folder = contest_folder(tmp_path, logs={LOG: public_log(1, 1.1, tokens=tokens)})
     assert answer(folder, "coverage").verdict is verdict
+
+
+def test_another_tokenizer_of_the_whole_text_is_no_partial_evaluation(tmp_path):
+    """Fewer tokens of more bytes each: 61,409,000 at 1.0053 times SP1024's ratio are 150.4 MB."""
+    log = public_log(1, 1.1, tokens=61_409_000)
+    log = edited(log, f"{1.1 * 1.68846:.8f}", f"{1.1 * 1.68846 * 1.0053:.8f}")
+    folder = contest_folder(tmp_path, logs={LOG: log})
+    assert checked(folder, "coverage") == []
 
 
 def ratio_folder(parent, ratio, in_training):

@@ -53,29 +53,31 @@ PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
         (Kind.WEIGHTS, rf"artifact_bytes(?P<label>):\s*{COUNT}\b"),
         (Kind.CODE, rf"code_bytes(?P<label>):\s*{COUNT}\b"),
         (Kind.TOTAL, rf"(?:total_bytes|bytes_total)(?P<label>):\s*{COUNT}\b"),
-        (Kind.TOTAL, rf"Artifact(?: size)?(?P<label>):\s*{COUNT}(?: bytes| B\b)"),
+        (Kind.TOTAL, rf"Artifact size(?P<label>):\s*{COUNT}(?: bytes| B\b)"),
     )
 )
 RESULT = re.compile(rf"\bsize={COUNT}\s?B\b")
 ROUNDED = re.compile(r"^artifact:(?P<megabytes>\d+\.(?P<digits>\d+))MB\b.*\bcode:(?P<code>\d+)\b")
-SUMMARY = re.compile(rf"\bartifact:{COUNT} code:{COUNT} total:{COUNT}\b")
-SUMMARY_KINDS = (Kind.WEIGHTS, Kind.CODE, Kind.TOTAL)
+# One line with several sizes: `artifact: 15470583 bytes  code: 58274 bytes  total: 15528857 bytes`.
+PART = re.compile(
+    rf"\b(?P<part>artifact|model|code|total(?:_submission)?)[=:]\s*{COUNT}(?P<unit>\s?bytes)?(?=\W|$)"
+)
+LEAST_RAW = 32_000_000  # bytes: unlabelled weights of twice the contest's cap are not compressed
 
 
 def sizes_of(lines: Iterable[tuple[int, str]]) -> "Sizes":
     """The sizes that lines of a log state; each line is its number and its text."""
     found: list[Size] = []
     for number, text in lines:
-        if "ytes" in text or " B" in text or "artifact:" in text or "size=" in text:
+        if "ytes" in text or " B" in text or "artifact" in text or "size=" in text:
             found += _read(number, text)
     return Sizes(tuple(found))
 
 
 def _read(number: int, text: str) -> list[Size]:
-    summary = SUMMARY.search(text)
-    if summary:
-        counts = zip(SUMMARY_KINDS, summary.groups(), strict=True)
-        return [Size(kind, "", _count(count), number, text) for kind, count in counts]
+    parts = _read_parts(number, text)
+    if parts:
+        return parts
     rounded = ROUNDED.search(text)
     if rounded:
         unit = 10 ** max(0, 6 - len(rounded["digits"]))
@@ -97,6 +99,23 @@ def _read(number: int, text: str) -> list[Size]:
         raw = RAW.fullmatch(label)
         return [Size(kind, "" if raw else label, _count(match.groups()[-1]), number, text)]
     return []
+
+
+def _read_parts(number: int, text: str) -> list[Size]:
+    """The sizes of a line that gives several. An artifact is the total unless the line has one."""
+    found = {match["part"]: match for match in PART.finditer(text)}
+    artifact = found.get("artifact")
+    if artifact is None or (len(found) == 1 and not artifact["unit"]):
+        return []
+    has_total = any(part.startswith("total") for part in found)
+    kinds = {"artifact": Kind.WEIGHTS if has_total else Kind.TOTAL, "code": Kind.CODE}
+    label = text[: artifact.start()].strip(" :=")
+    sizes = []
+    for part, match in found.items():
+        kind = kinds.get(part, Kind.WEIGHTS if part == "model" else Kind.TOTAL)
+        own_label = "" if kind is Kind.CODE else label
+        sizes.append(Size(kind, own_label, _count(match[2]), number, text))
+    return sizes
 
 
 def _count(text: str) -> int:
@@ -157,21 +176,21 @@ class Sizes:
         total = min(named or totals, key=lambda size: size.bytes, default=None)
         return Shipment(self._weights_of(total, weights), code, packed, total, tried)
 
+    def _raw_weights(self) -> list[Size]:
+        """Weights that are not compressed: unlabelled beside labelled ones, or far too large."""
+        compressed = any(size.label for size in self.all)
+        unlabelled = [size for size in self.of(Kind.WEIGHTS) if not size.label]
+        return [size for size in unlabelled if compressed or size.bytes >= LEAST_RAW]
+
     def _shipped_weights(self) -> list[Size]:
-        weights = self.of(Kind.WEIGHTS)
-        return [size for size in weights if size.label] or weights
+        raw = self._raw_weights()
+        return [size for size in self.of(Kind.WEIGHTS) if size not in raw]
 
     def _shipped_totals(self) -> list[Size]:
-        """The totals without that of the uncompressed weights, where others are printed."""
-        totals = self.of(Kind.TOTAL)
-        raw = [size for size in self.of(Kind.WEIGHTS) if not size.label]
-        compressed = any(size.label for size in self.all)
-        if not compressed:
-            return totals
+        """The totals without those of weights that are not compressed."""
         codes = [0, *(size.bytes for size in self.of(Kind.CODE))]
-        sums = {weights.bytes + code for weights in raw for code in codes}
-        kept = [size for size in totals if size.label or size.bytes not in sums]
-        return kept or [size for size in totals if size.label]
+        sums = {weights.bytes + code for weights in self._raw_weights() for code in codes}
+        return [size for size in self.of(Kind.TOTAL) if size.label or size.bytes not in sums]
 
     def _pair(self, weights: Size, total: Size) -> bool:
         """Whether a total is that of these weights: by its label, else by the sum."""
