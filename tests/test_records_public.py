@@ -25,29 +25,29 @@ from eval.rules import Verdict
 
 # The samples come without script, README and weights.
 DATA_ONLY = {"files", "compiles", "artifacts"}
-# Verdicts found by reading the files: FAIL and CANNOT-TELL.
+# Verdicts found by reading the files: FAIL, CANNOT-TELL and POLICY.
 UPSTREAM = {
-    # No mistake; the folder's date is not that of the run. The first export of the validation set
-    # is known by its 155.77 MB.
-    "2026-03-17_NaiveBaseline": (set(), {"date"}),
+    # No mistake; the folder's date is not that of the run, and one seed proves little. The first
+    # export of the validation set is known by its 155.77 MB.
+    "2026-03-17_NaiveBaseline": (set(), {"date", "enough_seeds"}, set()),
     # The loss belongs to the sliding score 1.14776, the headline to the n-gram table. The shipped
     # script is not the one that was measured.
     "2026-03-20_PR187_EMA_Ngram": (
-        {"val_loss", "code_bytes", "implied_bytes"},
-        {"date", "seed_results"},
-    ),
-    # Best of three seeds as headline; the folder's own name says 1.1233, which is the mean.
-    "2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233": (
-        {"json", "headline", "val_loss"},
+        {"val_loss", "code_bytes"},
+        {"date", "enough_seeds", "implied_bytes"},
         set(),
     ),
-    "2026-03-29_Loader_FullGPTQ_XSA11_BigramHash2816": ({"json"}, {"val_loss"}),
-    "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2": (set(), set()),
+    # Best of three seeds as headline; the folder's own name says 1.1233, which is the mean. Its
+    # README, which says so, is not among the samples.
+    "2026-03-22_11L_EMA_GPTQ-lite_warmdown3500_QAT015_1.1233": ({"headline"}, set(), set()),
+    "2026-03-29_Loader_FullGPTQ_XSA11_BigramHash2816": (set(), {"val_loss"}, set()),
+    "2026-04-05_SP8192_GPTQ-Embeddings_SDClip_Loop45x2": (set(), set(), set()),
     # Counts its script compressed (31,999) and ships 158,429 bytes. 4.7 s of calibration and 99 s
     # of compression follow 599.6 s of training.
     "2026-04-27_SP8192_LQER_SparseGate_BOSSmearFix_9HpStack_1.0611": (
-        {"json", "seed_results", "aggregates", "code_bytes", "cap"},
-        {"aggregates", "train_time", "eval_time"},
+        {"code_bytes"},
+        {"aggregates"},
+        {"cap", "train_time", "eval_time"},
     ),
 }
 
@@ -55,12 +55,13 @@ UPSTREAM = {
 @pytest.mark.parametrize("name", UPSTREAM)
 def test_public_records_get_the_verdicts_found_by_hand(name):
     report = check_folder(upstream_records() / name)
-    failed, unclear = UPSTREAM[name]
+    failed, unclear, policy = UPSTREAM[name]
     found: dict[Verdict, set[str]] = {verdict: set() for verdict in Verdict}
     for check in report.checks:
         found[check.verdict].add(check.name)
     assert found[Verdict.FAIL] == failed
-    assert found[Verdict.CANNOT_TELL] - {"audit"} == unclear | DATA_ONLY
+    assert found[Verdict.CANNOT_TELL] == unclear | DATA_ONLY
+    assert found[Verdict.POLICY] == policy
     for check in report.checks:
         assert check.evidence or check.verdict is not Verdict.FAIL, "a failure without a line"
 
@@ -77,7 +78,7 @@ def test_evidence_is_what_the_files_say(name):
 
 
 def details(name: str) -> str:
-    return format_report(check_folder(upstream_records() / name))
+    return format_report(check_folder(upstream_records() / name), everything=True)
 
 
 def test_public_findings_are_explained():
@@ -91,7 +92,7 @@ def test_public_findings_are_explained():
     assert f"implies {implied:,.0f} bytes (+22.19%)" in hashed
     packed = details("2026-04-27_SP8192_LQER_SparseGate_BOSSmearFix_9HpStack_1.0611")
     assert f"{15_875_551 + 158_429:,}" in packed
-    assert "compressed, 31,999 bytes, which is not the file" in packed
+    assert "with the script compressed (31,999 bytes logged) 15,907,550" in packed
     # 508.785 + 20.4 + 49.995 + 24.0 + 137.6
     assert "740.8 s with the phases that it leaves out" in packed
     assert "val_bpb_std 0.0009 (divides by n; the sample value is 0.00111)" in packed
@@ -128,7 +129,8 @@ STATED = GOOD | {
 def test_a_consistent_public_record_fails_nothing(tmp_path):
     folder = public_folder(tmp_path, STATED | {"seeds": [1, 2, 3]}, public_logs(BITS))
     assert verdicts(folder) == {}
-    # Nothing ties a public log to the script.
+    assert check_folder(folder, with_audit=True).verdict is Verdict.PASS
+    # Nothing ties a public log to the script, and no public record can show more.
     assert "source" in verdicts(folder, Verdict.CANNOT_TELL)
 
 
@@ -149,7 +151,7 @@ def test_a_consistent_public_record_fails_nothing(tmp_path):
         ({"val_bpb_std": 0.01}, "aggregates", "val_bpb_std 0.01, recomputed 0.02"),
         ({"seeds": [1, 2]}, "seeds", "log of seed 3, which submission.json leaves out"),
         ({"seeds": [1, 2, 3, 4]}, "seeds", "no log for seed 4"),
-        ({"bytes_code": 13}, "code_bytes", "the script has 12 bytes, stated or logged 13"),
+        ({"bytes_code": 33}, "code_bytes", "the script has 12 bytes, stated or logged 33"),
         ({"bytes_total": 1000}, "bytes_total", "1,000 stated"),
         ({"github_id": ""}, "json", "github_id"),
         (
@@ -174,20 +176,17 @@ def test_lies_in_public_submissions_are_found(tmp_path, change, name, text):
         "baseline val_loss:1.9 val_bpb:1.2",
     ],
 )
-def test_a_log_with_two_results_proves_neither(tmp_path, line):
-    """Whichever of the two the headline is, and its loss: CANNOT-TELL with both lines.
-
-    A headline beyond both is still wrong."""
+def test_a_comparison_in_a_log_is_no_result(tmp_path, line):
+    """The headline is the named result, whatever is printed after it; as the other figure it is
+    CANNOT-TELL with the line, and beyond both it is wrong."""
     log = public_log(1, 1.12) + line + "\n"
     other = float(line.rpartition(":")[2])
-    folder = public_folder(tmp_path, GOOD, {"train.log": log})
-    for stated in (1.12, other):
-        results = {"1": {"val_bpb": stated}}
-        claim = {"val_bpb": stated, "val_loss": 1.5, "seed_results": results}
-        (folder / "submission.json").write_text(json.dumps(GOOD | claim))
-        unclear = verdicts(folder, Verdict.CANNOT_TELL)
-        assert f"train.log 1.12000000, {other:.8f}" in unclear["headline"]
-        assert {"val_loss", "seed_results", "implied_bytes"} <= set(unclear)
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.12}, {"train.log": log})
+    assert "is the log's final score (final_exact)" in named(folder, "headline").detail
+    (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": other}))
+    unclear = named(folder, "headline")
+    assert unclear.verdict is Verdict.CANNOT_TELL
+    assert unclear.evidence[-1].text == line
     (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": 0.5}))
     assert "headline" in verdicts(folder)
 
@@ -211,12 +210,12 @@ def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
         (
             public_log(1, 1.12, artifact=15_999_989),
             "cap",
-            "15,999,989 + script as shipped 12 = 16,000,001",
+            "train.log says 16,000,001, cap 16,000,000",
         ),
         (
-            public_log(1, 1.12).replace("599000ms step:9/9", "601000ms step:900/900"),
+            public_log(1, 1.12).replace("599000ms step:9/9", "602000ms step:900/900"),
             "train_time",
-            "601.000 s, limit 600 s + one step",
+            "602.000 s, limit 600 s + 1 s",
         ),
         (
             public_log(1, 1.12).replace("eval_time:1000ms", "eval_time:617000ms"),
@@ -229,10 +228,11 @@ def test_wrong_byte_counts_are_found_from_the_log_alone(tmp_path):
                 "Total submission size int6+zstd: 1012", "Total submission size int6+zstd: 1000"
             ),
             "bytes_total",
-            "not artifact + code",
+            "less than weights + code",
         ),
         (
-            public_log(1, 1.12) + "Traceback (most recent call last):\n",
+            public_log(1, 1.12).partition("final_exact")[0]
+            + "Traceback (most recent call last):\n",
             "log",
             "raised an exception",
         ),
@@ -274,6 +274,6 @@ def test_seeds_are_read_whatever_their_key(tmp_path, key):
 
 
 def test_a_number_written_as_text_is_compared(tmp_path):
-    stated = GOOD | {"val_bpb": 1.1, "wallclock_seconds": "600"}
+    stated = GOOD | {"val_bpb": 1.1, "wallclock_seconds": "590"}
     folder = public_folder(tmp_path, stated, {"train.log": public_log(1, 1.1)})
-    assert "train_s 600, its log says 599" in verdicts(folder)["seed_results"]
+    assert "train_s 590, its log says 599" in verdicts(folder)["seed_results"]

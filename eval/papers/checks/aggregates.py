@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator, Sequence
 
 from eval.papers.checks.report import Check, agrees, cannot_tell, fails, passes, say
-from eval.papers.checks.seed_results import logged_value
+from eval.papers.checks.seed_results import STEP_TIME_ERROR, logged_value
 from eval.papers.folder import LENIENT, Record
 from eval.papers.logs.log import Log
 from eval.papers.logs.values import decimals, shown_decimals
@@ -60,6 +60,8 @@ def _agreement(record: Record, key: str, value: float, computed: float) -> str |
     score = any(name in key for name in SCORES)
     if imported and score and abs(value - computed) <= LENIENT:
         return ""  # made of rounded parts
+    if imported and "step_avg_ms" in key and abs(value - computed) <= STEP_TIME_ERROR * abs(computed):
+        return ""
     if agrees(value, computed, digits) or _difference_agrees(record, key, value, computed):
         return ""
     count = len(record.chosen)
