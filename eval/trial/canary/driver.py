@@ -24,7 +24,7 @@ from eval.trial.canary.table import Sizes
 from eval.trial.canary.together import judge_together
 from eval.trial.canary.tokenizers import check_size
 from eval.trial.canary.verdict import INVALID, NOT_RUN, Judgement, judge_run
-from eval.trial.canary.world import Corpus, build_world, shard
+from eval.trial.canary.world import DATASETS, Corpus, build_world, shard
 from eval.trial.sandbox.job import WALL_CLOCK
 from eval.trial.sandbox.running import choose
 
@@ -157,7 +157,8 @@ class _Trial:
         self.started = time.monotonic()
         self.vocab_size = self._vocab_size()
         check_size(self.vocab_size)
-        self.plan = Plan(script.knobs, script.own.variables, options.given)
+        given = {**self._place_of_the_data(), **options.given}
+        self.plan = Plan(script.knobs, script.own.variables, given)
         self.runs: list[RunReport] = []
         self.judgements: dict[str, Judgement] = {}
         self.left_out: list[str] = []
@@ -188,6 +189,13 @@ class _Trial:
     def _vocab_size(self) -> int:
         given = self.options.given.get("VOCAB_SIZE", "")
         return int(given) if given.isdecimal() else self.script.vocab_size
+
+    def _place_of_the_data(self) -> dict[str, str]:
+        """DATA_DIR of scripts that mean one data set by it; elsewhere it is the folder of all."""
+        own = self.script.knobs.default("DATA_DIR") or ""
+        if "datasets/" not in own:
+            return {}
+        return {"DATA_DIR": f"{DATASETS}/fineweb10B_sp{self.vocab_size}"}
 
     # --- Time ---
 

@@ -66,7 +66,7 @@ class Script:
         """What the record says that it was run with."""
         wanted = {name: path for name, path in self.files.items() if _is_paper(name)}
         texts = {name: _beginning(path) for name, path in wanted.items()}
-        return own_settings(texts, self.name, self.knobs)
+        return own_settings(texts, self.name, self.knobs, text_of(self.source))
 
     @cached_property
     def vocab_size(self) -> int:

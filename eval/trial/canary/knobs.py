@@ -174,14 +174,26 @@ def _as_text(value: object) -> str | None:
 
 
 def _options(tree: ast.Module, constants: Constants) -> Iterator[Knob]:
-    """Options of argparse, and the fields that tyro turns into options."""
-    for call in constants.calls:
-        if isinstance(call.func, ast.Attribute) and call.func.attr == "add_argument":
+    """Options of argparse, and fields that a script or tyro turns into options."""
+    adds = [call for call in constants.calls if _is_named(call.func, "add_argument") and call.args]
+    makes_options_of_fields = any(
+        constants.name(c.func).startswith("tyro.") for c in constants.calls
+    )
+    for call in adds:
+        if isinstance(call.args[0], ast.Constant):
             yield from _option_of(call, constants)
-    if any(constants.name(call.func).startswith("tyro.") for call in constants.calls):
+        else:  # "--" + name.replace("_", "-")
+            makes_options_of_fields = True
+    if makes_options_of_fields:
         for node in ast.walk(tree):
-            if isinstance(node, ast.ClassDef):
+            if isinstance(node, ast.ClassDef) and "dataclass" in ast.dump(
+                ast.List(node.decorator_list)
+            ):
                 yield from _fields(node, constants)
+
+
+def _is_named(function: ast.expr, attribute: str) -> bool:
+    return isinstance(function, ast.Attribute) and function.attr == attribute
 
 
 def _option_of(call: ast.Call, constants: Constants) -> Iterator[Knob]:
@@ -189,7 +201,8 @@ def _option_of(call: ast.Call, constants: Constants) -> Iterator[Knob]:
     flags = [getattr(argument, "value", None) for argument in call.args]
     long_flags = [flag for flag in flags if isinstance(flag, str) and flag.startswith("--")]
     keywords = {word.arg: word.value for word in call.keywords}
-    if not long_flags or "action" in keywords or "nargs" in keywords:
+    takes_one = keywords.keys().isdisjoint({"action", "nargs", "required"})
+    if not long_flags or not takes_one:
         return
     default = keywords.get("default")
     text = None if default is None else _constant_text(default, constants)
@@ -197,14 +210,19 @@ def _option_of(call: ast.Call, constants: Constants) -> Iterator[Knob]:
 
 
 def _fields(node: ast.ClassDef, constants: Constants) -> Iterator[Knob]:
+    """Fields of a dataclass that have a constant as default, bare or in `field(5, ...)`."""
     for statement in node.body:
         if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
             continue
-        name = statement.target.id
         value = statement.value
+        if isinstance(value, ast.Call):
+            named = [word.value for word in value.keywords if word.arg == "default"]
+            value = next(iter([*named, *value.args]), None)
         text = None if value is None else _constant_text(value, constants)
-        flag = "--" + name.replace("_", "-")
-        yield Knob(variable_name(name), text, statement.lineno, flag)
+        if text is not None:
+            name = statement.target.id
+            flag = "--" + name.replace("_", "-")
+            yield Knob(variable_name(name), text, statement.lineno, flag)
 
 
 def variable_name(text: str) -> str:

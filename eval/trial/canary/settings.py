@@ -1,5 +1,6 @@
 """A record's own run command and settings: from its README, scripts, submission.json and logs."""
 
+import itertools
 import json
 import re
 import shlex
@@ -33,9 +34,12 @@ MACHINE = re.compile(
 )
 # The contest's scripts print some learning rates under another's name.
 MISNAMED_IN_LOGS = re.compile(r"\w*_LR")
-LOG_SETTING = re.compile(r"(?<![\w.])(?P<name>[a-z][a-z0-9_]*)[:=]\s*(?P<value>[^\s,]+)(?=\s|,|$)")
+LOG_SETTING = re.compile(
+    r"(?<![\w.])(?P<name>[a-z][a-z0-9_]*)[:=]\s*(?P<value>-?\d[\d.e_+-]*|True|False)(?=\s|$)"
+)
 MOST_TEXT = 1 << 20  # characters read of a README or script
 HEADER_LINES = 400  # of a log, before its first step
+LONGEST_HEADER_LINE = 300  # characters
 
 
 @dataclass(frozen=True)
@@ -141,11 +145,19 @@ def _read_words(
     place = next((i for i, word in enumerate(rest) if word.endswith(".py")), None)
     if place is None:
         return None, dict(exported)
-    plain = [word for word in rest[place + 1 :] if "$" not in word]
+    arguments = tuple(_plain_arguments(rest[place + 1 :]))
     command = Command(
-        rest[place], {**exported, **variables}, tuple(plain), _ranks(rest[:place]), where
+        rest[place], {**exported, **variables}, arguments, _ranks(rest[:place]), where
     )
     return command, dict(exported)
+
+
+def _plain_arguments(words: list[str]) -> Iterator[str]:
+    """Arguments without those that a shell would fill in, nor the flags before them."""
+    for i, word in enumerate(words):
+        filled_in = i + 1 < len(words) and "$" in words[i + 1]
+        if "$" not in word and not (word.startswith("--") and filled_in):
+            yield word
 
 
 def _ranks(words: list[str]) -> int | None:
@@ -159,7 +171,7 @@ def _ranks(words: list[str]) -> int | None:
 
 
 def best_command(commands: list[Command], script_name: str | None = None) -> Command | None:
-    """The command of the record's own run: of that script, with the most ranks, the first of these.
+    """The command of the record's own run: of that script, with the most ranks and settings.
 
     Without a script's name, commands of training scripts come before others.
     """
@@ -167,16 +179,25 @@ def best_command(commands: list[Command], script_name: str | None = None) -> Com
         commands = [command for command in commands if command.script_name == script_name]
     training = [command for command in commands if "train" in command.script_name]
     candidates = training or commands
-    return max(candidates, key=lambda command: command.ranks or 0, default=None)
+    return max(candidates, key=_weight, default=None)
+
+
+def _weight(command: Command) -> tuple[int, bool, int]:
+    """How much a command looks like the record's own run."""
+    settings = len(command.variables) + len(command.arguments)
+    return command.ranks or 0, "train" in command.arguments, settings
 
 
 # --- All that a record folder says ---
 
 
-def own_settings(files: Mapping[str, bytes], script_name: str, knobs: Knobs) -> OwnSettings:
+def own_settings(
+    files: Mapping[str, bytes], script_name: str, knobs: Knobs, source: str = ""
+) -> OwnSettings:
     """What the record's files say that the script was run with; knobs of the script only.
 
-    The command counts most, then submission.json, then a log's header. Raises nothing.
+    `source` is the script's text, which logs repeat. The command counts most, then
+    submission.json, then a log's header. Raises nothing.
     """
     commands = _commands_of(files)
     command = best_command(commands, script_name)
@@ -184,7 +205,7 @@ def own_settings(files: Mapping[str, bytes], script_name: str, knobs: Knobs) -> 
         command = best_command([c for c in commands if c.script_name not in files])
     stated = [
         (SUBMISSION_FILE, _settings_in_json(files.get(SUBMISSION_FILE, b""), script_name)),
-        _settings_in_logs(files),
+        _settings_in_logs(files, source),
     ]
     if command is not None:
         stated = [(command.where, command.variables), *stated]
@@ -238,12 +259,13 @@ def _settings_in_json(raw: bytes, script_name: str) -> dict[str, str]:
     return found
 
 
-def _settings_in_logs(files: Mapping[str, bytes]) -> tuple[str, dict[str, str]]:
+def _settings_in_logs(files: Mapping[str, bytes], source: str) -> tuple[str, dict[str, str]]:
     """`name:value` words in the header of the first log, and that log's name."""
     logs = sorted(name for name in files if name.endswith((".log", ".txt")) and "req" not in name)
+    code = {line.strip() for line in source.splitlines()}
     for name in logs:
         found: dict[str, str] = {}
-        for line in _header(_text(files[name])):
+        for line in _header(_text(files[name]), code):
             for match in LOG_SETTING.finditer(line):
                 variable = variable_name(match["name"])
                 if not MISNAMED_IN_LOGS.fullmatch(variable):
@@ -253,13 +275,14 @@ def _settings_in_logs(files: Mapping[str, bytes]) -> tuple[str, dict[str, str]]:
     return "", {}
 
 
-def _header(text: str) -> Iterator[str]:
+def _header(text: str, code: set[str]) -> Iterator[str]:
     """Short lines of a log before its first step, without the source that it may embed."""
     printed = text[:MOST_TEXT].rsplit("=" * 100, 1)[-1]
-    for line in printed.splitlines()[:HEADER_LINES]:
+    lines = (line for line in printed.splitlines() if line.strip() not in code)
+    for line in itertools.islice(lines, HEADER_LINES):
         if re.match(r"\s*step[: ]*\d", line):
             return
-        if len(line) < 300 and "environ" not in line:
+        if len(line) < LONGEST_HEADER_LINE:
             yield line
 
 

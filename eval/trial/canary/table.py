@@ -93,7 +93,11 @@ RULES: tuple[Rule, ...] = (
     Rule("(?:NUM_|N_)?KV_HEADS", Family.WIDTH, "kv_heads", True),
     Rule("HEAD_DIM|D_HEAD", Family.WIDTH, "head_width", True),
     Rule("(?:EMBED|EMBEDDING|EMB|FACTOR|BOTTLENECK)_DIM", Family.WIDTH, "width"),
-    Rule("(?:MLP|FFN|FF|MOE|SWIGLU)_(?:HIDDEN|DIM)(?:_DIM|_SIZE)?|D_FF", Family.WIDTH, "hidden"),
+    Rule(
+        "(?:(?:MLP|FFN|FF|MOE|SWIGLU)_)?HIDDEN|(?:MLP|FFN|FF|MOE)_(?:HIDDEN_)?(?:DIM|SIZE)|D_FF",
+        Family.WIDTH,
+        "hidden",
+    ),
     Rule("(?:BIGRAM|TRIGRAM|NGRAM|ENGRAM|BIGRAMHASH)\\w*_DIM", Family.WIDTH, "side_width"),
     Rule("VE_DIM|\\w*LATENT_DIM|D_STATE|STATE_DIM|SPARSE_HIDDEN_DIM", Family.WIDTH, "side_width"),
     Rule("\\w*GROUP_SIZE", Family.WIDTH, "width"),
@@ -103,6 +107,7 @@ RULES: tuple[Rule, ...] = (
         "(?:NUM_)?(?:UNIQUE|PHYSICAL|SHARED|FLAT|CRAWLER)_(?:LAYERS|BLOCKS)", Family.DEPTH, "loops"
     ),
     Rule("NUM_(?:UNIQUE|PHYSICAL|SHARED|FLAT|CRAWLER)_(?:LAYERS|BLOCKS)", Family.DEPTH, "loops"),
+    Rule("NUM_(?:ENCODER|DECODER)_LAYERS", Family.DEPTH, "loops"),
     Rule("(?:ENCODER|DECODER)_LAYERS|NUM_(?:PRELUDE|CODA)", Family.DEPTH, "one"),
     Rule(
         "(?:NUM_|N_|CRAWLER_)?(?:LOOPS|REPEATS|LOOP_ITERS|PASSES|RECURRENCES?)|LOOP_(?:COUNT|REPEATS)"
@@ -114,7 +119,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "(?:TRAIN_)?(?:MAX_)?SEQ_LEN|SEQUENCE_LENGTH|BLOCK_SIZE", Family.SEQUENCE, "sequence", True
     ),
-    Rule("CONTEXT_(?:LEN|LENGTH|SIZE)|TRAIN_MAX_SEQ_LEN|N_CTX", Family.SEQUENCE, "sequence", True),
+    Rule(
+        "CONTEXT(?:_LEN|_LENGTH|_SIZE)?|TRAIN_MAX_SEQ_LEN|N_CTX", Family.SEQUENCE, "sequence", True
+    ),
     Rule("\\w*SEQ_LEN(?:_START|_MIN|_MAX)?|\\w*_CONTEXT_LEN", Family.SEQUENCE, "sequence"),
     Rule("SEQ_LEN_START|SEQ_CURRICULUM_MIN|SHORT_SEQ_LEN|\\w*MAX_LEN", Family.SEQUENCE, "sequence"),
     Rule(
@@ -132,7 +139,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule("BATCH_TOKENS_START|GPTQ_CALIB_BATCH_TOKENS", Family.BATCH, "train_batch"),
     Rule("(?:VAL|EVAL)_BATCH_(?:SIZE|TOKENS)", Family.BATCH, "validation_batch"),
-    Rule("BATCH_SIZE|MICRO_BATCH_SIZE|(?:MICRO_?)?BATCH_SEQS", Family.BATCH, "sequences"),
+    Rule("BATCH(?:_SIZE)?|MICRO_BATCH_SIZE|(?:MICRO_?)?BATCH_SEQS", Family.BATCH, "sequences"),
     Rule("\\w*BATCH_SEQS|SW_EVAL_BATCH|SLIDING_BATCH_SIZE", Family.EVALUATION, "sequences"),
     # Training.
     Rule("(?:NUM_|MAX_|TRAIN_)?(?:ITERATIONS|ITERS|STEPS)", Family.STEPS, "steps", True),
