@@ -144,6 +144,14 @@ def test_a_newer_python_is_asked_for_by_name(tmp_path):
     assert "--python" in report.runs[0].help
 
 
+def test_a_vocabulary_that_cannot_be_made_is_named(tmp_path):
+    folder = record(tmp_path / "record", HONEST + CALL)
+    (run,) = try_script(folder, quick(given={"VOCAB_SIZE": "65536"})).runs
+    assert run.verdict == "NOT RUN"
+    assert "65,536" in run.stopped_by
+    assert "VOCAB_SIZE" in run.help
+
+
 def test_streams_settings_and_print_are_kept(tmp_path):
     folder = record(tmp_path / "record", HONEST + CALL)
     try_script(folder, quick(keep=tmp_path / "kept"))

@@ -156,7 +156,6 @@ class _Trial:
         self.mechanism = mechanism
         self.started = time.monotonic()
         self.vocab_size = self._vocab_size()
-        check_size(self.vocab_size)
         given = {**self._place_of_the_data(), **options.given}
         self.plan = Plan(script.knobs, script.own.variables, given)
         self.runs: list[RunReport] = []
@@ -164,8 +163,9 @@ class _Trial:
         self.left_out: list[str] = []
 
     def report(self, planned: Sequence[PlannedRun]) -> Report:
-        if self._python_is_too_old():
-            self.runs.append(self._without_python(planned[0]))
+        obstacle = self._obstacle()
+        if obstacle is not None:
+            self.runs.append(_not_started(planned[0], *obstacle))
             planned = ()
         for number, run in enumerate(planned):
             reason = self._reason_to_stop(run)
@@ -298,24 +298,23 @@ class _Trial:
 
     # --- Words ---
 
-    def _python_is_too_old(self) -> bool:
+    def _obstacle(self) -> tuple[str, str] | None:
+        """Why the script cannot even be started, and what would help; None where it can."""
         needed = self.script.python_needed
         chosen = self.options.python is not None
-        return needed is not None and not chosen and needed > sys.version_info[:2]
-
-    def _without_python(self, run: PlannedRun) -> RunReport:
-        needed = "{}.{}".format(*self.script.python_needed)
-        here = "{}.{}".format(*sys.version_info[:2])
-        return RunReport(
-            source=run.source,
-            why=SOURCES[run.source].why,
-            world_size=run.world_size,
-            targets=0,
-            verdict=NOT_RUN,
-            seconds=0.0,
-            stopped_by=f"the script's grammar is that of Python {needed}, here runs {here}",
-            help=f"pass --python with a Python {needed} that has torch and numpy",
-        )
+        if needed is not None and not chosen and needed > sys.version_info[:2]:
+            wanted = "{}.{}".format(*needed)
+            here = "{}.{}".format(*sys.version_info[:2])
+            return (
+                f"the script's grammar is that of Python {wanted}, here runs {here}",
+                f"pass --python with a Python {wanted} that has torch and numpy",
+            )
+        try:
+            check_size(self.vocab_size)
+        except UserError as error:
+            what, _, advice = str(error).partition("; ")
+            return what, advice
+        return None
 
     def _run_report(self, run: PlannedRun, source: Source, made: "_Made") -> RunReport:
         return RunReport(
@@ -344,6 +343,19 @@ class _Trial:
             yield f"own settings from {', '.join(self.script.own.sources)}"
         if self.mechanism == "none":
             yield "no sandbox: the script could read and write whatever the referee can"
+
+
+def _not_started(run: PlannedRun, stopped_by: str, advice: str) -> RunReport:
+    return RunReport(
+        source=run.source,
+        why=SOURCES[run.source].why,
+        world_size=run.world_size,
+        targets=0,
+        verdict=NOT_RUN,
+        seconds=0.0,
+        stopped_by=stopped_by,
+        help=advice,
+    )
 
 
 @dataclass(frozen=True)
