@@ -170,6 +170,8 @@ def check_the_driver_answers():
     assert torch.cuda.max_memory_allocated() // 1024 == 0
     free, total = torch.cuda.mem_get_info()
     assert 0 < free <= total
+    assert torch.accelerator.current_accelerator().type == "cuda"
+    torch.accelerator.synchronize()
     torch.cuda.set_device(CUDA)
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -38,6 +38,7 @@ def lead() -> None:
     _lead_properties()
     _lead_random_state()
     _lead_streams()
+    _lead_accelerator()
     torch.version.cuda = CUDA_VERSION
     torch.backends.cuda.is_built = _yes
     torch.backends.cuda.preferred_linalg_library = nothing
@@ -248,6 +249,35 @@ def _lead_streams() -> None:
     put(torch.cuda.nvtx, range_push=_zero, range_pop=_zero, mark=nothing, range=_Nowhere)
     put(torch.cuda.profiler, start=nothing, stop=nothing, profile=_Nowhere)
     torch.cuda.cudart = _Cudart
+
+
+def _lead_accelerator() -> None:
+    """torch.accelerator, where this version has it: the same by another name."""
+    if not hasattr(torch, "accelerator"):
+        return
+    put(
+        torch.accelerator,
+        current_accelerator=_gpu,
+        current_device_idx=_zero,
+        current_device_index=_zero,
+        current_stream=_Stream,
+        device_count=_device_count,
+        empty_cache=nothing,
+        is_available=_yes,
+        max_memory_allocated=_zero,
+        max_memory_reserved=_zero,
+        memory_allocated=_zero,
+        memory_reserved=_zero,
+        reset_peak_memory_stats=nothing,
+        set_device_idx=nothing,
+        set_device_index=nothing,
+        set_stream=nothing,
+        synchronize=nothing,
+    )
+
+
+def _gpu(*args, **kwargs):
+    return torch.device("cuda")
 
 
 class _Nowhere(contextlib.ContextDecorator):

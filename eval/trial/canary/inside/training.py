@@ -5,7 +5,7 @@ import inspect
 import torch
 from torch.utils.data import DataLoader
 
-from .replacing import wrap
+from .replacing import nothing, wrap
 
 
 def lead() -> None:
@@ -15,6 +15,9 @@ def lead() -> None:
             options = inspect.signature(optimizer.__init__).parameters
             if "capturable" in options or "fused" in options:
                 wrap(optimizer, "__init__", _without_gpu_options)
+    # Before each step an optimizer asks the driver whether a graph is captured.
+    for name in ("_accelerator_graph_capture_health_check", "_cuda_graph_capture_health_check"):
+        setattr(torch.optim.Optimizer, name, nothing)
     wrap(DataLoader, "__init__", _without_pinning)
 
 
