@@ -219,7 +219,7 @@ def try_all(
         if row is None:
             row = try_entry(entry, repository, options)
             with lines.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write("\n" + json.dumps(row) + "\n")  # the last line may have been cut short
         bits = "" if row["bits"] is None else f"{row['bits']:,.0f} bits"
         stopped = row["stopped_by"] if row["verdict"] == "NOT RUN" else ""
         print(
