@@ -32,6 +32,7 @@ SECONDS = 180.0
 LONG_SECONDS = 600.0
 TRAINING_SHARDS = (1 << 16, 1 << 16, 1 << 16)  # tokens
 SHARE_OF_A_RUN = 0.4  # of all the time, at most
+TRIES_FOR_THE_REST = 1  # more, of a script that stops after some of its scores
 FEWEST_SECONDS = 10.0  # below these no run is started
 CASEOPS_NAMES = ("CASEOPS_ENABLED", "CASEOPS", "USE_CASEOPS")
 # At the scale of hashed tables nothing but the number of tokens matters.
@@ -245,6 +246,8 @@ class _Trial:
             made = self._launch(run, source, plan)
             best = made if best is None or made.better_than(best) else best
             if made.done or self._seconds_left(run) < FEWEST_SECONDS:
+                break
+            if best.scored and len(plan.reasons) >= TRIES_FOR_THE_REST:
                 break
             plan = retry(plan, made.failure)
         if best.done and run.source != LONG_RUN.source:
