@@ -159,8 +159,11 @@ def _summary(report: dict) -> dict:
     """The facts of a report that a table needs."""
     runs = report["runs"]
     judged = [run for run in runs if run["scores"]]
-    bits = [score["certain_bits"] for run in judged for score in run["scores"]]
-    findings = [*report["findings"], *(found for run in runs for found in run["findings"])]
+    bits = []
+    findings = list(report["findings"])
+    for run in runs:
+        bits += [score["certain_bits"] for score in run["scores"]]
+        findings += run["findings"]
     stopped = [run["stopped_by"] for run in runs if run["stopped_by"]]
     return {
         "script": report["script"],
