@@ -1,5 +1,6 @@
 """Runs one public script on streams of known entropy, by a plan, and reports what came of it."""
 
+import itertools
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -121,11 +122,12 @@ def plan_runs(script: Script, options: Options) -> tuple[PlannedRun, ...]:
         raise UserError("--world-sizes: expected numbers from 1; name how many ranks to start")
     if options.sources:
         sizes = options.world_sizes or (1,)
-        return tuple(PlannedRun(name, size) for name in options.sources for size in sizes)
+        return tuple(itertools.starmap(PlannedRun, itertools.product(options.sources, sizes)))
     runs = USUAL_RUNS
     if options.world_sizes:
         names = list(dict.fromkeys(run.source for run in USUAL_RUNS))
-        runs = tuple(PlannedRun(name, size) for name in names for size in options.world_sizes)
+        pairs = itertools.product(names, options.world_sizes)
+        runs = tuple(itertools.starmap(PlannedRun, pairs))
     return (*runs, LONG_RUN) if counts_in_tables(script) else runs
 
 
