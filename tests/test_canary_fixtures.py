@@ -21,6 +21,7 @@ from eval.trial.canary.together import judge_together
 from eval.trial.canary.verdict import CONSISTENT, INVALID
 
 TARGETS = 8192
+LEARNS_SLOWLY = {"invalid/ppm_spread": 4 * TARGETS}  # until bytes are predicted better than by luck
 # The cheats that claim less than the entropy of a uniform stream, and the settings that show it.
 BELOW_THE_ENTROPY = {
     "invalid/best_of_two": {},
@@ -58,7 +59,8 @@ def test_an_honest_script_is_consistent(name, tmp_path):
 @pytest.mark.parametrize("name", BELOW_THE_ENTROPY)
 def test_a_cheat_claims_less_than_the_entropy(name, tmp_path):
     settings = BELOW_THE_ENTROPY[name]
-    found = judged(printed(folder(name), "uniform", tmp_path, targets=TARGETS, **settings))
+    targets = LEARNS_SLOWLY.get(name, TARGETS)
+    found = judged(printed(folder(name), "uniform", tmp_path, targets=targets, **settings))
     assert found.verdict == INVALID
     assert {finding.theme for finding in found.findings} == {"entropy"}
     assert found.lowest.claim.label.startswith("final_int8")
