@@ -590,6 +590,7 @@ def test_more_bytes_than_the_split_holds_are_caught(tmp_path):
         ("paid_prefix:loaded 6,200,000 tokens from p.xz", "carries validation tokens"),
         ("train_loader:shards pattern=x/fineweb_val_*.bin", "trains on the validation"),
         ("train_on_val:True", "trains on the validation"),
+        ("train_loader:dataset:fineweb10B_sp1024_valonly train_shards:1", "trains on the val"),
     ],
 )
 def test_training_on_validation_is_caught(tmp_path, words, what):

@@ -269,7 +269,8 @@ def _remark(log: Log, pattern: re.Pattern[str]) -> Evidence | None:
 ON_VALIDATION = {
     "trains on the validation shards": re.compile(
         r"\btrain(?:_loader|_files|_pattern|ing)?\b[^\n]{0,80}\bfineweb_val_|"
-        r"\btrain_on_val\w*[:=]\s*(?:1|true|yes)\b",
+        r"\btrain_on_val\w*[:=]\s*(?:1|true|yes)\b|"
+        r"\btrain_loader:dataset:\S*val[_-]?only",
         re.IGNORECASE,
     ),
     "carries validation tokens in the artifact": re.compile(

@@ -77,8 +77,10 @@ def _check_stated_total(
         detail = "; ".join(dict.fromkeys(open_questions))
         return cannot_tell("bytes_total", detail, *lines, severity=Severity.EXPLAIN)
     wrong = [s.bytes for s, why in zip(unmatched, open_questions, strict=True) if why is None]
-    detail = f"{_listed(wrong)} stated, the logs say {_listed([r.bytes for r in readings])}"
-    return fails("bytes_total", detail, *lines)
+    printed = [size for shipment in shipments.values() for size in shipment.tried]
+    logged = [size.bytes for size in printed if size.kind is Kind.TOTAL]
+    known = _listed(logged or [size.bytes for size in printed])
+    return fails("bytes_total", f"{_listed(wrong)} stated, the logs say {known}", *lines)
 
 
 def _unproven(record: Record, size: StatedSize, readings: list["Reading"]) -> str | None:
