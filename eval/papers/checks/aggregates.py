@@ -58,10 +58,13 @@ def _agreement(record: Record, key: str, value: float, computed: float) -> str |
     digits = shown_decimals(value)
     imported = record.submission.origin == "imported"
     score = any(name in key for name in SCORES)
-    if imported and score and abs(value - computed) <= LENIENT:
+    allowed = 0.0
+    if score:
+        allowed = LENIENT
+    elif "step_avg" in key:
+        allowed = STEP_TIME_ERROR * abs(computed)
+    if imported and abs(value - computed) <= allowed:
         return ""  # made of rounded parts
-    if imported and "step_avg_ms" in key and abs(value - computed) <= STEP_TIME_ERROR * abs(computed):
-        return ""
     if agrees(value, computed, digits) or _difference_agrees(record, key, value, computed):
         return ""
     count = len(record.chosen)

@@ -42,12 +42,12 @@ def check_logs(record: Record) -> Iterator[Check]:
         return
     clean = []
     for name, log in record.chosen.items():
+        if written_by_hand(log) or without_a_run(log):
+            continue  # which is told where the origin of the logs is
         if not log.shows_a_run:
             yield cannot_tell("log", f"{name}: {log.problems[0]}", Evidence(file=log.file))
         elif log.problems:
             yield fails("log", f"{name}: {log.problems[0]}", Evidence(file=log.file))
-        elif written_by_hand(log) or without_a_run(log):
-            continue  # which is told where the origin of the logs is
         elif log.doubts:
             detail = f"{name}: {log.doubts[0]}"
             yield cannot_tell("log", detail, Evidence(file=log.file), severity=Severity.EXPLAIN)
@@ -114,7 +114,8 @@ def _seed_difference(record: Record, stated: list[int], some_silent: bool) -> Ch
         verdict = cannot_tell if some_silent else fails
         return verdict("seeds", f"no log for seed {_listed(lost)}", say(record, "seeds"))
     left_out = [*record.chosen, *record.choice.siblings]
-    logged = {seed_of(record.logs[name]) for name in left_out} - {None}
+    well_named = [name for name in left_out if seed_in_name(name) not in stated]
+    logged = {seed_of(record.logs[name]) for name in well_named} - {None}
     extra = sorted(logged - set(stated))
     if not extra:
         return None

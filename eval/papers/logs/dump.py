@@ -98,15 +98,22 @@ def _code_end(texts: Sequence[str], begin: int) -> int | None:
         tree, broken = _parsed(texts[begin:end])
         if tree is None:
             end = begin + broken
+            if end < len(texts) and texts[end][0].isspace():
+                return _end_of_newer(texts, begin, end)
             if end - begin < FEWEST_CODE_LINES:
                 return None
             continue
         if not any(isinstance(node, CODE_NODES) for node in tree.body):
             return None
-        if end < len(texts) and texts[end][0].isspace():
-            return _first_run_line(texts, end)  # our Python is older than the code's
         return begin + _last_line_of_code(tree)
-    return _first_run_line(texts, end)
+    return None
+
+
+def _end_of_newer(texts: Sequence[str], begin: int, broken: int) -> int | None:
+    """Index behind code that goes on after a line which only a newer Python understands."""
+    end = _first_run_line(texts, broken)
+    imports = end is not None and any(text.startswith(IMPORTS) for text in texts[begin:end])
+    return end if imports else None
 
 
 def _parsed(texts: Sequence[str]) -> tuple[ast.Module | None, int]:

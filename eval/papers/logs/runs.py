@@ -60,7 +60,8 @@ def _distinct(runs: list[Lines]) -> list[Lines]:
         return runs
     longest: dict[tuple[str, ...], Lines] = {}
     for run in runs:
-        key = _steps(run)
+        results = (text for _, text in run if RESULT.search(text))
+        key = (*_steps(run), *results)
         if key not in longest or len(run) > len(longest[key]):
             longest[key] = run
     return list(longest.values())
