@@ -10,6 +10,7 @@ from eval.papers.checks.report import (
     cannot_tell,
     fails,
     passes,
+    policy,
     say,
 )
 from eval.papers.folder import README_FILE, SIZE_FILE, Record
@@ -30,6 +31,8 @@ MAX_LOG_IN_GIT = 1_000_000  # bytes
 def check_files(record: Record) -> Iterator[Check]:
     """What a record needs is there, under whatever name it can be found."""
     yield _check_completeness(record)
+    if record.script_name not in (CODE_FILE, None):
+        yield policy("script_name", f"{CODE_FILE} is called {record.script_name}")
     sizes = {log.file: record.names.get(log.file, 0) for log in record.logs.values()}
     large = [name for name, size in sizes.items() if size > MAX_LOG_IN_GIT]
     if large:
@@ -44,7 +47,7 @@ def _check_completeness(record: Record) -> Check:
     script = record.script_name
     present = {
         README_FILE: bool(record.readme) or README_FILE in record.names,
-        CODE_FILE: script is not None,
+        script or CODE_FILE: script is not None,
         record.json_file: record.json_file in record.names,
     }
     missing = [name for name, here in present.items() if not here]
@@ -60,8 +63,7 @@ def _check_completeness(record: Record) -> Check:
     if not record.logs:
         return cannot_tell("files", "no training log (*.log, *.txt)")
     count = len({log.file for log in record.logs.values()})
-    renamed = "" if script in (CODE_FILE, None) else f"; {CODE_FILE} is called {script}"
-    return passes("files", f"{', '.join(present)}, {count} log(s){renamed}")
+    return passes("files", f"{', '.join(present)}, {count} log(s)")
 
 
 def _weight(record: Record, broken: list[str]) -> Severity:
