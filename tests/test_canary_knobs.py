@@ -31,13 +31,15 @@ class Hyperparameters:
     num_kv_heads = int(os.environ.get("NUM_KV_HEADS", 4))
     tie = bool(int(os.environ.get("TIE_EMBEDDINGS", "1")))
     max_wallclock_seconds = float(os.environ.get("MAX_WALLCLOCK_SECONDS", 600.0))
+    matrix_lr = float(os.environ.get("MATRIX_LR", 0.04))
+    ttt_lr = float(os.environ.get("TTT_LR", 0.002))
     ttt_epochs = int(os.environ.get("TTT_EPOCHS", 3))
     slot_steps = int(os.environ.get("SLOT_STEPS", 0))
     ngram_buckets = int(os.environ.get("NGRAM_BUCKETS", 4_194_304))
     warmup_steps, beta = 20, 0.95
 
 rank = int(os.environ["RANK"])
-for name in ("MATRIX_LR", "not a name"):
+for name in ("MUON_WD", "not a name"):
     print(name)
 """
 
@@ -60,8 +62,8 @@ def test_every_way_to_read_a_variable_is_found():
     assert defaults["EVAL_STRIDE"] == "64"
     assert defaults["VE_LAYERS"] == "9,10"
     assert defaults["RANK"] is None
-    assert knobs.mentioned >= {"MATRIX_LR"}
-    assert knobs.constants["WARMUP_STEPS"] == ("20", 28)
+    assert knobs.mentioned >= {"MUON_WD"}
+    assert knobs.constants["WARMUP_STEPS"] == ("20", 30)
     assert "NUM_LAYERS" not in knobs.constants
     assert knobs.default("WARMUP_STEPS") == "20"
 
@@ -124,7 +126,7 @@ def test_small_values_fit_each_other():
     assert values["NUM_LAYERS"] == "4"
     assert values["VE_LAYERS"] == "3"
     assert int(values["TRAIN_BATCH_TOKENS"]) % (8 * int(values["TRAIN_SEQ_LEN"])) == 0
-    assert values["ITERATIONS"] == "4"
+    assert values["ITERATIONS"] == "2"
     assert values["TTT_EPOCHS"] == "1"
 
 
@@ -134,6 +136,12 @@ def test_what_is_judged_and_what_is_off_stays():
     assert not untouched & values.keys()
     assert "EVAL_STRIDE" not in values  # already as small
     assert not {"DATA_PATH", "RANK"} & values.keys()
+
+
+def test_training_hardly_moves_the_network_and_adaptation_does_as_ever():
+    values = chosen(Plan(find_knobs([SCRIPT])))
+    assert values["MATRIX_LR"] == "0.0004"
+    assert "TTT_LR" not in values
 
 
 def test_as_many_key_heads_as_heads_stay_as_many():
@@ -159,7 +167,8 @@ def test_sizes_that_nobody_can_set_are_named():
 
 def test_every_rule_has_a_size():
     for rule in RULES:
-        assert getattr(Sizes(), rule.size) >= 0
+        assert (rule.share is None) == bool(rule.size)
+        assert not rule.size or getattr(Sizes(), rule.size) >= 0
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ class Plan:
         found = []
         for name, (value, line) in self.knobs.constants.items():
             rule = rule_for(name)
-            if rule is not None and self._smaller(rule, value) != value:
+            if rule is not None and rule.size and self._smaller(rule, value) != value:
                 found.append(f"{name.lower()} = {value} (line {line})")
         return tuple(found)
 
@@ -137,8 +137,10 @@ class Plan:
 
     def _smaller(self, rule: Rule, own: str | None) -> str | None:
         """The rule's size where the own value is above it. None for a value that is no number."""
-        size = self._size(rule)
         number = as_number(own)
+        if rule.share is not None:
+            return None if number is None else f"{number * rule.share:g}"
+        size = self._size(rule)
         if number is None:
             return size if rule.exactly and not own else None
         if number <= 0:
@@ -216,6 +218,9 @@ REMEDIES: tuple[Remedy, ...] = (
         shorter=4,
     ),
     Remedy("its own rhythm of validation", "ZeroDivisionError|by zero", Family.RHYTHM),
+    Remedy(
+        "its own learning rates", "(?i)\\bnan\\b|\\binf\\b|singular|learning rate", Family.RATES
+    ),
     Remedy("its own time limits", "(?i)wallclock|seconds|time.limit", Family.CLOCK),
     Remedy("its own layers", "(?i)layer|index out of range|blocks?\\.", Family.DEPTH),
     Remedy(

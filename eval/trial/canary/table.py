@@ -20,6 +20,7 @@ class Family(StrEnum):
     SEQUENCE = "sequence"
     BATCH = "batch"
     STEPS = "steps"
+    RATES = "learning rates"
     RHYTHM = "rhythm of validation"
     CLOCK = "clock"
     ADAPTATION = "adaptation"
@@ -42,7 +43,7 @@ class Sizes:
     train_batch: int = 1024
     validation_batch: int = 32768
     sequences: int = 32
-    steps: int = 4
+    steps: int = 2
     adaptation_steps: int = 2
     calibration: int = 4
     evaluation_seconds: int = 60
@@ -73,13 +74,14 @@ class Rule:
     """Names (a regular expression for the whole name) and the size that bounds their value.
 
     `exactly` sets the size itself: for what must fit another setting, and for what has no own
-    value that is known.
+    value that is known. With `share` there is no size, but that share of the own value.
     """
 
     names: str
     family: Family
-    size: str
+    size: str = ""
     exactly: bool = False
+    share: float | None = None
 
     def matches(self, name: str) -> bool:
         return re.fullmatch(self.names, name) is not None
@@ -145,6 +147,13 @@ RULES: tuple[Rule, ...] = (
     Rule("(?:NUM_|MAX_|TRAIN_)?(?:ITERATIONS|ITERS|STEPS)", Family.STEPS, "steps", True),
     Rule("WARMUP_STEPS|COMPILE_WARMUP_STEPS", Family.STEPS, "one"),
     Rule("VAL_LOSS_EVERY|(?:VAL|EVAL)_EVERY|EVAL_INTERVAL", Family.RHYTHM, "none"),
+    # A few steps on noise only take a network away from the uniform guess that it starts with, and
+    # a small gain would not show. Adaptation to the stream keeps its rates: it is judged.
+    Rule(
+        "(?:SCALAR|MATRIX|(?:TIED_)?EMBED|HEAD|TOKEN|ADAMW?|MUON|MAX)_LR|LR|LEARNING_RATE",
+        Family.RATES,
+        share=0.01,
+    ),
     # Clocks: own reserves for export stay, limits of a phase shrink.
     Rule(
         "(?:TTT|SLOT|EVAL|NGRAM)\\w*(?:SECONDS|SECS|TIME_LIMIT|TIME_BUDGET)",
