@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from check_support import (
     GOOD,
-    LOSS_PER_BPB,
     named,
     public_folder,
     public_log,

@@ -174,6 +174,11 @@ def cite(log: Log, source: Fact | LoggedScore | Step) -> Evidence:
     return Evidence(file=log.file, line=source.line, text=shorten(source.text))
 
 
+def cite_scores(record: Record, scores: dict[str, LoggedScore]) -> list[Evidence]:
+    """The lines of scores that are kept by the names of their logs."""
+    return [cite(record.logs[name], score) for name, score in scores.items()]
+
+
 def agrees(stated: float, computed: float, digits: int | None = None) -> bool:
     """Whether a stated value is a computed one, correctly rounded to the last digit stated.
 

@@ -9,11 +9,12 @@ from eval.papers.checks.code import check_code
 from eval.papers.checks.coverage import check_coverage, check_implied_bytes, check_overlap
 from eval.papers.checks.enough_seeds import check_enough_seeds
 from eval.papers.checks.files import check_files, check_json
+from eval.papers.checks.headline import check_headline
 from eval.papers.checks.machine import check_parameters, check_world_size
 from eval.papers.checks.papers import check_audit, check_derived, check_readme
 from eval.papers.checks.provenance import check_provenance
 from eval.papers.checks.report import Check, Report, Severity, verdict_of
-from eval.papers.checks.scores import check_arithmetic, check_headline, check_headline_loss
+from eval.papers.checks.scores import check_arithmetic, check_headline_loss
 from eval.papers.checks.seed_results import check_seed_results
 from eval.papers.checks.seeds import check_comparable, check_logs, check_seeds
 from eval.papers.checks.sizes import check_artifacts, check_bytes

@@ -14,7 +14,7 @@ from eval.papers.submission.schema import SeedResult, Submission, track_named
 RECORD_FIELDS = {
     "author": ("author", "submitter", "authors"),
     "github_id": ("github_id", "github", "github_handle", "github_username"),
-    "name": ("name", "submission_name", "title", "run_name"),
+    "name": ("name", "submission_name", "title"),
     "blurb": ("blurb", "short_description", "description", "summary"),
     "val_loss": ("val_loss", "mean_val_loss", "val_loss_mean", "best_val_loss"),
     "val_bpb": ("val_bpb", "mean_val_bpb", "val_bpb_mean", "best_val_bpb", "bpb"),
