@@ -228,6 +228,8 @@ def _remarks(run: RunReport) -> Iterator[str]:
         yield f"stopped by: {printable(run.stopped_by or 'the end of the script, without a score')}"
         if run.help:
             yield f"what would help: {printable(run.help)}"
+    elif run.stopped_by:
+        yield f"stopped after its scores by: {printable(run.stopped_by)}"
 
 
 def _finding_text(finding: FindingLine) -> str:
@@ -272,7 +274,8 @@ def _summary(report: Report) -> str:
     refutations = report.refutations
     if not refutations:
         return f"{MEANINGS[report.verdict]}."
-    return f"{MEANINGS[report.verdict]} ({len(refutations)} findings)."
+    count = "1 finding" if len(refutations) == 1 else f"{len(refutations)} findings"
+    return f"{MEANINGS[report.verdict]} ({count})."
 
 
 def _markdown_row(run: RunReport) -> list[str]:
