@@ -186,7 +186,10 @@ def test_a_folder_of_folders_means_the_records_in_it(tmp_path, capsys):
     (sound / "logs").mkdir()
     (sound / "logs" / "train.txt").write_text("")
     (tmp_path / ".hidden").mkdir()
+    (tmp_path / "helper.py").write_text("")
     assert record_folders(tmp_path) == [sound, wrong]
+    assert record_folders(sound) == [sound]
+    (sound / "submission.json").unlink()
     assert record_folders(sound) == [sound]
     assert record_folders(tmp_path / "none") == [tmp_path / "none"]
 

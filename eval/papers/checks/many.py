@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -16,7 +16,8 @@ from eval.rules import Verdict
 FEW = 8  # folders that are checked sooner than further processes have started
 FOLDERS_AT_A_TIME = 4  # that a process is given
 DEEPEST = 4  # levels of folders below a given one in which records are looked for
-EVIDENCE = re.compile(r"submission\w*\.json|.*\.(?:py|log)", re.IGNORECASE)
+STATEMENT = re.compile(r"submission\w*\.json", re.IGNORECASE)
+EVIDENCE = re.compile(r".*\.(?:py|log)", re.IGNORECASE)
 NO_RECORDS = re.compile(r"\..*|__.*__")
 
 
@@ -36,18 +37,28 @@ def record_folders(folder: Path) -> list[Path]:
 
 
 def _records_below(folder: Path, depth: int) -> list[Path]:
-    """Records in a folder of folders; a folder without further ones counts as a record too."""
+    """Records in a folder of folders; a folder without further ones counts as a record too.
+
+    A script or a log makes a record only where no folder below states a result: many a collection
+    has scripts beside its records, and many a record its logs in a folder.
+    """
     try:
         items = sorted(folder.iterdir())
     except OSError:
         return []  # whoever opens it says why
-    if any(item.is_file() and EVIDENCE.fullmatch(item.name) for item in items):
+    if _has_file(items, STATEMENT):
         return [folder]
     found = []
     for item in items if depth else []:
         if item.is_dir() and not item.is_symlink() and not NO_RECORDS.fullmatch(item.name):
             found += _records_below(item, depth - 1) or [item]
+    if _has_file(items, EVIDENCE):
+        return [record for record in found if _has_file(record.iterdir(), STATEMENT)] or [folder]
     return found
+
+
+def _has_file(items: Iterable[Path], names: re.Pattern) -> bool:
+    return any(names.fullmatch(item.name) and item.is_file() for item in items)
 
 
 def check_many(jobs: Sequence[Job], processes: int | None = None) -> Iterator[Report]:
