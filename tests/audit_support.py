@@ -7,10 +7,22 @@ from pathlib import Path
 import numpy as np
 
 from eval.papers.audits.report import AuditReport
+from eval.rules import load_rules
 from eval.text.corpus.dataset import shard_bytes
 from eval.trial.audit.audit import Options, audit_record
 
 BOS = 1
+
+# Enough for a scorer of 30 lines that breaks one rule everywhere.
+FEW = {
+    "pairs": 24,
+    "tiny_pairs": 24,
+    "dense_tokens": 512,
+    "sweeps": 0,
+    "fresh_tokens": 2000,
+    "probes": 64,
+}
+SMALL = load_rules().profile["quick"].model_copy(update=FEW)
 
 UNIFORM = """
 import argparse, json, math, os, sys
@@ -94,4 +106,6 @@ def record(folder: Path, change: str = "pass", artifact: bytes = b"weights") -> 
 
 
 def judge(folder: Path, dataset: Path, *only: str, **more) -> AuditReport:
-    return audit_record(folder, Options(dataset=dataset, only=only, random_seed=3, **more))
+    """An audit with few streams, unless told otherwise."""
+    options = {"dataset": dataset, "only": only, "random_seed": 3, "profile": SMALL}
+    return audit_record(folder, Options(**(options | more)))

@@ -159,6 +159,18 @@ def run_script(
     return run_warm([str(script), *map(str, argv)], environment, nproc)
 
 
+# --- Pictures ---
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A record's pictures take half a second, and only tests marked `pictures` look at them."""
+    packing = sys.modules.get("eval.papers.rendering.packing")
+    if packing is not None and request.node.get_closest_marker("pictures") is None:
+        for name in ("loss_picture", "score_picture"):
+            monkeypatch.setattr(packing, name, lambda *_: b"\x89PNG")
+
+
 # --- A disk that fills up ---
 
 

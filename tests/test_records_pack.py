@@ -90,6 +90,7 @@ def test_no_number_in_the_readme_is_typed(tmp_path):
     assert "python -m data docs" in text
 
 
+@pytest.mark.pictures
 def test_pictures_and_readme_are_reproducible(tmp_path):
     first = pack_three(tmp_path / "a")
     second = pack_three(tmp_path / "b")
