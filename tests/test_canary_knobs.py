@@ -127,7 +127,7 @@ def test_small_values_fit_each_other():
     assert values["VE_LAYERS"] == "3"
     assert int(values["TRAIN_BATCH_TOKENS"]) % (8 * int(values["TRAIN_SEQ_LEN"])) == 0
     assert values["ITERATIONS"] == "2"
-    assert values["TTT_EPOCHS"] == "1"
+    assert values.get("TTT_EPOCHS", "3") == "3"
 
 
 def test_what_is_judged_and_what_is_off_stays():
@@ -156,7 +156,7 @@ def test_the_users_word_counts_most_and_the_records_next():
     settings = {setting.name: setting for setting in plan.settings}
     assert settings["NGRAM_BUCKETS"].value == "4096"
     assert (settings["NGRAM_BUCKETS"].own, settings["NGRAM_BUCKETS"].origin) == ("4194304", "given")
-    assert (settings["TTT_EPOCHS"].value, settings["TTT_EPOCHS"].own) == ("1", "10")
+    assert (settings["TTT_EPOCHS"].value, settings["TTT_EPOCHS"].own) == ("3", "10")
     assert (settings["XSA_LAST_N"].value, settings["XSA_LAST_N"].origin) == ("2", "record")
 
 

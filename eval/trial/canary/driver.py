@@ -48,6 +48,8 @@ LONG_SIZES = Sizes(
     sequences=256,
     steps=2,
     adaptation_steps=1,
+    adaptation_epochs=1,
+    adaptation_sequences=64,
     calibration=1,
     evaluation_seconds=600,
 )

@@ -214,7 +214,14 @@ REMEDIES: tuple[Remedy, ...] = (
     Remedy(
         "a quarter of the stream and smaller sizes",
         f"^{OUT_OF_TIME}|^{OUT_OF_MEMORY}",
-        sizes={"layers": 2, "width": 32, "calibration": 1, "steps": 2, "adaptation_steps": 1},
+        sizes={
+            "layers": 2,
+            "width": 32,
+            "calibration": 1,
+            "adaptation_steps": 1,
+            "adaptation_epochs": 1,
+            "adaptation_sequences": 32,
+        },
         shorter=4,
     ),
     Remedy("its own rhythm of validation", "ZeroDivisionError|by zero", Family.RHYTHM),

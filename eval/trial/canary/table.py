@@ -45,6 +45,8 @@ class Sizes:
     sequences: int = 32
     steps: int = 2
     adaptation_steps: int = 2
+    adaptation_epochs: int = 3
+    adaptation_sequences: int = 8
     calibration: int = 4
     evaluation_seconds: int = 60
     chunk: int = 4096
@@ -100,15 +102,14 @@ RULES: tuple[Rule, ...] = (
         Family.WIDTH,
         "hidden",
     ),
-    Rule("(?:BIGRAM|TRIGRAM|NGRAM|ENGRAM|BIGRAMHASH)\\w*_DIM", Family.WIDTH, "side_width"),
-    Rule("VE_DIM|\\w*LATENT_DIM|D_STATE|STATE_DIM|SPARSE_HIDDEN_DIM", Family.WIDTH, "side_width"),
-    Rule("\\w*GROUP_SIZE", Family.WIDTH, "width"),
+    Rule(r"(?:BIGRAM|TRIGRAM|NGRAM|ENGRAM|BIGRAMHASH)\w*_DIM", Family.WIDTH, "side_width"),
+    Rule(r"VE_DIM|\w*LATENT_DIM|D_STATE|STATE_DIM|SPARSE_HIDDEN_DIM", Family.WIDTH, "side_width"),
+    Rule(r"\w*GROUP_SIZE", Family.WIDTH, "width"),
     # Depth.
     Rule("(?:NUM_|N_)?LAYERS?|DEPTH|NUM_BLOCKS|N_BLOCKS", Family.DEPTH, "layers", True),
     Rule(
         "(?:NUM_)?(?:UNIQUE|PHYSICAL|SHARED|FLAT|CRAWLER)_(?:LAYERS|BLOCKS)", Family.DEPTH, "loops"
     ),
-    Rule("NUM_(?:UNIQUE|PHYSICAL|SHARED|FLAT|CRAWLER)_(?:LAYERS|BLOCKS)", Family.DEPTH, "loops"),
     Rule("NUM_(?:ENCODER|DECODER)_LAYERS", Family.DEPTH, "loops"),
     Rule("(?:ENCODER|DECODER)_LAYERS|NUM_(?:PRELUDE|CODA)", Family.DEPTH, "one"),
     Rule(
@@ -124,14 +125,23 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "CONTEXT(?:_LEN|_LENGTH|_SIZE)?|TRAIN_MAX_SEQ_LEN|N_CTX", Family.SEQUENCE, "sequence", True
     ),
-    Rule("\\w*SEQ_LEN(?:_START|_MIN|_MAX)?|\\w*_CONTEXT_LEN", Family.SEQUENCE, "sequence"),
-    Rule("SEQ_LEN_START|SEQ_CURRICULUM_MIN|SHORT_SEQ_LEN|\\w*MAX_LEN", Family.SEQUENCE, "sequence"),
+    Rule(r"\w*SEQ_LEN(?:_START|_MIN|_MAX)?|\w*_CONTEXT_LEN", Family.SEQUENCE, "sequence"),
+    Rule(r"SEQ_LEN_START|SEQ_CURRICULUM_MIN|SHORT_SEQ_LEN|\w*MAX_LEN", Family.SEQUENCE, "sequence"),
     Rule(
-        "\\w*PHASE\\d_LEN|PATCH_SIZE|(?:SWA_|SLIDING_|LOCAL_|ATTN_)?WINDOW(?:_SIZE)?",
+        r"\w*PHASE\d_LEN|(?:SWA_|SLIDING_|LOCAL_|ATTN_)?WINDOW(?:_SIZE)?",
         Family.SEQUENCE,
         "sequence",
     ),
-    Rule("\\w*STRIDE", Family.SEQUENCE, "stride"),
+    Rule(r"\w*STRIDE", Family.SEQUENCE, "stride"),
+    # Test-time training: many small steps, as what it learns must show in a short stream.
+    Rule(r"\w*TTT\w*EPOCHS|ADAPT\w*EPOCHS", Family.ADAPTATION, "adaptation_epochs"),
+    Rule(r"\w*TTT\w*BATCH_SEQS", Family.ADAPTATION, "adaptation_sequences"),
+    Rule(
+        r"\w*(?:TTT|SLOT|ETLB|REPTILE|DISTILL|META)\w*STEPS(?:_PER_CHUNK)?",
+        Family.ADAPTATION,
+        "adaptation_steps",
+    ),
+    Rule("TTT_(?:TRAIN_)?CHUNK_SIZE", Family.ADAPTATION, "half_sequence"),
     # Batches.
     Rule(
         "(?:TRAIN_)?BATCH_TOKENS|TOTAL_BATCH_SIZE|TOKENS_PER_STEP|TRAIN_BATCH_SIZE",
@@ -142,7 +152,7 @@ RULES: tuple[Rule, ...] = (
     Rule("BATCH_TOKENS_START|GPTQ_CALIB_BATCH_TOKENS", Family.BATCH, "train_batch"),
     Rule("(?:VAL|EVAL)_BATCH_(?:SIZE|TOKENS)", Family.BATCH, "validation_batch"),
     Rule("BATCH(?:_SIZE)?|MICRO_BATCH_SIZE|(?:MICRO_?)?BATCH_SEQS", Family.BATCH, "sequences"),
-    Rule("\\w*BATCH_SEQS|SW_EVAL_BATCH|SLIDING_BATCH_SIZE", Family.EVALUATION, "sequences"),
+    Rule(r"\w*BATCH_SEQS|SW_EVAL_BATCH|SLIDING_BATCH_SIZE", Family.EVALUATION, "sequences"),
     # Training.
     Rule("(?:NUM_|MAX_|TRAIN_)?(?:ITERATIONS|ITERS|STEPS)", Family.STEPS, "steps", True),
     Rule("WARMUP_STEPS|COMPILE_WARMUP_STEPS", Family.STEPS, "one"),
@@ -156,23 +166,15 @@ RULES: tuple[Rule, ...] = (
     ),
     # Clocks: own reserves for export stay, limits of a phase shrink.
     Rule(
-        "(?:TTT|SLOT|EVAL|NGRAM)\\w*(?:SECONDS|SECS|TIME_LIMIT|TIME_BUDGET)",
+        r"(?:TTT|SLOT|EVAL|NGRAM)\w*(?:SECONDS|SECS|TIME_LIMIT|TIME_BUDGET)",
         Family.CLOCK,
         "evaluation_seconds",
     ),
-    # Test-time training.
-    Rule("\\w*TTT\\w*EPOCHS|ADAPT\\w*EPOCHS|PRETTT_EPOCHS", Family.ADAPTATION, "one"),
-    Rule(
-        "\\w*(?:TTT|SLOT|ETLB|REPTILE|DISTILL|META)\\w*STEPS(?:_PER_CHUNK)?",
-        Family.ADAPTATION,
-        "adaptation_steps",
-    ),
-    Rule("TTT_(?:TRAIN_)?CHUNK_SIZE", Family.ADAPTATION, "half_sequence"),
     # Evaluation in chunks: enough of them that counts of the first serve the later ones.
-    Rule("\\w*CHUNK_TOKENS|\\w*CHUNK_SIZE_TOKENS", Family.EVALUATION, "chunk"),
+    Rule(r"\w*CHUNK_TOKENS|\w*CHUNK_SIZE_TOKENS", Family.EVALUATION, "chunk"),
     # Calibration of quantisers.
     Rule(
-        "\\w*(?:GPTQ|CALIB|HESSIAN|AWQ)\\w*(?:BATCHES|SAMPLES|SEQS|STEPS)",
+        r"\w*(?:GPTQ|CALIB|HESSIAN|AWQ)\w*(?:BATCHES|SAMPLES|SEQS|STEPS)",
         Family.CALIBRATION,
         "calibration",
     ),
