@@ -10,6 +10,7 @@ import re
 import tokenize
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 
 Version = tuple[int, int]
 
@@ -29,8 +30,12 @@ def text_of(source: bytes) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+@lru_cache(maxsize=8)  # several readers ask for the same script, and parsing takes long
 def tree_of(source: str | bytes) -> ast.Module | None:
-    """The syntax tree, None where the running Python cannot parse the source."""
+    """The syntax tree, None where the running Python cannot parse the source.
+
+    The tree is shared: nobody may change it.
+    """
     try:
         return _parsed(source)
     except SyntaxError:
@@ -39,6 +44,8 @@ def tree_of(source: str | bytes) -> ast.Module | None:
 
 def parse_problem(source: str | bytes) -> str | None:
     """Why no Python known here can parse the source, None where one can."""
+    if tree_of(source) is not None:
+        return None
     try:
         _parsed(source)
     except SyntaxError as error:
