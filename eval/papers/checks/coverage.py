@@ -176,6 +176,7 @@ PARTIAL = re.compile(
     r"\s*(?:batches|tokens|windows|documents|docs|chunks|sequences)\b)",
     re.IGNORECASE,
 )
+PARTIAL_WORDS = ("limited", "partial", "subset", "truncated", "capped", "sampled", "first")
 SUBSET_RATIO_TOLERANCE = 1e-2  # a part of the split has other words than the whole
 FEWEST_SHARE = 0.99  # of the split's tokens; tails that are cut at a sequence are far smaller
 SCORED = re.compile(r"\bscored(?:_tokens)?[:=]\s*(\d+)")
@@ -212,7 +213,7 @@ def _export_of(log: Log) -> KnownExport | None:
 
 
 def _coverage_complaints(record: Record, name: str, log: Log) -> Iterator[Check]:
-    remark = _remark(log, PARTIAL)
+    remark = _remark(log, PARTIAL, PARTIAL_WORDS)
     if remark is not None:
         yield fails("coverage", f"{name}: says that the evaluation was cut short", remark)
         return
@@ -256,9 +257,11 @@ def _fewer_tokens(record: Record, name: str, log: Log) -> Check | None:
     return None
 
 
-def _remark(log: Log, pattern: re.Pattern[str]) -> Evidence | None:
-    for number, text in log.lines:
-        if pattern.search(text):
+def _remark(log: Log, pattern: re.Pattern[str], words: tuple[str, ...]) -> Evidence | None:
+    """The first line that fits a pattern; each that does has one of the words in it."""
+    said = [word for word in words if word in log.printed]
+    for number, text in log.lines if said else ():
+        if any(word in text for word in said) and pattern.search(text):
             return Evidence(file=log.file or log.path.name, line=number, text=shorten(text))
     return None
 
@@ -277,6 +280,7 @@ ON_VALIDATION = {
         r"\bpaid[_ ]prefix\b.*\b[\d,]{4,}", re.IGNORECASE
     ),
 }
+VALIDATION_WORDS = ("_val", "valonly", "val-only", "VAL", "paid", "Paid", "PAID")
 CASEOPS_TOKENS = 47_851_520
 # A preparation script of CaseOps shards keeps 10,000 documents for validation unless told
 # otherwise, where the published split has 50,000; it leaves this many training shards.
@@ -289,7 +293,7 @@ def check_overlap(record: Record) -> Iterator[Check]:
     """No fingerprint of training on the validation text."""
     for name, log in record.chosen.items():
         for what, pattern in ON_VALIDATION.items():
-            remark = _remark(log, pattern)
+            remark = _remark(log, pattern, VALIDATION_WORDS)
             if remark is not None:
                 yield fails("overlap", f"{name}: {what}, by its own words", remark)
         yield from _overlapping_shards(record, name, log)
@@ -300,7 +304,7 @@ def _overlapping_shards(record: Record, name: str, log: Log) -> Iterator[Check]:
     if log.integer("data.train_files") != OVERLAPPING_SHARDS:
         return
     shards = cite(log, log.facts["data.train_files"])
-    doubled = _remark(log, DOUBLED_PATH)
+    doubled = _remark(log, DOUBLED_PATH, ("datasets/datasets",))
     preparing = [
         Evidence(file=file, text="--val-docs defaults to 10,000 documents")
         for file in record.names

@@ -7,7 +7,7 @@ from typing import Any
 from eval.papers.checks.report import Evidence, say
 from eval.papers.folder import Record
 from eval.papers.logs.log import Fact, Log
-from eval.papers.logs.sizes import Kind, Shipment, Size, sizes_of
+from eval.papers.logs.sizes import Kind, Shipment, Size
 
 FEWEST_BYTES = 10_000  # a smaller stated number is no size of weights or of a total
 NATIVE_FACTS = {
@@ -30,7 +30,7 @@ def shipment_of(record: Record, log: Log) -> Shipment:
 
 def _shipment(log: Log, stated: set[int]) -> Shipment:
     if not log.native:
-        return sizes_of(log.lines).shipment(stated)
+        return log.sizes.shipment(stated)
     parts = {}
     for part, (kind, fact) in NATIVE_FACTS.items():
         if log.integer(fact) is not None:

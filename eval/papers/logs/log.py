@@ -2,9 +2,11 @@
 
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from eval.papers.logs.sizes import Sizes, sizes_of
 from eval.papers.logs.values import integer_of, number_of, same_value
 
 # Counts by the smallest value that each can have.
@@ -155,6 +157,16 @@ class Log:
     def name(self) -> str:
         """The file's name, and which run of it this is."""
         return self.file if self.run == 1 else f"{self.file}#{self.run}"
+
+    @cached_property
+    def sizes(self) -> Sizes:
+        """Every size that a public log prints, with its label."""
+        return sizes_of(self.lines)
+
+    @cached_property
+    def printed(self) -> str:
+        """The text of `lines`: quicker to search for a word than one line after another."""
+        return "\n".join(text for _, text in self.lines)
 
     def text(self, name: str) -> str | None:
         """Value of a fact; the log's `none` reads as None."""

@@ -65,11 +65,15 @@ PART = re.compile(
 LEAST_RAW = 32_000_000  # bytes: unlabelled weights of twice the contest's cap are not compressed
 
 
+# What every line with a size has in it: most lines have none of it, and are passed over quickly.
+WORDS = ("erialized", "ubmission", "ode size", "rtifact", "ode_bytes", "total", "size=")
+
+
 def sizes_of(lines: Iterable[tuple[int, str]]) -> "Sizes":
     """The sizes that lines of a log state; each line is its number and its text."""
     found: list[Size] = []
     for number, text in lines:
-        if "ytes" in text or " B" in text or "artifact" in text or "size=" in text:
+        if any(word in text for word in WORDS):
             found += _read(number, text)
     return Sizes(tuple(found))
 
