@@ -24,7 +24,6 @@ from eval.papers.checks.script import (
     Script,
     loaded_by,
     logged_python,
-    quietly,
     script_of,
 )
 from eval.papers.checks.shipments import shipments_of
@@ -132,7 +131,7 @@ def _check_compiles(record: Record, script: Script) -> Check:
     """The innermost source is Python, for the version that the logs name."""
     if _is_empty(script):
         return fails("compiles", f"{script.where} is empty", Evidence(file=script.name))
-    problem = _syntax_problem(script)
+    problem = script.problem
     logged = logged_python(record)
     older = logged is not None and logged < sys.version_info[:2]
     needed = python_needed(script.source) if problem is not None or older else None
@@ -168,19 +167,6 @@ def _does_nothing(statement: ast.stmt) -> bool:
     if isinstance(statement, ast.Pass):
         return True
     return isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-
-
-def _syntax_problem(script: Script) -> SyntaxError | None:
-    """Why this Python cannot compile the source; None when it can."""
-    if isinstance(script.parsed, SyntaxError):
-        return script.parsed
-    try:
-        quietly(compile, script.parsed, script.name, "exec", 0, True)
-    except SyntaxError as error:
-        return error
-    except (ValueError, RecursionError, MemoryError) as error:
-        return SyntaxError(str(error) or type(error).__name__)
-    return None
 
 
 def _dotted(version: Version) -> str:

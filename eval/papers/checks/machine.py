@@ -1,7 +1,7 @@
 """Checks of the machine and the model: ranks of the track, parameters against the claim."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from eval.papers.checks.report import Check, Evidence, cannot_tell, cite, fails, passes, say
@@ -49,8 +49,9 @@ class Claim:
     unit: float
     line: Evidence
 
-    def fits(self, count: int) -> bool:
-        return abs(self.value - count) < self.unit if self.unit > 1 else self.value == count
+    def fits_one(self, counts: Iterable[int]) -> bool:
+        """Whether a counted number is the claimed one, rounded or cut to the digits given."""
+        return any(abs(self.value - count) < max(self.unit, 1) for count in counts)
 
 
 def check_parameters(record: Record) -> Iterator[Check]:
@@ -65,7 +66,7 @@ def check_parameters(record: Record) -> Iterator[Check]:
         yield cannot_tell("parameters", "no log states the number of parameters")
         return
     logged = ", ".join(f"{count:,}" for count in counts)
-    wrong = [claim for claim in claims if not any(claim.fits(count) for count in counts)]
+    wrong = [claim for claim in claims if not claim.fits_one(counts)]
     lines = [*(claim.line for claim in wrong or claims), *counts.values()]
     if wrong:
         stated = ", ".join(f"{claim.value:,.0f}" for claim in wrong)

@@ -10,7 +10,7 @@ from functools import cached_property
 from typing import Any
 
 from eval.papers.folder import Record
-from eval.papers.submission.script import Version, readable_tree
+from eval.papers.submission.script import Version, readable_tree, tree_of
 from eval.papers.submission.unwrap import Unwrapped, unwrap
 
 OPENERS = ("ImportError", "ModuleNotFoundError", "Exception", "BaseException", "OSError")
@@ -54,23 +54,23 @@ class Script:
         """The innermost source that can be read."""
         return self.unwrapped.source
 
+    @property
+    def tree(self) -> ast.Module | None:
+        """The tree, also where only a newer Python parses the source; None for no Python."""
+        return quietly(readable_tree, self.source)
+
     @cached_property
-    def parsed(self) -> ast.Module | SyntaxError:
-        """The tree of the source, or why this Python cannot parse it."""
+    def problem(self) -> SyntaxError | None:
+        """Why this Python cannot compile the source; None when it can."""
+        parsed = quietly(tree_of, self.source)
         try:
-            return quietly(ast.parse, self.source)
+            quietly(compile, parsed or self.source, self.name, "exec", 0, True)
         except SyntaxError as error:
             return error
         except (ValueError, RecursionError, MemoryError) as error:
             # null bytes, and nesting that no script needs
             return SyntaxError(str(error) or type(error).__name__)
-
-    @cached_property
-    def tree(self) -> ast.Module | None:
-        """The tree, also where only a newer Python parses the source; None for no Python."""
-        if isinstance(self.parsed, SyntaxError):
-            return readable_tree(self.source)
-        return self.parsed
+        return None
 
     @property
     def where(self) -> str:

@@ -3,6 +3,7 @@
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 
 from eval.files import sha256_of
 from eval.papers.checks.compression import compressed_sizes, looks_compressed
@@ -77,7 +78,7 @@ def _check_stated_total(
         detail = "; ".join(dict.fromkeys(open_questions))
         return cannot_tell("bytes_total", detail, *lines, severity=Severity.EXPLAIN)
     wrong = [s.bytes for s, why in zip(unmatched, open_questions, strict=True) if why is None]
-    printed = [size for shipment in shipments.values() for size in shipment.tried]
+    printed = list(chain.from_iterable(shipment.tried for shipment in shipments.values()))
     logged = [size.bytes for size in printed if size.kind is Kind.TOTAL]
     known = _listed(logged or [size.bytes for size in printed])
     return fails("bytes_total", f"{_listed(wrong)} stated, the logs say {known}", *lines)

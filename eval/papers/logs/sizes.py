@@ -175,7 +175,7 @@ class Sizes:
         named = [size for size in totals if size.bytes in stated]
         if not named:
             shipped = [size for size in weights if size.bytes in stated]
-            named = [total for total in totals if any(self._pair(w, total) for w in shipped)]
+            named = [total for total in totals if self._is_of_one(total, shipped)]
             weights = shipped or weights
         total = min(named or totals, key=lambda size: size.bytes, default=None)
         return Shipment(self._weights_of(total, weights), code, packed, total, tried)
@@ -192,9 +192,13 @@ class Sizes:
 
     def _shipped_totals(self) -> list[Size]:
         """The totals without those of weights that are not compressed."""
-        codes = [0, *(size.bytes for size in self.of(Kind.CODE))]
-        sums = {weights.bytes + code for weights in self._raw_weights() for code in codes}
+        sums = set()
+        for code in (0, *(size.bytes for size in self.of(Kind.CODE))):
+            sums |= {weights.bytes + code for weights in self._raw_weights()}
         return [size for size in self.of(Kind.TOTAL) if size.label or size.bytes not in sums]
+
+    def _is_of_one(self, total: Size, weights: list[Size]) -> bool:
+        return any(self._pair(size, total) for size in weights)
 
     def _pair(self, weights: Size, total: Size) -> bool:
         """Whether a total is that of these weights: by its label, else by the sum."""

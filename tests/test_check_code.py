@@ -1,0 +1,171 @@
+"""Questions of `check` about the script, and about what it loads."""
+
+import sys
+
+import pytest
+from check_support import public_log, verdicts
+from question_support import (
+    LOG,
+    SCRIPT,
+    answer,
+    contest_folder,
+    edited,
+    wrapped,
+)
+
+from eval.rules import Verdict
+
+# --- The script ---
+
+
+@pytest.mark.parametrize("code", ["", "\n\n", '"""Nothing but words."""\n', "pass\n"])
+def test_a_script_without_statements_is_empty(tmp_path, code):
+    assert "is empty" in verdicts(contest_folder(tmp_path, code=code))["compiles"]
+
+
+NEWER = 'import os\nprint(f"{os.environ.get("HOME")}")\n'  # PEP 701: Python 3.12
+
+
+def with_python(version):
+    """A log that names its Python, None for one that does not."""
+    first = "" if version is None else f"Running Python {version} (main)\n"
+    return {LOG: first + public_log(1, 1.1)}
+
+
+@pytest.mark.parametrize("wrap", [str, wrapped])
+@pytest.mark.parametrize(
+    ("logged", "verdict", "words"),
+    [
+        (None, Verdict.CANNOT_TELL, "needs Python 3.12, this is"),
+        ("3.12.3", Verdict.CANNOT_TELL, "needs Python 3.12, this is"),
+        ("3.10.12", Verdict.FAIL, "needs Python 3.12, its log says 3.10"),
+    ],
+)
+def test_newer_syntax_than_ours_is_no_fault(tmp_path, wrap, logged, verdict, words):
+    if sys.version_info >= (3, 12) and verdict is Verdict.CANNOT_TELL:
+        pytest.skip("this Python reads the syntax of 3.12")
+    folder = contest_folder(tmp_path, logs=with_python(logged), code=wrap(NEWER))
+    outcome = answer(folder, "compiles")
+    assert outcome.verdict is verdict
+    assert words in outcome.detail
+    assert ("inside" in outcome.detail) is (wrap is wrapped)
+
+
+def test_the_source_inside_a_wrapper_is_compiled(tmp_path):
+    sound = contest_folder(tmp_path / "sound", code=wrapped("x = 1\n"))
+    assert "inside exec, lzma, base85" in answer(sound, "compiles").detail
+    broken = contest_folder(tmp_path / "broken", code=wrapped("def f(:\n"))
+    assert "inside exec, lzma, base85" in verdicts(broken)["compiles"]
+    empty = contest_folder(tmp_path / "empty", code=wrapped("\n"))
+    assert "is empty" in verdicts(empty)["compiles"]
+
+
+def test_a_text_that_only_running_shows_is_open(tmp_path):
+    folder = contest_folder(tmp_path, code="exec(open('elsewhere').read())\n")
+    assert "only running it shows" in verdicts(folder, Verdict.CANNOT_TELL)["compiles"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "verdict"),
+    [
+        (len(SCRIPT), Verdict.PASS),
+        (len(SCRIPT) + 1, Verdict.PASS),  # as a checkout of Windows has it
+        (len(SCRIPT) - 1, Verdict.PASS),  # without the last line's end
+        (len(SCRIPT) + 2, Verdict.FAIL),
+    ],
+)
+def test_a_script_has_the_stated_size(tmp_path, stated, verdict):
+    log = edited(public_log(1, 1.1), "Code size: 12 bytes\n", "")
+    folder = contest_folder(tmp_path, {"bytes_code": stated}, {LOG: log})
+    assert answer(folder, "code_bytes").verdict is verdict
+
+
+PRINTED = "import os\n\n\ndef main():\n    rate = 0.04\n    print(os.name, rate)\n\n\nmain()\n"
+RULER = "=" * 100 + "\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "line"),
+    [
+        ("rate = 0.04", "rate = 0.04", None),
+        ("rate = 0.04", "rate = 0.04  # as before", None),
+        ("rate = 0.04", "rate = 0.05", 5),
+        ("print(os.name, rate)", "print(os.name)", 6),
+    ],
+)
+def test_the_printed_source_is_compared_with_the_script(tmp_path, old, new, line):
+    log = PRINTED + RULER + public_log(1, 1.1)
+    folder = contest_folder(tmp_path, logs={LOG: log}, code=edited(PRINTED, old, new))
+    outcome = answer(folder, "source")
+    if line is None:
+        assert outcome.verdict is Verdict.PASS
+        return
+    assert outcome.verdict is Verdict.FAIL
+    ours, theirs = outcome.evidence
+    assert (ours.line, theirs.line) == (line, line)
+    assert ours.text == new
+    assert theirs.text == old
+
+
+# --- What it loads ---
+
+HELPER = "x = 2\n" * 30  # 180 bytes
+IMPORTING = "import tilt\n"  # as long as SCRIPT
+
+
+def weighing(weights):
+    log = edited(public_log(1, 1.1), ": 1000 bytes", f": {weights} bytes")
+    return {LOG: edited(log, ": 1012 bytes", f": {weights + 12} bytes")}
+
+
+@pytest.mark.parametrize(
+    ("weights", "code", "verdict"),
+    [
+        (15_999_900, IMPORTING, Verdict.FAIL),
+        (15_000_000, IMPORTING, Verdict.CANNOT_TELL),  # in no count, and there is room for it
+        (15_999_900, SCRIPT, Verdict.PASS),  # nobody loads it
+    ],
+)
+def test_imported_files_count(tmp_path, weights, code, verdict):
+    stated = {"bytes_total": weights + 12}
+    folder = contest_folder(tmp_path, stated, weighing(weights), code)
+    (folder / "tilt.py").write_text(HELPER)
+    outcome = answer(folder, "uncounted")
+    assert outcome.verdict is verdict
+    assert "tilt.py" in outcome.detail
+
+
+def test_a_file_that_the_script_names_is_asked_for(tmp_path):
+    code = "import ctypes\nctypes.CDLL('kernel.so')\n"
+    folder = contest_folder(tmp_path, {"bytes_code": len(code)}, code=code)
+    (folder / "kernel.so").write_bytes(b"\x7fELF")
+    assert "names kernel.so" in verdicts(folder, Verdict.CANNOT_TELL)["uncounted"]
+
+
+@pytest.mark.parametrize(
+    ("code", "verdict"),
+    [
+        ("import torch\nimport numpy as np\nimport math\n", Verdict.PASS),
+        ("import my_layers\n", Verdict.FAIL),
+        ("if False:\n    import my_layers\n", Verdict.CANNOT_TELL),
+        ("def f():\n    from my_layers import g\n", Verdict.CANNOT_TELL),
+        ("try:\n    import my_layers\nexcept ImportError:\n    my_layers = None\n", Verdict.PASS),
+        ("from .core import g\n", Verdict.FAIL),
+    ],
+)
+def test_modules_that_nobody_provides(tmp_path, code, verdict):
+    assert answer(contest_folder(tmp_path, code=code), "modules").verdict is verdict
+
+
+def test_a_module_that_readme_names_is_asked_for(tmp_path):
+    folder = contest_folder(tmp_path, code="import my_layers\n")
+    (folder / "README.md").write_text("val_bpb 1.1\n\npip install my-layers\n")
+    assert answer(folder, "modules").verdict is Verdict.CANNOT_TELL
+
+
+def test_requirements_and_helpers_provide_modules(tmp_path):
+    folder = contest_folder(tmp_path, code="import my_layers\nimport odd_package\n")
+    (folder / "requirements.txt").write_text("# what it needs\nodd-package==1.0\n")
+    (folder / "my_layers").mkdir()
+    (folder / "my_layers" / "__init__.py").write_text("import math\n")
+    assert answer(folder, "modules").verdict is Verdict.PASS
