@@ -25,7 +25,7 @@ def lead() -> None:
         reduce_scatter=_reduce_scatter,
         is_nccl_available=_yes,
     )
-    wrap(DistributedDataParallel, "__init__", _without_device_ids)
+    wrap(DistributedDataParallel, "__init__", _parallel)
 
 
 def _yes() -> bool:
@@ -46,10 +46,13 @@ def _barrier(original, group=None, async_op=False, device_ids=None):
     return original(group, async_op)
 
 
-def _without_device_ids(original, module, *args, **kwargs):
-    """DistributedDataParallel on the CPU takes no `device_ids` and no `output_device`."""
+def _parallel(original, module, *args, **kwargs):
+    """DistributedDataParallel on the CPU takes no `device_ids` and no `output_device`.
+
+    A small model may leave parameters without a gradient that the record's own size uses."""
     for name in ("device_ids", "output_device"):
         kwargs.pop(name, None)
+    kwargs["find_unused_parameters"] = not kwargs.get("static_graph", False)
     return original(module, *args[:1], *args[3:], **kwargs)
 
 
