@@ -12,8 +12,12 @@ from question_support import (
     edited,
     wrapped,
 )
+from records_support import cli
 
+from eval.commands import audit, score
+from eval.errors import UserError
 from eval.rules import Verdict
+from eval.trial.runner.python import require_python
 
 # --- The script ---
 
@@ -169,3 +173,23 @@ def test_requirements_and_helpers_provide_modules(tmp_path):
     (folder / "my_layers").mkdir()
     (folder / "my_layers" / "__init__.py").write_text("import math\n")
     assert answer(folder, "modules").verdict is Verdict.PASS
+
+
+# --- A trial by the wrong Python ---
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python reads the syntax of 3.12")
+@pytest.mark.parametrize("command", [score, audit])
+def test_a_trial_refuses_a_script_of_a_newer_python(tmp_path, command):
+    """Not INVALID: the record may be sound, only this referee cannot run it."""
+    (tmp_path / "train_gpt.py").write_text(NEWER)
+    (tmp_path / "artifact_seed1.bin").write_bytes(b"weights")
+    with pytest.raises(UserError, match=r"run the referee with Python 3\.12 or newer"):
+        cli(command, tmp_path)
+
+
+@pytest.mark.parametrize("source", ["x = 1\n", "def f(:\n"])
+def test_a_trial_takes_what_this_python_reads_or_none_does(tmp_path, source):
+    script = tmp_path / "train_gpt.py"
+    script.write_text(source)
+    require_python(script)
