@@ -49,9 +49,10 @@ class Finding:
 class Judged:
     """A claim, the unit it is judged in, and the evidence.
 
-    `unit` is `nats/token` or `bits/byte`. `claimed` and `needed` in that unit. `bits_below`: bits
-    of the whole stream by which it is below the entropy, negative above it. `certain_bits`: the
-    same after all that is uncertain, so that the chance is at most 2 to its negative."""
+    `unit` is `nats/token` or `bits/byte`. `claimed` and `needed` in that unit. `bits_below`: by how
+    much less is claimed than needed for the whole stream, negative where it is more.
+    `certain_bits`: the same after all that is uncertain, so that the chance is at most 2 to its
+    negative."""
 
     claim: Claim
     reading: str
@@ -228,29 +229,28 @@ class _Case:
         targets = self.known.targets
         needed = self.readings.cheapest_nats_per_target()
         saved = (needed - self._most(claim.loss)) * targets
-        whole = self.readings.whole
         return Judged(
             claim=claim,
             reading="some of the targets, the cheapest",
             unit="nats/token",
             claimed=claim.loss.value,
             needed=needed,
-            bits_below=(whole.nats - claim.loss.value * targets) / LN2,
+            bits_below=(needed - claim.loss.value) * targets / LN2,
             certain_bits=self._certain(saved, UNKNOWN_HEAVIEST),
         )
 
     def _by_bytes(self, claim: Claim) -> Judged:
         """From bits per byte alone: as if the cheapest bytes had been scored."""
-        whole = self.readings.whole
+        counted = self.readings.whole.bytes
         needed = self.readings.cheapest_nats_per_byte()
-        saved = (needed - self._most(claim.bpb) * LN2) * whole.bytes
+        saved = (needed - self._most(claim.bpb) * LN2) * counted
         return Judged(
             claim=claim,
             reading="some of the bytes, the cheapest",
             unit="bits/byte",
             claimed=claim.bpb.value,
             needed=needed / LN2,
-            bits_below=whole.nats / LN2 - claim.bpb.value * whole.bytes,
+            bits_below=(needed / LN2 - claim.bpb.value) * counted,
             certain_bits=self._certain(saved, UNKNOWN_HEAVIEST),
         )
 
