@@ -18,10 +18,13 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -145,6 +148,7 @@ def try_entry(entry: Entry, repository: Repository, options: Sequence[str]) -> d
         command = [sys.executable, "-m", "eval", "canary", str(folder), "--json", *options]
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     row = {"label": entry.label, "ref": entry.ref, "folder": Path(entry.path).name}
+    row["options"] = " ".join(options)
     row["minutes"] = round((time.monotonic() - began) / 60, 2)
     try:
         report = json.loads(done.stdout)
@@ -211,26 +215,36 @@ def known_rows(path: Path) -> dict[tuple[str | None, str], dict]:
     return rows
 
 
-def try_all(
-    entries: Sequence[Entry], repository: Repository, lines: Path, options: Sequence[str]
-) -> Iterator[dict]:
-    """The rows of the entries, each written down as soon as it is there."""
-    known = known_rows(lines)
-    lines.parent.mkdir(parents=True, exist_ok=True)
-    for number, entry in enumerate(entries, start=1):
-        row = known.get((entry.ref, Path(entry.path).name))
+class Ledger:
+    """The lines of all scripts tried so far; threads may write to it."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.rows = known_rows(path)
+        self.lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def row_of(self, entry: Entry, attempt: Callable[[Entry], dict]) -> dict:
+        """The row of an entry: the one that is there, or that of an attempt, written down."""
+        row = self.rows.get((entry.ref, Path(entry.path).name))
         if row is None:
-            row = try_entry(entry, repository, options)
-            with lines.open("a", encoding="utf-8") as file:
-                file.write("\n" + json.dumps(row) + "\n")  # the last line may have been cut short
+            row = attempt(entry)
+            with self.lock, self.path.open("a", encoding="utf-8") as file:
+                # The last line may have been cut short.
+                file.write("\n" + json.dumps(row) + "\n")
         bits = "" if row["bits"] is None else f"{row['bits']:,.0f} bits"
         stopped = row["stopped_by"] if row["verdict"] == "NOT RUN" else ""
-        print(
-            f"{number}/{len(entries)} {row['label']} {row['verdict']} {bits} "
-            f"{row['minutes']:.1f} min {stopped}",
-            flush=True,
-        )
-        yield row
+        minutes = f"{row['minutes']:.1f} min"
+        print(row["label"], row["verdict"], bits, minutes, stopped, flush=True)
+        return row
+
+
+def try_all(
+    entries: Sequence[Entry], attempt: Callable[[Entry], dict], ledger: Ledger, jobs: int
+) -> list[dict]:
+    """The rows of the entries, in their order; `jobs` scripts run side by side."""
+    with ThreadPoolExecutor(jobs) as pool:
+        return list(pool.map(lambda entry: ledger.row_of(entry, attempt), entries))
 
 
 def totals(rows: Sequence[dict]) -> dict:
@@ -261,6 +275,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--count", type=int, default=40)
+    parser.add_argument("--jobs", type=int, default=1, help="scripts side by side (default 1)")
     parser.add_argument(
         "--lines", type=Path, default=ROOT / "runs" / "canary.jsonl", help="JSON lines, resumed"
     )
@@ -282,7 +297,8 @@ def main(words: Sequence[str] | None = None) -> int:
         entries = named(args.records) or draw(drawn_from, args.seed, args.count)
         if not entries:
             raise UserError(f"{args.git}: expected record folders in {args.base}, found none")
-        rows = list(try_all(entries, repository, args.lines, args.options.split()))
+        attempt = partial(try_entry, repository=repository, options=args.options.split())
+        rows = try_all(entries, attempt, Ledger(args.lines), args.jobs)
         result = {
             "environment": software(),
             "load_average": os.getloadavg(),
@@ -290,6 +306,7 @@ def main(words: Sequence[str] | None = None) -> int:
             "pulls": args.pulls,
             "population": len(drawn_from),
             "seed": args.seed,
+            "jobs": args.jobs,
             "totals": totals(rows),
             "scripts": rows,
         }

@@ -86,7 +86,7 @@ def test_a_draw_is_tried_written_down_and_gone_on_with(repository, tmp_path, cap
     assert "no_such" in broken["stopped_by"]
     assert "secret words" not in out.read_text()
 
-    kept = lines.read_text().splitlines()
+    kept = [line for line in lines.read_text().splitlines() if line]
     lines.write_text("\n".join(kept[:2]) + '\n{"cut sh')
     assert canary.main([*words, *OPTIONS]) == 0
     again = json.loads(out.read_text())
