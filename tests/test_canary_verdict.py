@@ -301,6 +301,14 @@ def test_a_rest_that_changes_nothing_is_not_scored():
     assert judge_together(runs(lines)) == []
 
 
+def test_equal_rests_show_nothing():
+    """An untrained network scores two streams of equal bytes alike."""
+    same = runs({"halves": half_line("halves"), "halves-other-rest": half_line("halves")})
+    twin = Judgement("halves-other-rest", CONSISTENT, claims=same["halves"].claims)
+    twin.readings = same["halves"].readings
+    assert judge_together({"halves": same["halves"], "halves-other-rest": twin}) == []
+
+
 def test_wrong_bytes_are_not_taken_for_a_part():
     lines = {name: honest_line(name, 0.7) for name in ("halves", "halves-swapped")}
     themes = {one.theme for one in judge_together(runs(lines)) if one.verdict == INVALID}

@@ -107,8 +107,12 @@ def read_claims(text: str, script: str = "") -> Claims:
             else:
                 scores.setdefault((claim.label, claim.loss, claim.bpb), claim)
     found = list(scores.values())
-    distinct = [one for one in found if not any(one.repeats(other) for other in found)]
-    return Claims(tuple(distinct), tuple(training_losses), tuple(set_aside))
+    distinct = tuple(filter(lambda claim: not _has_a_finer_print(claim, found), found))
+    return Claims(distinct, tuple(training_losses), tuple(set_aside))
+
+
+def _has_a_finer_print(claim: Claim, claims: list[Claim]) -> bool:
+    return any(claim.repeats(other) for other in claims)
 
 
 def _scores_of(number: int, line: str) -> Iterator[tuple[Claim, list[str]]]:

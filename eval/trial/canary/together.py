@@ -18,7 +18,7 @@ from eval.trial.canary.verdict import (
 
 DIFFERENT_TEXT = 0.05  # relative difference of the bytes per token of two streams
 UNEVEN = 0.05  # of the weight of a half from one half
-FEWEST_DECIMALS = 5  # of a number that cannot stay the same by rounding
+FEWEST_DECIMALS = 6  # of a number that shows one byte more or less in a usual stream
 HALVES, SWAPPED, OTHER_REST = "halves", "halves-swapped", "halves-other-rest"
 
 
@@ -89,9 +89,12 @@ def _overlap(one: Interval, other: Interval) -> bool:
 def _rest_without_weight(runs: Mapping[str, Judgement]) -> Iterator[Finding]:
     """A score that stays the same to its last digit though half of the text is another.
 
-    Even of a network that has learned nothing, the bits per byte must follow the bytes."""
-    pairs = closing_pairs(runs.get(HALVES))
-    others = closing_pairs(runs.get(OTHER_REST))
+    Even of a network that has learned nothing, the bits per byte must follow the bytes. Where both
+    rests happen to have the same number of bytes, nothing can be said."""
+    run, other_run = runs.get(HALVES), runs.get(OTHER_REST)
+    pairs, others = closing_pairs(run), closing_pairs(other_run)
+    if not (pairs and others) or run.readings.whole.bytes == other_run.readings.whole.bytes:
+        return
     for label in pairs.keys() & others.keys():
         claim, other = pairs[label], others[label]
         same = claim.bpb == other.bpb and claim.loss == other.loss
