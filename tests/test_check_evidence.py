@@ -280,6 +280,13 @@ def test_a_bad_key_costs_itself_and_nothing_else(tmp_path, key, value):
     assert getattr(reading.submission, key) in (None, [])
 
 
+@pytest.mark.parametrize("value", [[{"a": float("inf")}], {"dict": {"x": [float("nan")]}}])
+def test_an_unknown_key_that_is_no_json_costs_itself(tmp_path, value):
+    """JSON has no infinity; the validator's name of a place is not always a key."""
+    reading = submission(tmp_path, {"name": "n", "val_bpb": 1.1, "mystery": value})
+    assert reading.submission.val_bpb == 1.1
+
+
 def test_a_list_where_one_value_was_expected_is_kept(tmp_path):
     stated = {"name": "n", "val_bpb": 1.1, "seeds": [1, 2], "eval_time_seconds": [83, 84]}
     reading = submission(tmp_path, stated)

@@ -199,19 +199,29 @@ def _drop_large_integers(public: PublicImport, holder: dict, place: tuple[str, .
 
 
 def _drop(public: PublicImport, document: dict, place: tuple[str, ...], text: str) -> None:
-    """Take the value at a place out of the document, or whatever holds it."""
-    holder = document
-    depth = 0
-    while depth + 1 < len(place) and isinstance(holder.get(place[depth]), dict):
-        holder = holder[place[depth]]
-        depth += 1
-    at = place[: depth + 1]
-    holder.pop(at[-1], None)
-    public.problems[_public_key(public, at)] = text
+    """Take the value at a place out of the document, or the innermost one that holds it.
+
+    A place may go on with what the validator calls a type. Where nothing is found all goes, so
+    that every call takes something.
+    """
+    holders = [document]
+    for key in place:
+        if not isinstance(holders[-1], dict) or key not in holders[-1]:
+            break
+        holders.append(holders[-1][key])
+    depth = len(holders) - 1
+    if depth == 0:
+        document.clear()
+        document["origin"] = "imported"
+    else:
+        del holders[-2][place[depth - 1]]
+    public.problems[_public_key(public, place[: max(depth, 1)])] = text
 
 
 def _public_key(public: PublicImport, place: tuple[str, ...]) -> str:
     """What the author calls the value at a place of our schema."""
+    if not place:
+        return "submission.json"
     if place in public.keys:
         return public.keys[place]
     if place[0] in ("seed_results", "environment") and ("alone", place[-1]) in public.keys:
