@@ -293,10 +293,12 @@ class Record:
         return CONTEST_TRACK if caps and all(cap == CONTEST_SECONDS for cap in caps) else None
 
     def claim(self, seed: str) -> SeedResult | None:
-        """What submission.json states for a seed."""
+        """What submission.json states for a seed, its score at least."""
         if self.submission is None:
             return None
-        results = self.submission.seed_results
+        results = {
+            s: row for s, row in self.submission.seed_results.items() if row.val_bpb is not None
+        }
         if seed == GIVEN and len(results) == 1:
             return next(iter(results.values()))
         return results.get(seed)
@@ -337,6 +339,10 @@ def open_for_trial(folder: Path, artifact: Path | None = None, seed: int | None 
     Raises UserError when there is no script or no artifact to run.
     """
     record = open_record(folder)
+    if record.submission is not None and record.submission.val_bpb is None:
+        # A public record without a headline: nothing can be held against the trial.
+        record.problem = f"{folder / record.json_file}: states no val_bpb"
+        record.submission = None
     if not record.script.is_file() or record.script.is_symlink():
         found = "a symbolic link" if record.script.is_symlink() else "none"
         raise UserError(f"{record.script}: expected the record's script, found {found}")

@@ -209,7 +209,8 @@ class ReportInFolder:
     def differing_scores(self, rules: Rules) -> Iterator[str]:
         for score in self.report.scores:
             stated = self.claims[score.seed]
-            claim = stated.val_bpb if stated else math.inf
+            claimed = stated.val_bpb if stated else None
+            claim = math.inf if claimed is None else claimed
             limit = allowed_difference(claim, rules.score.relative_elsewhere)
             if not abs(score.val_bpb - claim) <= limit:
                 expected = f"{claim:.8f} ± {limit:.1e}"

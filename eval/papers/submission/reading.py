@@ -57,12 +57,15 @@ class Reading:
 def load_submission(folder: Path) -> Submission:
     """Read a folder's `submission.json`, ours or a public one.
 
-    Raises UserError, naming the file and the field, when it is missing, no JSON, or violates the
-    schema.
+    Raises UserError, naming the file and the field, when it is missing, no JSON, states no
+    val_bpb, or is one of ours that violates the schema.
     """
     reading = read_submission(folder)
     if reading.submission is None:
         raise UserError(reading.problem)
+    if reading.submission.val_bpb is None:
+        why = next((str(fault) for fault in reading.faults if fault.key == "val_bpb"), "missing")
+        raise UserError(f"{folder / reading.file}: expected a val_bpb, found none ({why})")
     return reading.submission
 
 
