@@ -309,7 +309,7 @@ def _score(entry: Entry) -> str:
 
 
 def _link(entry: Entry, prefix: str) -> str:
-    return f"[{_cell(entry.submission.name)}]({prefix}{entry.track}/{entry.folder.name}/)"
+    return f"[{_cell(entry.submission.name or entry.folder.name)}]({prefix}{entry.track}/{entry.folder.name}/)"
 
 
 def _struck(entry: Entry, text: str) -> str:
@@ -393,7 +393,7 @@ def page_row(entry: Entry) -> dict[str, Any]:
     return {
         "id": place,
         "board": entry.board,
-        "name": submission.name,
+        "name": submission.name or entry.folder.name,
         "blurb": submission.blurb,
         "author": submission.author,
         "github": submission.github_id,
