@@ -149,6 +149,7 @@ RULES: tuple[Rule, ...] = (
         "train_batch",
         True,
     ),
+    Rule("MICRO_?BATCH_TOKENS", Family.BATCH, "sequence"),
     Rule("BATCH_TOKENS_START|GPTQ_CALIB_BATCH_TOKENS", Family.BATCH, "train_batch"),
     Rule("(?:VAL|EVAL)_BATCH_(?:SIZE|TOKENS)", Family.BATCH, "validation_batch"),
     Rule("BATCH(?:_SIZE)?|MICRO_BATCH_SIZE|(?:MICRO_?)?BATCH_SEQS", Family.BATCH, "sequences"),

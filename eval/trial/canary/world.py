@@ -4,12 +4,14 @@ They lie as in the contest's repository. Scripts look for `data/` from the root 
 from their own folder, or by an absolute path, so all of these lead to the same files.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from eval.errors import UserError
+from eval.files import sha256_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -75,7 +77,9 @@ def build_world(corpus: Corpus, record: Mapping[str, bytes | Path], caseops: boo
         files[f"{RECORD_FOLDER}/{name}"] = content
     plain = f"fineweb10B_sp{corpus.vocab_size}"
     model = f"fineweb_{corpus.vocab_size}_bpe"
-    files |= _data_files(corpus, f"{DATASETS}/{plain}")
+    shards = _data_files(corpus)
+    shards["manifest.json"] = _manifest(corpus, shards)
+    files |= {f"{DATASETS}/{plain}/{name}": content for name, content in shards.items()}
     files[f"{TOKENIZERS}/{model}.model"] = corpus.tokenizer
     files[f"{TOKENIZERS}/{model}.vocab"] = corpus.vocabulary
     links = {
@@ -100,11 +104,32 @@ def build_world(corpus: Corpus, record: Mapping[str, bytes | Path], caseops: boo
     return World(files, RECORD_FOLDER, variables, free)
 
 
-def _data_files(corpus: Corpus, folder: str) -> dict[str, bytes]:
-    files = {f"{folder}/fineweb_val_000000.bin": shard(corpus.validation)}
+def _data_files(corpus: Corpus) -> dict[str, bytes]:
+    """The shards of a data set by their names."""
+    files = {"fineweb_val_000000.bin": shard(corpus.validation)}
     for number, tokens in enumerate(corpus.training):
-        files[f"{folder}/fineweb_train_{number:06d}.bin"] = shard(tokens)
+        files[f"fineweb_train_{number:06d}.bin"] = shard(tokens)
     return files
+
+
+def _manifest(corpus: Corpus, shards: Mapping[str, bytes]) -> bytes:
+    """What `python -m data` writes beside its shards, as far as this repository's scripts read."""
+    splits = {}
+    for split in ("train", "val"):
+        named = {name: content for name, content in shards.items() if f"_{split}_" in name}
+        entries = [
+            {
+                "name": name,
+                "tokens": (len(content) - 4 * HEADER_INTS) // 2,
+                "sha256": sha256_of(content),
+            }
+            for name, content in named.items()
+        ]
+        splits[split] = {"files": entries, "tokens": sum(entry["tokens"] for entry in entries)}
+    splits["val"]["source_bytes"] = int(corpus.validation_bytes.sum())
+    tokenizer = {"sha256": sha256_of(corpus.tokenizer), "vocab_size": corpus.vocab_size}
+    manifest = {"corpus": "canary", "version": "1", "tokenizer": tokenizer, "splits": splits}
+    return json.dumps(manifest).encode()
 
 
 def _is_taken(link: str, files: Mapping[str, bytes | Path]) -> bool:
