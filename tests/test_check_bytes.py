@@ -105,7 +105,7 @@ def test_artifact_bytes_may_be_weights_or_total(tmp_path, key, size):
     ("stated", "verdict", "words"),
     [
         (1012, Verdict.PASS, "the total of"),
-        (1000, Verdict.FAIL, "1,000 stated, the logs say 1,012"),
+        (1000, Verdict.FAIL, "1,000 stated, which is the weights without the script"),
         (1013, Verdict.FAIL, "1,013 stated, the logs say 1,012"),
         (None, Verdict.CANNOT_TELL, "states no total, the logs say 1,012"),
     ],

@@ -105,7 +105,7 @@ def test_hostile_files_end_in_verdicts(tmp_path):
     os.mkfifo(folder / "pipe.log")  # reading it would never end
     (folder / "folder.log").mkdir()
     (folder / "ngram_tilt.py").write_text("x = 1\n")
-    assert "ngram_tilt.py" in verdicts(folder, Verdict.CANNOT_TELL)["uncounted"]
+    assert "ngram_tilt.py" in verdicts(folder, Verdict.PASS)["uncounted"]  # nobody loads it
     for content in (
         "[" * 100_000,
         '{"name": "n", "val_bpb": 1' + "0" * 5000 + "}",

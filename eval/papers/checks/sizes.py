@@ -80,8 +80,11 @@ def _check_stated_total(
     wrong = [s.bytes for s, why in zip(unmatched, open_questions, strict=True) if why is None]
     printed = list(chain.from_iterable(shipment.tried for shipment in shipments.values()))
     logged = [size.bytes for size in printed if size.kind is Kind.TOTAL]
-    known = _listed(logged or [size.bytes for size in printed])
-    return fails("bytes_total", f"{_listed(wrong)} stated, the logs say {known}", *lines)
+    weights = [size.bytes for size in printed if size.kind is Kind.WEIGHTS]
+    known = f"the logs say {_listed(logged or weights)}"
+    if set(wrong) & set(weights):
+        known = "which is the weights without the script"
+    return fails("bytes_total", f"{_listed(wrong)} stated, {known}", *lines)
 
 
 def _unproven(record: Record, size: StatedSize, readings: list["Reading"]) -> str | None:
@@ -343,6 +346,7 @@ def _artifact_complaint(record: Record, seed: str, row: SeedResult) -> Check | N
         return fails("artifacts", f"{name}: {found}, stated {stated}", line)
     log = record.by_seed.get(int(seed))
     if log is not None and log.text("artifact.sha256") != sha256:
-        line = cite(log, log.facts["artifact.sha256"])
-        return fails("artifacts", f"{name} is not what {log.path.name} wrote", line)
+        fact = log.facts.get("artifact.sha256")
+        lines = [cite(log, fact)] if fact else []
+        return fails("artifacts", f"{name} is not what {log.path.name} wrote", *lines)
     return None
