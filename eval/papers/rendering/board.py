@@ -309,7 +309,8 @@ def _score(entry: Entry) -> str:
 
 
 def _link(entry: Entry, prefix: str) -> str:
-    return f"[{_cell(entry.submission.name or entry.folder.name)}]({prefix}{entry.track}/{entry.folder.name}/)"
+    name = _cell(entry.submission.name or entry.folder.name)
+    return f"[{name}]({prefix}{entry.track}/{entry.folder.name}/)"
 
 
 def _struck(entry: Entry, text: str) -> str:
