@@ -139,6 +139,31 @@ def test_imported_files_count(tmp_path, weights, code, verdict):
     assert "tilt.py" in outcome.detail
 
 
+@pytest.mark.parametrize(
+    ("helper", "verdict", "words"),
+    [
+        ("x = 1\n", Verdict.PASS, "compiles and runs model.py"),
+        ("def f(:\n", Verdict.FAIL, "model.py: "),
+    ],
+)
+def test_a_script_may_execute_the_file_beside_it(tmp_path, helper, verdict, words):
+    code = "from pathlib import Path\nexec(Path(__file__).with_name('model.py').read_text())\n"
+    folder = contest_folder(tmp_path, {"bytes_code": len(code)}, code=code)
+    (folder / "model.py").write_text(helper)
+    outcome = answer(folder, "compiles")
+    assert outcome.verdict is verdict
+    assert words in outcome.detail
+    assert "imports model.py" in answer(folder, "uncounted").detail
+
+
+def test_an_empty_package_file_is_no_fault(tmp_path):
+    folder = contest_folder(tmp_path, code="import parts.one\n")
+    (folder / "parts").mkdir()
+    (folder / "parts" / "__init__.py").write_text("")
+    (folder / "parts" / "one.py").write_text("x = 1\n")
+    assert answer(folder, "compiles").verdict is Verdict.PASS
+
+
 def test_a_file_that_the_script_names_is_asked_for(tmp_path):
     code = "import ctypes\nctypes.CDLL('kernel.so')\n"
     folder = contest_folder(tmp_path, {"bytes_code": len(code)}, code=code)

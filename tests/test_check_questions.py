@@ -132,6 +132,17 @@ def test_wrong_byte_counts_are_named(tmp_path, ratio, in_training, verdict, word
     assert words in outcome.detail
 
 
+@pytest.mark.parametrize(
+    ("ratio", "words"),
+    [(1.68846, "as SP1024 has"), (3.040, "SP8192 with the leading space counted twice")],
+)
+def test_without_a_log_the_stated_ratio_is_a_hint(tmp_path, ratio, words):
+    folder = contest_folder(tmp_path, {"val_loss": 1.1 * ratio}, logs={})
+    outcome = answer(folder, "implied_bytes")
+    assert outcome.verdict is Verdict.CANNOT_TELL
+    assert words in outcome.detail
+
+
 def test_more_bytes_than_the_split_holds_are_caught(tmp_path):
     """A tokenizer of one's own: 145 million tokens of 0.89 nats per bpb are 186 MB."""
     log = edited(

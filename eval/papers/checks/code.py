@@ -31,6 +31,7 @@ from eval.papers.folder import SIZE_FILE, Record
 from eval.papers.logs.log import Log
 from eval.papers.submission.schema import CODE_FILE
 from eval.papers.submission.script import Version, python_needed, text_of
+from eval.rules import Verdict
 
 NEWEST_PYTHON = (3, 14)  # whose grammar `python_needed` knows
 MOST_PACKED = 0.5  # of a script's bytes are left of it under any compressor
@@ -46,7 +47,7 @@ def check_code(record: Record) -> Iterator[Check]:
         return
     loaded = loaded_by(record, script)
     yield _check_code_size(record, _readings(record, script, loaded), script.name)
-    yield _check_compiles(record, script)
+    yield _check_compiles(record, script, loaded)
     yield from _check_source(record, script)
     yield from check_loaded(record, script, loaded)
 
@@ -127,10 +128,22 @@ def _readings(record: Record, script: Script, loaded: Loaded) -> dict[int | None
 # --- Syntax ---
 
 
-def _check_compiles(record: Record, script: Script) -> Check:
-    """The innermost source is Python, for the version that the logs name."""
+def _check_compiles(record: Record, script: Script, loaded: Loaded) -> Check:
+    """The script's innermost source is Python, and so is every file that it imports."""
     if _is_empty(script):
         return fails("compiles", f"{script.where} is empty", Evidence(file=script.name))
+    answer = _compiles(record, script, list(loaded.imported))
+    if answer.verdict is not Verdict.PASS:
+        return answer
+    for name in loaded.imported:
+        inner = _compiles(record, Script(name, record.files.read(name)), [])
+        if inner.verdict is Verdict.FAIL and name.endswith(".py"):
+            return inner
+    return answer
+
+
+def _compiles(record: Record, script: Script, executed: list[str]) -> Check:
+    """For the Python that the logs name, where it is newer than the referee's."""
     problem = script.problem
     logged = logged_python(record)
     older = logged is not None and logged < sys.version_info[:2]
@@ -141,6 +154,8 @@ def _check_compiles(record: Record, script: Script) -> Check:
     if problem is None and script.unwrapped.problem is None:
         size = f", {len(script.source):,} bytes," if script.unwrapped.layers else ""
         return passes("compiles", f"{script.where}{size} compiles")
+    if problem is None and executed:
+        return passes("compiles", f"{script.where} compiles and runs {', '.join(executed)}")
     if problem is None:
         unread = f"{script.where} runs a text that only running it shows"
         return cannot_tell("compiles", f"{unread}: {script.unwrapped.problem}")

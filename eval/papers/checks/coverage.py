@@ -64,6 +64,11 @@ def check_implied_bytes(record: Record) -> Iterator[Check]:
 
     From the papers alone: bytes = tokens · val_loss / val_bpb / ln 2.
     """
+    submission = record.submission
+    if not record.chosen and submission and submission.val_loss and submission.val_bpb:
+        stated = Ratio(submission.val_loss, submission.val_bpb, say(record, "val_loss"))
+        told = _without_tokens(record.json_file, stated)
+        yield cannot_tell("implied_bytes", f"{told.detail}; no log proves it", *told.evidence)
     for name, log in record.chosen.items():
         scored = log.integer("result.scored_bytes")
         if scored is None or "data.val_bytes" not in log.facts:
@@ -152,7 +157,7 @@ def _without_tokens(name: str, ratio: Ratio) -> Check:
     if fitting:
         return passes("implied_bytes", f"{what}, as {fitting[0]} has", ratio.line)
     hint = f", that of {known}" if known else ""
-    detail = f"{what}{hint}; no validation token count in the log"
+    detail = f"{what}{hint}; nothing says how many tokens were scored"
     return cannot_tell("implied_bytes", detail, ratio.line)
 
 

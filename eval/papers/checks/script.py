@@ -148,8 +148,8 @@ def _names(node: ast.expr) -> list[str]:
 class Loaded:
     """What a script loads from its folder, by file name, with the line of the script that does.
 
-    `imported` it imports, directly or through another file. `named` it names in a string, so that
-    it may open or compile them.
+    `imported` it imports or executes, directly or through another file. `named` it names in a
+    string, so that it may open or compile them.
     """
 
     imported: dict[str, int]
@@ -165,29 +165,45 @@ def loaded_by(record: Record, script: Script) -> Loaded:
     waiting = [(script.name, script.source, script.tree, 0)]
     while waiting:
         file, source, tree, first_line = waiting.pop()
-        for name, line in _named_files(record, source):
+        found: dict[str, int] = {}
+        for name, line, executed in _named_files(record, source):
             named.setdefault(name, first_line or line)
+            if executed:
+                found[name] = line
         for one in imports_of(tree) if tree is not None else ():
             imports.append((file, one))
             for held in module_files(record, one.module):
-                if held not in imported and held != script.name:
-                    imported[held] = first_line or one.line
-                    inner = record.files.read(held)
-                    waiting.append((held, inner, readable_tree(inner), imported[held]))
+                found.setdefault(held, one.line)
+        for held, line in found.items():
+            if held not in imported and held != script.name:
+                imported[held] = first_line or line
+                inner = record.files.read(held)
+                waiting.append((held, inner, readable_tree(inner), imported[held]))
     others = {name: line for name, line in named.items() if name not in imported}
     others.pop(script.name, None)
     return Loaded(imported, others, tuple(imports))
 
 
-def _named_files(record: Record, source: bytes) -> Iterator[tuple[str, int]]:
-    """The folder's files that a source names outside its comments, with the line that does."""
+# Ways to run a Python file, and to find one.
+EXECUTES = re.compile(rb"(?<![\w.])exec\s*\(|runpy|import_module|spec_from_file|SourceFileLoader")
+OPENS = re.compile(rb"open|[Pp]ath|join|read_text|read_bytes|run_path|spec_from|Loader|exec")
+
+
+def _named_files(record: Record, source: bytes) -> Iterator[tuple[str, int, bool]]:
+    """The folder's files that a source names outside its comments, with the line that does.
+
+    And whether it executes them: a source that runs text or files opens a Python file there.
+    """
+    executes = EXECUTES.search(source) is not None
     for name in record.names:
         base = name.rpartition("/")[2].encode()
         if base not in source:
             continue
         for number, line in enumerate(source.split(b"\n"), 1):
-            if base in line.partition(b"#")[0]:
-                yield name, number
+            code = line.partition(b"#")[0]
+            if base in code:
+                opened = OPENS.search(code.replace(base, b"")) is not None
+                yield name, number, executes and opened and name.endswith(".py")
                 break
 
 
