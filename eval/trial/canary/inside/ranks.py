@@ -1,5 +1,9 @@
 """Ranks: NCCL becomes gloo, with the collectives and reductions that gloo lacks."""
 
+import atexit
+import ctypes
+import time
+
 import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
@@ -7,6 +11,7 @@ from torch.nn.parallel import DistributedDataParallel
 from .replacing import put, wrap
 
 BACKEND = "gloo"
+LAST_WORDS_S = 0.2  # at the end of a rank, for gloo's threads to release their last tensors
 
 
 def lead() -> None:
@@ -34,12 +39,24 @@ def _yes() -> bool:
 
 def _start(original, backend=None, *args, **kwargs):
     kwargs.pop("device_id", None)
-    return original(BACKEND, *args, **kwargs)
+    original(BACKEND, *args, **kwargs)
+    _keep_forever(dist.group.WORLD)
+    atexit.register(time.sleep, LAST_WORDS_S)
 
 
 def _new_group(original, ranks=None, timeout=None, backend=None, *args, **kwargs):
     kwargs.pop("device_id", None)
-    return original(ranks, timeout, BACKEND, *args, **kwargs)
+    group = original(ranks, timeout, BACKEND, *args, **kwargs)
+    _keep_forever(group)
+    return group
+
+
+def _keep_forever(group) -> None:
+    """Never destroy a group: the end of the process is its end.
+
+    Its destructor waits for gloo's threads while it holds Python's lock. A thread that still has
+    to release a tensor waits for that lock, and the rank never leaves."""
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(group))
 
 
 def _barrier(original, group=None, async_op=False, device_ids=None):
