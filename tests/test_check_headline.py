@@ -83,6 +83,19 @@ def test_a_headline_of_one_seed_is_a_choice_that_readme_may_state(tmp_path, read
     assert "mean" in detail
 
 
+def test_a_slow_run_among_those_of_a_choice_is_judged_too(tmp_path):
+    """Runs of one seed that are named alike: the headline is of one, and one took four times as
+    long on two GPUs."""
+    slow = public_log(1, 1.13).replace("train_time:599000ms", "train_time:2400100ms")
+    slow = slow.replace("world_size:8", "world_size:2")
+    logs = {"train_v0.txt": public_log(1, 1.10), "train_v1.txt": slow}
+    logs["train_v2.txt"] = public_log(1, 1.12)
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.12, "track": "10min_16mb"}, logs)
+    failed = verdicts(folder)
+    assert "train_v1.txt: 2400.100 s" in failed["train_time"]
+    assert "2 rank(s)" in failed["world_size"]
+
+
 def test_a_worse_seed_than_the_mean_is_no_cherry(tmp_path):
     folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.14}, public_logs(BITS))
     assert headline(folder)[0] is Verdict.POLICY

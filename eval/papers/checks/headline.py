@@ -181,12 +181,16 @@ def _some_alone(
 
 
 def _scores_by_label(record: Record) -> dict[str, dict[str, LoggedScore]]:
-    """The last score under each label that several logs print, by log."""
+    """The last score under each label that several runs print, by log; own runs come first."""
     table: dict[str, dict[str, LoggedScore]] = {}
-    for name, log in record.logs.items():
-        for score in log.scores_in_order:
-            table.setdefault(score.label, {})[name] = score
-    return {label: scores for label, scores in table.items() if len(scores) > 1}
+    for names in (record.chosen, record.logs):
+        for name in names:
+            for score in record.logs[name].scores_in_order:
+                table.setdefault(score.label, {})[name] = score
+        several = {label: scores for label, scores in table.items() if len(scores) > 1}
+        if any(_some_with_mean(scores, record.headline) for scores in several.values()):
+            return several
+    return {}
 
 
 def _some_with_mean(scores: dict[str, LoggedScore], stated: float) -> tuple[str, ...] | None:

@@ -24,6 +24,7 @@ FAILED_NAME = re.compile(r"fail|stopped|abort|crash|(?:^|_)oom|diverge|incomplet
 EVALUATION_NAME = re.compile(r"(?:^|[_/])eval|_eval(?:[_.]|$)", re.IGNORECASE)
 RERUN_NAME = re.compile(r"rerun|repeat|retry|repro|verif|(?:^|_)run[2-9](?:[_.]|$)", re.IGNORECASE)
 SEED_IN_NAME = re.compile(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,12})", re.IGNORECASE)
+RUN_IN_NAME = re.compile(r"(?<![a-z])(?:v|run|trial)[_-]?\d{1,3}(?!\d)", re.IGNORECASE)
 # Facts that are the same in all runs of one experiment.
 EXPERIMENT_FACTS = (
     "model.parameters",
@@ -143,8 +144,29 @@ def choose(logs: dict[str, Log], claims: Claims) -> Choice:
                     found = _matching_label(logs, candidate, claims, tolerance)
                     if found is not None and found.doubt <= doubt:
                         return _choice(logs, kinds, candidate, found)
-    first = candidates[0] if candidates else _Candidate(tuple(logs), "all logs")
-    return _choice(logs, kinds, first, None)
+    return _choice(logs, kinds, _without_match(logs, kinds, candidates, claims), None)
+
+
+def _without_match(
+    logs: dict[str, Log], kinds: dict[str, Group], candidates: list[_Candidate], claims: Claims
+) -> _Candidate:
+    """The record's own logs where the headline is of none, or of a few of many runs.
+
+    Those of the stated seeds, else the logs that are named like the one that the headline is of,
+    else all runs of its experiment.
+    """
+    if candidates and candidates[0].by_seeds:
+        return candidates[0]
+    scored = [name for name, kind in kinds.items() if kind is not Group.FAILED]
+    for candidate in candidates:
+        found = _matching_label(logs, candidate, claims, claims.tolerances[0])
+        if found is not None and found.doubt <= ARTIFACT_SCORE:
+            families = {_family(name, logs[name]) for name in candidate.names}
+            alike = {name for name in scored if _family(name, logs[name]) in families}
+            runs = {*candidate.names, *alike, *_siblings(logs, candidate, scored, kinds)}
+            names = tuple(name for name in logs if name in runs)
+            return _Candidate(names, f"{_listed(candidate.names)} and its further runs")
+    return candidates[0] if candidates else _Candidate(tuple(logs), "all logs")
 
 
 def _kind(name: str, log: Log) -> Group:
@@ -218,10 +240,10 @@ def _preference(log: Log, kinds: dict[str, Group], claims: Claims) -> tuple[bool
 
 
 def _family(name: str, log: Log) -> str:
-    """A log's name without its seed."""
-    family = SEED_IN_NAME.sub("seed", name)
+    """A log's name without its seed or the number of its run."""
+    family = RUN_IN_NAME.sub("run", SEED_IN_NAME.sub("run", name))
     if log.seed is not None:
-        family = re.sub(rf"(?<!\d){log.seed}(?!\d)", "seed", family)
+        family = re.sub(rf"(?<!\d){log.seed}(?!\d)", "run", family)
     return family.partition("#")[0] if log.run > 1 else family
 
 
