@@ -78,7 +78,7 @@ def build_world(corpus: Corpus, record: Mapping[str, bytes | Path], caseops: boo
     plain = f"fineweb10B_sp{corpus.vocab_size}"
     model = f"fineweb_{corpus.vocab_size}_bpe"
     shards = _data_files(corpus)
-    shards["manifest.json"] = _manifest(corpus, shards)
+    shards["manifest.json"] = _manifest(corpus, shards, f"{model}.model")
     files |= {f"{DATASETS}/{plain}/{name}": content for name, content in shards.items()}
     files[f"{TOKENIZERS}/{model}.model"] = corpus.tokenizer
     files[f"{TOKENIZERS}/{model}.vocab"] = corpus.vocabulary
@@ -112,7 +112,7 @@ def _data_files(corpus: Corpus) -> dict[str, bytes]:
     return files
 
 
-def _manifest(corpus: Corpus, shards: Mapping[str, bytes]) -> bytes:
+def _manifest(corpus: Corpus, shards: Mapping[str, bytes], model: str) -> bytes:
     """What `python -m data` writes beside its shards, as far as this repository's scripts read."""
     splits = {}
     for split in ("train", "val"):
@@ -127,8 +127,20 @@ def _manifest(corpus: Corpus, shards: Mapping[str, bytes]) -> bytes:
         ]
         splits[split] = {"files": entries, "tokens": sum(entry["tokens"] for entry in entries)}
     splits["val"]["source_bytes"] = int(corpus.validation_bytes.sum())
-    tokenizer = {"sha256": sha256_of(corpus.tokenizer), "vocab_size": corpus.vocab_size}
-    manifest = {"corpus": "canary", "version": "1", "tokenizer": tokenizer, "splits": splits}
+    tokenizer = {
+        "file": model,
+        "kind": "sentencepiece",
+        "sha256": sha256_of(corpus.tokenizer),
+        "vocab_size": corpus.vocab_size,
+    }
+    manifest = {
+        "format": 1,
+        "name": f"fineweb10B_sp{corpus.vocab_size}",
+        "corpus": "canary",
+        "version": "1",
+        "tokenizer": tokenizer,
+        "splits": splits,
+    }
     return json.dumps(manifest).encode()
 
 
