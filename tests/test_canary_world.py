@@ -145,11 +145,13 @@ share = torch.empty(4, device="cuda")
 dist.reduce_scatter_tensor(share, whole.clone(), op=dist.ReduceOp.SUM, async_op=True).wait()
 mean_share = torch.empty(4, device="cuda")
 dist.reduce_scatter_tensor(mean_share, whole.clone(), op=dist.ReduceOp.AVG)
-model = torch.nn.parallel.DistributedDataParallel(
-    torch.compile(torch.nn.Linear(4, 1).to("cuda")), device_ids=[rank]
-)
-model(x + rank).sum().backward()
-grad = [p.grad for p in model.parameters()][0]
+network = torch.nn.Linear(4, 1).to("cuda")
+network.idle = torch.nn.Parameter(torch.zeros(1))
+model = torch.nn.parallel.DistributedDataParallel(torch.compile(network), device_ids=[rank])
+for _ in range(2):
+    model.zero_grad()
+    model(x + rank).sum().backward()
+grad = network.weight.grad
 dist.barrier(device_ids=[rank])
 if rank == 1:
     print(x.tolist(), whole.tolist(), share.tolist(), mean_share.tolist(), grad.tolist())
