@@ -8,7 +8,9 @@ import pytest
 
 from eval.__main__ import main
 from eval.errors import UserError
+from eval.trial.canary import driver
 from eval.trial.canary.driver import (
+    FEWEST_SECONDS,
     LONG_RUN,
     USUAL_RUNS,
     Options,
@@ -183,6 +185,20 @@ def test_a_script_that_counts_in_tables_reads_a_long_stream(tmp_path):
     script = open_script(record(tmp_path / "record", HONEST + hashed + CALL))
     assert counts_in_tables(script)
     assert plan_runs(script, Options())[-1] == LONG_RUN
+
+
+def test_the_long_stream_has_time_of_its_own(tmp_path, monkeypatch):
+    hashed = "def ngram_mix(ctx):\n    return hash(ctx) % NUM_BUCKETS\n"
+    folder = record(tmp_path / "record", HONEST + hashed + CALL)
+    monkeypatch.setattr(driver, "USUAL_RUNS", (PlannedRun("uniform", 1), PlannedRun("alphabet", 1)))
+    monkeypatch.setattr(driver, "LONG_RUN", PlannedRun("long", 1))
+    monkeypatch.setattr(driver, "LONG_TARGETS", 4096)
+    monkeypatch.setattr(driver, "SECONDS", FEWEST_SECONDS)
+    report = try_script(folder, Options())
+    assert [run.source for run in report.runs] == ["uniform", "long"]
+    assert report.runs[-1].targets == 4096
+    (left_out,) = report.left_out
+    assert left_out.startswith("alphabet, 1 rank: no time left")
 
 
 @pytest.mark.parametrize(

@@ -71,10 +71,10 @@ class PlannedRun:
 USUAL_RUNS = (
     PlannedRun("uniform", 2),
     PlannedRun("text", 1),
-    PlannedRun("halves", 1),
     PlannedRun("documents", 1),
-    PlannedRun("alphabet", 1),
+    PlannedRun("halves", 1),
     PlannedRun("halves-other-rest", 1),
+    PlannedRun("alphabet", 1),
     PlannedRun("halves-swapped", 1),
     PlannedRun("documents-swapped", 1),
     PlannedRun("uniform", 1),
@@ -173,12 +173,12 @@ class _Trial:
         if obstacle is not None:
             self.runs.append(_not_started(planned[0], *obstacle))
             planned = ()
-        for number, run in enumerate(planned):
-            reason = self._reason_to_stop(run)
-            if reason is not None:
-                self.left_out += [f"{later.name}: {reason}" for later in planned[number:]]
-                break
-            self.runs.append(self._make(run))
+        for run in planned:
+            reason = self._reason_to_leave_out(run)
+            if reason is None:
+                self.runs.append(self._make(run))
+            else:
+                self.left_out.append(f"{run.name}: {reason}")
         together = [FindingLine.of(finding) for finding in judge_together(self.judgements)]
         return Report(
             script=self.script.name,
@@ -210,8 +210,8 @@ class _Trial:
         budget = self.options.seconds if self.options.seconds is not None else usual
         return budget - (time.monotonic() - self.started)
 
-    def _reason_to_stop(self, run: PlannedRun) -> str | None:
-        """Why neither this run nor a later one is made; None to go on."""
+    def _reason_to_leave_out(self, run: PlannedRun) -> str | None:
+        """Why this run is not made; None where it is."""
         if not self.runs:
             return None
         if self.runs[-1].verdict == INVALID and not self.options.every:
