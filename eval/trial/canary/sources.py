@@ -364,7 +364,7 @@ SOURCES = {
         ),
         Source(
             "long",
-            "as many uniform tokens as hashed tables have buckets: collisions",
+            "millions of uniform tokens: contexts collide in hashed tables",
             uniform,
             tokens=LONG_TARGETS + 1,
             tokenizer=even_tokenizer,
