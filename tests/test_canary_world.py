@@ -59,6 +59,13 @@ def test_bytes_of_tokens_lie_beside_transformed_data_alone(corpus):
     assert Path(transformed).name in with_bytes[0]
 
 
+def test_data_of_bytes_have_their_own_names(corpus):
+    world = build_world(replace(corpus, vocab_size=260), {})
+    assert world.variables["DATA_PATH"].endswith("/fineweb10B_byte260")
+    assert "data/datasets/fineweb10B_byte260/fineweb_val_000000.bin" in world.files
+    assert world.files["data/tokenizers/fineweb_pure_byte_260.json"] == b"a model"
+
+
 @pytest.mark.parametrize("name", ["../x.py", "/x.py", "a/../../x.py"])
 def test_a_record_stays_in_its_folder(corpus, name):
     with pytest.raises(UserError, match="below the record's folder"):

@@ -21,6 +21,7 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_INTS = 256
 
+BYTE_LEVEL = 260  # four special ids and the values of a byte: such data have names of their own
 RECORD_FOLDER = "records/track_10min_16mb/record"  # where the record's files lie in the tree
 DATASETS = "data/datasets"
 TOKENIZERS = "data/tokenizers"
@@ -41,7 +42,8 @@ class Corpus:
 
     `validation` uint16 [N]; `training` one uint16 array a shard; `validation_bytes` uint16 [N],
     the bytes of text that each token of `validation` stands for. `tokenizer` is a SentencePiece
-    ModelProto of `vocab_size` pieces, `vocabulary` its .vocab text."""
+    ModelProto of `vocab_size` pieces, or the JSON of a byte-level vocabulary, and `vocabulary` the
+    text of the model's .vocab file."""
 
     vocab_size: int
     validation: "np.ndarray"
@@ -75,33 +77,45 @@ def build_world(corpus: Corpus, record: Mapping[str, bytes | Path], caseops: boo
         if name.startswith("/") or ".." in name.split("/"):
             raise UserError(f"{name}: expected a path below the record's folder; rename the file")
         files[f"{RECORD_FOLDER}/{name}"] = content
-    plain = f"fineweb10B_sp{corpus.vocab_size}"
-    model = f"fineweb_{corpus.vocab_size}_bpe"
+    dataset, model = names_of(corpus.vocab_size)
+    plain = f"{DATASETS}/{dataset}"
     shards = _data_files(corpus)
-    shards["manifest.json"] = _manifest(corpus, shards, f"{model}.model")
-    files |= {f"{DATASETS}/{plain}/{name}": content for name, content in shards.items()}
-    files[f"{TOKENIZERS}/{model}.model"] = corpus.tokenizer
-    files[f"{TOKENIZERS}/{model}.vocab"] = corpus.vocabulary
+    shards["manifest.json"] = _manifest(corpus, shards)
+    files |= {f"{plain}/{name}": content for name, content in shards.items()}
+    files[f"{TOKENIZERS}/{model}"] = corpus.tokenizer
+    files[f"{TOKENIZERS}/{Path(model).stem}.vocab"] = corpus.vocabulary
     links = {
         f"{RECORD_FOLDER}/{DATASETS}": DATASETS,
         f"{RECORD_FOLDER}/{TOKENIZERS}": TOKENIZERS,
-        f"{TOKENIZERS}/{model}_{CASEOPS}.model": f"{TOKENIZERS}/{model}.model",
-        f"{TOKENIZERS}/{model}_{CASEOPS}.vocab": f"{TOKENIZERS}/{model}.vocab",
     }
-    transformed = f"{DATASETS}/{plain}_{CASEOPS}"
-    for name in [name for name in files if name.startswith(f"{DATASETS}/{plain}/")]:
-        links[name.replace(f"{DATASETS}/{plain}", transformed)] = name
+    for name in [name for name in files if name.startswith(f"{TOKENIZERS}/")]:
+        links[_transformed(name)] = name
+    transformed = _transformed(plain)
+    for name in shards:
+        links[f"{transformed}/{name}"] = f"{plain}/{name}"
     # Only here: elsewhere scripts would take it for a shard of the validation split.
     files[f"{transformed}/fineweb_val_bytes_000000.bin"] = shard(corpus.validation_bytes)
-    suffix = f"_{CASEOPS}" if caseops else ""
+    named = _transformed if caseops else str
     variables = {
         "DATA_DIR": "{tree}/data/",
-        "DATA_PATH": f"{{tree}}/{DATASETS}/{plain}{suffix}",
-        "TOKENIZER_PATH": f"{{tree}}/{TOKENIZERS}/{model}{suffix}.model",
+        "DATA_PATH": "{tree}/" + named(plain),
+        "TOKENIZER_PATH": "{tree}/" + named(f"{TOKENIZERS}/{model}"),
         "VOCAB_SIZE": str(corpus.vocab_size),
     }
     free = {name: target for name, target in links.items() if not _is_taken(name, files)}
     return World(files, RECORD_FOLDER, variables, free)
+
+
+def names_of(vocab_size: int) -> tuple[str, str]:
+    """The contest's names of a data set's folder and of its tokenizer's file."""
+    if vocab_size == BYTE_LEVEL:
+        return f"fineweb10B_byte{vocab_size}", f"fineweb_pure_byte_{vocab_size}.json"
+    return f"fineweb10B_sp{vocab_size}", f"fineweb_{vocab_size}_bpe.model"
+
+
+def _transformed(path: str) -> str:
+    """The name of the same file or folder in data that were transformed."""
+    return str(Path(path).with_stem(f"{Path(path).stem}_{CASEOPS}"))
 
 
 def _data_files(corpus: Corpus) -> dict[str, bytes]:
@@ -112,7 +126,7 @@ def _data_files(corpus: Corpus) -> dict[str, bytes]:
     return files
 
 
-def _manifest(corpus: Corpus, shards: Mapping[str, bytes], model: str) -> bytes:
+def _manifest(corpus: Corpus, shards: Mapping[str, bytes]) -> bytes:
     """What `python -m data` writes beside its shards, as far as this repository's scripts read."""
     splits = {}
     for split in ("train", "val"):
@@ -127,15 +141,16 @@ def _manifest(corpus: Corpus, shards: Mapping[str, bytes], model: str) -> bytes:
         ]
         splits[split] = {"files": entries, "tokens": sum(entry["tokens"] for entry in entries)}
     splits["val"]["source_bytes"] = int(corpus.validation_bytes.sum())
+    dataset, model = names_of(corpus.vocab_size)
     tokenizer = {
         "file": model,
-        "kind": "sentencepiece",
+        "kind": "bytes" if corpus.vocab_size == BYTE_LEVEL else "sentencepiece",
         "sha256": sha256_of(corpus.tokenizer),
         "vocab_size": corpus.vocab_size,
     }
     manifest = {
         "format": 1,
-        "name": f"fineweb10B_sp{corpus.vocab_size}",
+        "name": dataset,
         "corpus": "canary",
         "version": "1",
         "tokenizer": tokenizer,
