@@ -235,7 +235,7 @@ def test_what_no_size_mends_is_not_tried_again(failure):
 README = r"""
 # A record
 
-It's good. Try `python other.py` first.
+It's good. Try `python other.py` first; `EVAL_STRIDE=16` was worse.
 
 ```bash
 export MUON_WD=0.04
@@ -266,6 +266,12 @@ def test_the_command_of_a_readme_is_read():
         "XSA_LAST_N": "2",
     }
     assert command.arguments == ("--flag", "3")
+
+
+def test_a_shell_script_exports_to_its_end():
+    shell = "export A_B=1\n# ``` is no fence here\nexport C_D=2\ntorchrun train_gpt.py\n"
+    (command,) = commands_in(shell, "run.sh")
+    assert command.variables == {"A_B": "1", "C_D": "2"}
 
 
 def test_settings_come_from_command_json_and_log():

@@ -79,15 +79,21 @@ class OwnSettings:
 
 
 def commands_in(text: str, where: str = "") -> list[Command]:
-    """Commands that run a Python script, in order of the text. Raises nothing."""
+    """Commands that run a Python script, in order of the text. Raises nothing.
+
+    `where` names the file; in one of Markdown, only blocks of code export what follows them.
+    """
     found: list[Command] = []
     exported: dict[str, str] = {}
+    is_code = is_shell = where.endswith(SHELL_SUFFIXES)
     for line in _logical_lines(text[:MOST_TEXT]):
-        if line.startswith("```"):
-            exported = {}  # what one block exports, another does not know
+        if line.startswith("```") and not is_shell:
+            is_code = not is_code
+            exported = {}
         elif COMMAND_WORDS.search(line):
             for words in _split(line):
-                command, exported = _read_words(words, exported, where)
+                command, exports = _read_words(words, exported, where)
+                exported = exports if is_code else {}
                 if command is not None:
                     found.append(command)
     return found
@@ -98,15 +104,15 @@ def _logical_lines(text: str) -> Iterator[str]:
 
     Markdown's own backslashes are undone; of a line of prose its `code` is given.
     """
-    text = re.sub(r"\\([_*-])", r"\1", text.replace("\r\n", "\n"))
-    joined = re.sub(r"[ \t]*\\{1,2}[ \t]*\n[ \t]*", " ", text)
+    unescaped = re.sub(r"\\([_*-])", r"\1", text.replace("\r\n", "\n"))
+    joined = re.sub(r"[ \t]*\\{1,2}[ \t]*\n[ \t]*", " ", unescaped)
     for line in joined.split("\n"):
         plain = line.strip()
         if plain.startswith("```"):
             yield plain
             continue
-        for text in INLINE_CODE.findall(plain) or [plain]:
-            yield text.removeprefix("$ ").removeprefix("> ")
+        for code in INLINE_CODE.findall(plain) or [plain]:
+            yield code.removeprefix("$ ").removeprefix("> ")
 
 
 def _split(line: str) -> Iterator[list[str]]:

@@ -183,7 +183,8 @@ RULES: tuple[Rule, ...] = (
 
 # Settings that name layers by number, alone or in a list: `4`, `9,10`.
 LAYER_NUMBERS = re.compile(
-    r"\w*_LAYERS?|LOOP_(?:START|END)|\w*LAYER_(?:START|END)|\w*FREEZE_BLOCKS"
+    r"\w*_LAYERS?|\w*LAYER_(?:START|END)|\w*FREEZE_BLOCKS"
+    r"|(?:LOOP|RECUR|REPEAT|PARALLEL|PARALLEL_RESIDUAL)_(?:START|END)"
 )
 # Counts of layers that look like the above.
 LAYER_COUNTS = re.compile(r"XSA_LAYERS|NUM_\w*|\w*LATE_K\w*|UNTIE\w*")
