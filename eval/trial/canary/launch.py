@@ -15,13 +15,6 @@ SHIM = Path(__file__).resolve().parent / "inside"
 SHIM_NAME = "cuda_on_the_cpu"
 LOGS = ("*.txt", "*.log", "*.out")  # names of the files in which scripts keep what they print
 DEVICES = ("cpu", "cuda")
-# Memory that a tensor leaves is used again instead of being given back and fetched anew, a page at
-# a time: that saves a quarter of the time of a small run (mallopt(3), glibc's tunables).
-REUSED_MEMORY = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(16 * GIB),
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
-}
 LIMITS = Limits(
     wall_seconds=180.0,
     memory_bytes=12 * GIB,
@@ -38,12 +31,14 @@ case "$*" in
 esac
 """
 
-# Of glibc: all from one heap, and nothing given back. Large tensors otherwise get new pages at each
-# step, which took half of the time of scoring 16,384 tokens at once.
+# Of glibc (mallopt(3) and its tunables): all from one heap, nothing given back, in large pages.
+# Large tensors otherwise get new pages at each step, which took half of the time of scoring 16,384
+# tokens at once.
 MEMORY_IS_KEPT = {
     "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": str(8 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(8 * GIB),
     "MALLOC_ARENA_MAX": "1",
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 # Before a line of a rank's traceback, and the last line of a traceback.
@@ -170,7 +165,6 @@ def _variables(world: World, call: Call) -> dict[str, str]:
         "OMP_NUM_THREADS": "1",
         "PYTHONUNBUFFERED": "1",  # a run that is ended has printed its last line
         "GLOO_SOCKET_IFNAME": "lo",
-        **REUSED_MEMORY,
     }
     if call.world_size == 1:
         variables |= {
