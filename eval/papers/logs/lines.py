@@ -22,7 +22,9 @@ STEP = re.compile(
 )
 # What nearly every line of a long log is, for speed alone: STEP reads the same from it.
 PLAIN_STEP = re.compile(
-    r"step:(\d{1,12})/(\d{1,12}) train_loss:(\d{1,9}\.\d{1,12}) train_time:(\d{1,12})ms(?!\S)"
+    r"step:(\d{1,12})/(\d{1,12}) (?:train_loss:(\d{1,9}\.\d{1,12})"
+    r"|val_loss:(\d{1,9}\.\d{1,12}) val_bpb:(\d{1,9}\.\d{1,12}))"
+    r"(?: (?!train_time)[a-z_]+:\S+){0,4} train_time:(\d{1,12})ms(?!\S)"
 )
 STEP_BEGINS = frozenset("s0123456789")
 SHORT_KEYS = {"tl": "train_loss", "vl": "val_loss", "bpb": "val_bpb", "tt": "train_time"}
@@ -39,8 +41,7 @@ def split_lines(text: bytes) -> list[tuple[int, str]]:
     plain = plain.replace("\ufeff", "")
     several_writers = "\r" in plain or ("]:" in plain and WRITER_BREAK.search(plain) is not None)
     for number, physical in enumerate(plain.split("\n"), 1):
-        joined = physical.find("step:", 1) > 0 or physical.find("result val_loss:", 1) > 0
-        if several_writers or joined:
+        if several_writers or _may_hold_two(physical):
             lines += [(number, piece.rstrip()) for piece in _pieces(physical) if piece.strip()]
         elif physical and not physical.isspace():
             lines.append((number, physical.rstrip()))
@@ -49,11 +50,16 @@ def split_lines(text: bytes) -> list[tuple[int, str]]:
 
 def _pieces(physical: str) -> Iterator[str]:
     """What each writer wrote on a physical line."""
-    for part in WRITER_BREAK.split(physical):
-        if part.startswith(UNBROKEN):
+    parts = WRITER_BREAK.split(physical) if "]:" in physical else physical.split("\r")
+    for part in parts:
+        if part.startswith(UNBROKEN) or not _may_hold_two(part):
             yield part
         else:
             yield from LINE_BREAK.split(part)
+
+
+def _may_hold_two(part: str) -> bool:
+    return part.find("step:", 1) > 0 or part.find("result val_loss:", 1) > 0
 
 
 def parse_step(number: int, text: str) -> Step | None:
@@ -62,9 +68,16 @@ def parse_step(number: int, text: str) -> Step | None:
         return None
     plain = PLAIN_STEP.match(text)
     if plain is not None:
-        loss = float(plain[3])
+        step, last, train_loss, val_loss, val_bpb, milliseconds = plain.groups()
         return Step(
-            int(plain[1]), int(plain[2]), number, text, loss, train_s=float(plain[4]) * 1e-3
+            int(step),
+            int(last),
+            number,
+            text,
+            train_loss and float(train_loss),
+            val_loss and float(val_loss),
+            val_bpb and float(val_bpb),
+            float(milliseconds) * 1e-3,
         )
     match = STEP.match(text)
     if match is None:

@@ -1,5 +1,8 @@
 """The public dialect: logs of the contest's scripts, which print what their authors liked."""
 
+import bisect
+import functools
+import itertools
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -62,7 +65,7 @@ ARTIFACT = re.compile(r"^Serialized model (?!int8\+zlib \(|: )(\S+): (\d+) bytes
 EXCEPTION = "Traceback (most recent call last)"
 # A script may print its path behind the number without a line break.
 NUMBER_END = r"(?=[\s,;)\]|]|logs/|$)"
-VAL_BPB = re.compile(rf"(?<![\w])(?:val_)?bpb\s?[:=]\s*({NUMBER}){NUMBER_END}")
+BPB = re.compile(rf"bpb\s?[:=]\s*({NUMBER}){NUMBER_END}")
 VAL_LOSS = re.compile(rf"(?<![\w])(?:val_loss|vl)\s?[:=]\s*({NUMBER}){NUMBER_END}")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
 # A score of a part of the text, while it is scored.
@@ -70,7 +73,8 @@ PROGRESS = re.compile(r"\[\s*[\d.]+\s*[%/]|\d\s?%|running|progress|\b\w*chunk\b|
 # A format string that was never filled in: source.
 UNFILLED = re.compile(r"\{[A-Za-z_][\w.]*(?:[\[(][^{}]*)?(?::[^{}]*)?\}")
 TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
-TIMED_WORD = re.compile(r"\b(?:done|calibrated|collected|took)\b")
+TIMED_WORDS = ("done", "calibrated", "collected", "took")
+TIMED_WORD = re.compile(rf"\b(?:{'|'.join(TIMED_WORDS)})\b")
 NO_RUN = "holds no run: neither training steps nor a val_bpb"
 SAME_BPB = 5.1e-5  # bits per byte: equal to the 4 decimals that every script prints
 
@@ -91,6 +95,10 @@ class PublicReading:
     exceptions: list[int] = field(default_factory=list)
 
 
+# Whether a line was of the reader's kind.
+Reader = Callable[[PublicReading, int, str], bool]
+
+
 def parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
     """Read clean lines into the log. A missing final score becomes a problem of the log."""
     reading = PublicReading(log)
@@ -99,11 +107,30 @@ def parse_public(log: Log, lines: list[tuple[int, str]]) -> None:
         step = parse_step(number, text)
         if step is not None:
             log.steps.append(step)
-            continue
-        log.lines.append((number, text))
+        else:
+            log.lines.append((number, text))
+    for i, readers in sorted(_telling_lines([text for _, text in log.lines]).items()):
+        number, text = log.lines[i]
         if len(text) <= MAX_LINE and not ("{" in text and UNFILLED.search(text)):
-            _read_line(reading, number, text)
+            _read_line(reading, readers, number, text)
     _settle(reading)
+
+
+def _telling_lines(texts: list[str]) -> dict[int, list[Reader]]:
+    """The readers of each line that holds one of their words, by its index.
+
+    A search through the whole log is far quicker than one through each line.
+    """
+    whole = "\n".join(texts)
+    ends = list(itertools.accumulate(len(text) + 1 for text in texts))
+    readers: dict[int, list[Reader]] = {}
+    for word, reader in READERS:
+        place = whole.find(word)
+        while place >= 0:
+            i = bisect.bisect_right(ends, place)
+            readers.setdefault(i, []).append(reader)
+            place = whole.find(word, ends[i])
+    return readers
 
 
 def _settle(reading: PublicReading) -> None:
@@ -136,7 +163,8 @@ def _settle(reading: PublicReading) -> None:
 
 def _state_loose_seed(log: Log) -> None:
     for number, text in log.lines:
-        match = LOOSE_SEED.search(text) if len(text) <= MAX_LINE else None
+        named = len(text) <= MAX_LINE and ("seed" in text or "SEED" in text)
+        match = LOOSE_SEED.search(text) if named else None
         if match is not None and not UNFILLED.search(text):
             log.state("result.seed", match[1], number, text)
             return
@@ -151,23 +179,21 @@ def _state_last_step(log: Log) -> None:
         log.state("result.steps", str(last.step), last.line, last.text)
 
 
-def _read_line(reading: PublicReading, number: int, text: str) -> None:
+def _read_line(reading: PublicReading, readers: list[Reader], number: int, text: str) -> None:
     """A line may state facts and one event."""
-    for entry in PUBLIC_PATTERNS:
-        if entry.word in text:
-            _read_fact(reading, entry, number, text)
-    for read in LINE_READERS:
+    for read in readers:
         if read(reading, number, text):
             return
 
 
-def _read_fact(reading: PublicReading, entry: Pattern, number: int, text: str) -> None:
+def _read_fact(entry: Pattern, reading: PublicReading, number: int, text: str) -> bool:
+    """A line with a fact may still hold others, and an event."""
     match = entry.expression.search(text)
-    if match is None:
-        return
-    if entry.fact == "env.gpu":
-        reading.gpus.add(text.split()[1])  # the GPU's index in the table of nvidia-smi
-    reading.log.state(entry.fact, match[1], number, text)
+    if match is not None:
+        if entry.fact == "env.gpu":
+            reading.gpus.add(text.split()[1])  # the GPU's index in the table of nvidia-smi
+        reading.log.state(entry.fact, match[1], number, text)
+    return False
 
 
 # --- Readers of one kind of event each: whether the line was of that kind ---
@@ -216,24 +242,25 @@ def _read_exception(reading: PublicReading, number: int, text: str) -> bool:
 
 
 def _read_score(reading: PublicReading, number: int, text: str) -> bool:
-    match = VAL_BPB.search(text) if "bpb" in text else None
-    if match is None:
+    found = _bits_per_byte(text)
+    if found is None:
         return False
+    begin, figure = found
     if PROGRESS.search(text):
         return True
-    bpb = number_of(match[1])
+    bpb = number_of(figure)
     if bpb is None:
         reading.log.problems.append(f"line {number}: val_bpb is no finite number")
         return True
     loss = VAL_LOSS.search(text)
     time = EVAL_TIME.search(text)
-    begins = [match.start()] if loss is None else [match.start(), loss.start()]
+    label_end = begin if loss is None else min(begin, loss.start())
     score = LoggedScore(
-        label=text[: min(begins)].strip(" :=|,([-"),
+        label=text[:label_end].strip(" :=|,([-"),
         val_bpb=bpb,
         val_loss=number_of(loss[1]) if loss else None,
         eval_s=seconds(time[1]) if time else None,
-        decimals=len(match[1].partition(".")[2]),
+        decimals=len(figure.partition(".")[2]),
         line=number,
         text=text,
         stage=reading.stage,
@@ -243,6 +270,17 @@ def _read_score(reading: PublicReading, number: int, text: str) -> bool:
         phase = Phase(score.label, score.eval_s, reading.stage, number, text)
         reading.log.phases.append(phase)
     return True
+
+
+def _bits_per_byte(text: str) -> tuple[int, str] | None:
+    """Where `val_bpb` or `bpb` begins, and its number; None where no word is one of the two."""
+    for match in BPB.finditer(text):
+        prefix = "val_" if text.endswith("val_", 0, match.start()) else ""
+        begin = match.start() - len(prefix)
+        before = text[begin - 1 : begin]
+        if not (before.isalnum() or before == "_"):
+            return begin, match[1]
+    return None
 
 
 def _read_phase(reading: PublicReading, number: int, text: str) -> bool:
@@ -259,13 +297,15 @@ def _read_phase(reading: PublicReading, number: int, text: str) -> bool:
     return True
 
 
-LINE_READERS: tuple[Callable[[PublicReading, int, str], bool], ...] = (
-    _read_stop,
-    _read_total,
-    _read_artifact,
-    _read_exception,
-    _read_score,
-    _read_phase,
+# Readers by a word that every line holds which they may take, facts before events.
+READERS: tuple[tuple[str, Reader], ...] = (
+    *((entry.word, functools.partial(_read_fact, entry)) for entry in PUBLIC_PATTERNS),
+    ("stopping_early", _read_stop),
+    ("Total submission size", _read_total),
+    ("Serialized model", _read_artifact),
+    ("Traceback", _read_exception),
+    ("bpb", _read_score),
+    *((word, _read_phase) for word in TIMED_WORDS),
 )
 
 
