@@ -1,6 +1,7 @@
 """The canary's streams: exact probabilities, equal beginnings, tokenizers that scripts accept."""
 
 import itertools
+import json
 import time
 
 import numpy as np
@@ -23,6 +24,7 @@ from eval.trial.canary.sources import (
     middle,
 )
 from eval.trial.canary.tokenizers import (
+    BYTE_LEVEL,
     LARGEST_VOCABULARY,
     english_tokenizer,
     even_tokenizer,
@@ -269,7 +271,7 @@ def test_a_public_table_of_bytes_counts_as_the_referee_does(make):
 def test_english_comes_back_byte_for_byte():
     tokenizer = english_tokenizer(VOCAB_SIZE)
     raw_bytes = 0
-    for text in typeset_documents()[:5]:
+    for text in typeset_documents()[:16]:
         stream = np.array([BOS, *tokenizer.encode(text)])
         assert tokenizer.table.decode(stream).decode() == text
         assert tokenizer.byte_counts(stream).sum() == len(text.encode())
@@ -284,7 +286,7 @@ def test_all_pieces_of_the_even_tokenizer_are_four_bytes():
     assert tokenizer.table.leading[5:].mean() == pytest.approx(0.5, abs=0.001)
 
 
-@pytest.mark.parametrize("vocab_size", [0, 260, LARGEST_VOCABULARY + 1])
+@pytest.mark.parametrize("vocab_size", [0, 259, 261, LARGEST_VOCABULARY + 1])
 @pytest.mark.parametrize("make", [english_tokenizer, even_tokenizer])
 def test_a_size_that_cannot_be_made_is_refused(make, vocab_size):
     with pytest.raises(UserError, match="VOCAB_SIZE with --env"):
@@ -294,3 +296,26 @@ def test_a_size_that_cannot_be_made_is_refused(make, vocab_size):
 @pytest.mark.parametrize("make", [english_tokenizer, even_tokenizer])
 def test_the_largest_vocabulary_can_be_made(make):
     assert make(LARGEST_VOCABULARY).table.vocab_size == LARGEST_VOCABULARY
+
+
+# --- Bytes ---
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"long"}))
+def test_every_source_can_be_written_in_bytes(name):
+    source = SOURCES[name]
+    known = source.draw(np.random.default_rng(5), TOKENS, BYTE_LEVEL)
+    tokenizer = source.tokenizer(BYTE_LEVEL)
+    counted = tokenizer.byte_counts(known.tokens)
+    assert known.tokens.max() < BYTE_LEVEL
+    assert np.array_equal(counted[1:] == 1, known.tokens[1:] != BOS)
+    assert np.isfinite(known.nats).all() and (known.nats[1:] >= 0).all()
+
+
+def test_a_byte_level_tokenizer_writes_text_as_its_bytes():
+    tokenizer = english_tokenizer(BYTE_LEVEL)
+    ids = tokenizer.encode("aé ")
+    surface = [tokenizer.table.surface[index] for index in ids]
+    assert b"".join(surface).decode() == "aé "
+    assert tokenizer.byte_pieces[ids].tolist() == [False, True, True, False]
+    assert json.loads(tokenizer.model)["tokenizer_type"] == "pure_byte"

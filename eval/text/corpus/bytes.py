@@ -173,7 +173,14 @@ def sentencepiece_table(raw: bytes, name: str) -> ByteTable:
     return _byte_table(model)
 
 
-def _byte_vocabulary(raw: bytes, path: Path) -> Model:
+def byte_level_table(raw: bytes, name: str) -> ByteTable:
+    """The table of the JSON of a pure byte vocabulary; `name` is what errors call it.
+
+    Raises UserError for any other description."""
+    return _byte_table(_byte_vocabulary(raw, name))
+
+
+def _byte_vocabulary(raw: bytes, path: Path | str) -> Model:
     """The pure byte vocabulary, as a model. Raises UserError for any other description."""
     try:
         spec = json.loads(raw)

@@ -153,7 +153,8 @@ def _half(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer, short: bo
     lengths = tokenizer.table.counted[ids]
     if short:
         return independent(rng, tokens, ids[lengths <= SHORT_BYTES][:SHORT_PIECES], BOS_SHARE)
-    return independent(rng, tokens, ids[lengths >= LONG_BYTES], BOS_SHARE)
+    long = ids[lengths >= LONG_BYTES]
+    return independent(rng, tokens, long if len(long) else ids, BOS_SHARE)
 
 
 def halves(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer) -> Known:

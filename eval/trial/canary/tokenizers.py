@@ -13,6 +13,7 @@ must come to.
 """
 
 import io
+import json
 import re
 import string
 import struct
@@ -27,6 +28,7 @@ from eval.text.corpus.bytes import (
     ADD_DUMMY_PREFIX,
     BOS,
     EOS,
+    FIRST_BYTE_ID,
     FIXED32,
     LENGTH_DELIMITED,
     NORMAL,
@@ -40,9 +42,11 @@ from eval.text.corpus.bytes import (
     UNK,
     VARINT,
     ByteTable,
+    byte_level_table,
     sentencepiece_table,
 )
 
+BYTE_LEVEL = 260  # no merges: 4 special ids and an id for each value of a byte
 SMALLEST_VOCABULARY = 512  # 4 special ids, 256 byte pieces, the letters, and some merges
 LARGEST_VOCABULARY = 12288  # the text gives no more merges than that
 SCATTER = 7919  # prime to 26, so that multiplying permutes words of letters
@@ -85,6 +89,8 @@ class Tokenizer:
         return np.concatenate([[0], counted])
 
     def encode(self, text: str) -> list[int]:
+        if self.vocab_size == BYTE_LEVEL:
+            return [FIRST_BYTE_ID + value for value in text.encode()]
         return _processor(self.model).encode(text)
 
 
@@ -116,10 +122,11 @@ def tokenizer_of(proto: bytes, vocab_size: int) -> Tokenizer:
 
 
 def check_size(vocab_size: int) -> None:
-    """Raises UserError for a size outside SMALLEST_VOCABULARY to LARGEST_VOCABULARY."""
-    if not SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY:
+    """Raises UserError unless it is BYTE_LEVEL or SMALLEST_VOCABULARY to LARGEST_VOCABULARY."""
+    is_usual = SMALLEST_VOCABULARY <= vocab_size <= LARGEST_VOCABULARY
+    if not is_usual and vocab_size != BYTE_LEVEL:
         raise UserError(
-            f"vocabulary of {vocab_size:,} ids: the referee makes tokenizers of "
+            f"vocabulary of {vocab_size:,} ids: the referee makes tokenizers of {BYTE_LEVEL} and "
             f"{SMALLEST_VOCABULARY:,} to {LARGEST_VOCABULARY:,}; set VOCAB_SIZE with --env"
         )
 
@@ -131,6 +138,8 @@ def check_size(vocab_size: int) -> None:
 def english_tokenizer(vocab_size: int) -> Tokenizer:
     """BPE of a size; the same size gives the same bytes. Raises UserError as `check_size`."""
     check_size(vocab_size)
+    if vocab_size == BYTE_LEVEL:
+        return byte_level_tokenizer()
     import sentencepiece
 
     model = io.BytesIO()
@@ -174,6 +183,26 @@ def _typeset(text: str) -> str:
     return with_dashes.replace("'", "\u2019")
 
 
+# --- Bytes ---
+
+
+@lru_cache(maxsize=1)
+def byte_level_tokenizer() -> Tokenizer:
+    """No merges at all, described by the JSON that the contest's byte-level scripts read.
+
+    Printable ASCII is text; every other value counts as a stray byte."""
+    description = {
+        "tokenizer_type": "pure_byte",
+        "vocab_size": BYTE_LEVEL,
+        "config": {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3, "byte_offset": 4},
+    }
+    model = json.dumps(description).encode()
+    table = byte_level_table(model, "byte-level tokenizer")
+    values = np.arange(BYTE_LEVEL) - FIRST_BYTE_ID
+    is_text = (values >= ord(" ")) & (values <= ord("~"))
+    return Tokenizer(BYTE_LEVEL, model, b"", table, ~is_text & ~table.boundary)
+
+
 # --- Even ---
 
 
@@ -183,11 +212,15 @@ def even_tokenizer(vocab_size: int) -> Tokenizer:
 
     Raises UserError as `check_size`."""
     check_size(vocab_size)
+    if vocab_size == BYTE_LEVEL:
+        return byte_level_tokenizer()
     return tokenizer_of(_even_model(vocab_size), vocab_size)
 
 
 def even_ids(tokenizer: Tokenizer) -> np.ndarray:
-    """The pieces of four bytes."""
+    """The pieces of four bytes; of a byte-level vocabulary those of printable ASCII."""
+    if tokenizer.vocab_size == BYTE_LEVEL:
+        return np.flatnonzero(~tokenizer.table.boundary & ~tokenizer.byte_pieces)
     return np.arange(SPACE_ID + 1, tokenizer.vocab_size)
 
 

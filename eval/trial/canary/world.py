@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from eval.errors import UserError
 from eval.files import sha256_of
+from eval.trial.canary.tokenizers import BYTE_LEVEL
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,7 +22,6 @@ MAGIC = 20240520
 VERSION = 1
 HEADER_INTS = 256
 
-BYTE_LEVEL = 260  # four special ids and the values of a byte: such data have names of their own
 RECORD_FOLDER = "records/track_10min_16mb/record"  # where the record's files lie in the tree
 DATASETS = "data/datasets"
 TOKENIZERS = "data/tokenizers"
