@@ -9,6 +9,7 @@ import pytest
 from eval.trial.canary.claims import Printed, read_claims
 from eval.trial.canary.sources import SOURCES, TARGETS, Known, draw_streams, middle
 from eval.trial.canary.together import judge_together
+from eval.trial.canary.tokenizers import BYTE_LEVEL
 from eval.trial.canary.verdict import CONSISTENT, INVALID, NOT_RUN, REMARK, Judgement, judge_run
 
 LN2 = math.log(2.0)
@@ -403,3 +404,47 @@ def test_a_score_printed_with_fewer_digits_counts_once():
 def test_without_a_score_nothing_is_judged(text):
     found = judged("uniform", text)
     assert found.verdict == NOT_RUN and found.lowest is None
+
+
+# --- Byte-level vocabularies ---
+
+
+@cache
+def byte_stream(name: str) -> Known:
+    return draw_streams(SOURCES[name], SEED, BYTE_LEVEL, TARGETS + 1, ()).validation
+
+
+def judged_in_bytes(name: str, nats: np.ndarray, counted: np.ndarray) -> Judgement:
+    source = SOURCES[name]
+    text = scored(nats, counted)
+    return judge_run(text, byte_stream(name), source, source.tokenizer(BYTE_LEVEL))
+
+
+def ways_to_count_bytes(name: str) -> dict[str, np.ndarray]:
+    tokens = byte_stream(name).tokens
+    true = SOURCES[name].tokenizer(BYTE_LEVEL).byte_counts(tokens)[1:]
+    return {"true bytes": true, "BOS is a byte": np.ones(TARGETS)}
+
+
+@pytest.mark.parametrize("way", ["true bytes", "BOS is a byte"])
+@pytest.mark.parametrize("name", ["uniform", "text", "halves", "documents"])
+def test_byte_level_scripts_may_count_bos_or_not(name, way):
+    nats = byte_stream(name).nats[1:]
+    counted = ways_to_count_bytes(name)[way]
+    assert judged_in_bytes(name, nats, counted).verdict == CONSISTENT
+    assert judged_in_bytes(name, nats + 0.1, counted).verdict == CONSISTENT
+
+
+@pytest.mark.parametrize("way", ["true bytes", "BOS is a byte"])
+def test_a_byte_level_cheat_is_refuted(way):
+    nats = byte_stream("uniform").nats[1:] - 0.2
+    assert judged_in_bytes("uniform", nats, ways_to_count_bytes("uniform")[way]).verdict == INVALID
+
+
+def test_halves_of_bytes_are_not_told_apart():
+    """Every target is one byte, so that the ratio says nothing of which half was scored."""
+    runs = {}
+    for name in ("uniform", "halves", "halves-swapped"):
+        counted = ways_to_count_bytes(name)["true bytes"]
+        runs[name] = judged_in_bytes(name, byte_stream(name).nats[1:], counted)
+    assert [found for found in judge_together(runs) if found.verdict == INVALID] == []

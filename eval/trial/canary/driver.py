@@ -25,7 +25,7 @@ from eval.trial.canary.table import Sizes
 from eval.trial.canary.together import judge_together
 from eval.trial.canary.tokenizers import check_size
 from eval.trial.canary.verdict import INVALID, NOT_RUN, Judgement, judge_run
-from eval.trial.canary.world import DATASETS, Corpus, build_world, shard
+from eval.trial.canary.world import DATASETS, Corpus, build_world, names_of, shard
 from eval.trial.sandbox.job import WALL_CLOCK
 from eval.trial.sandbox.running import choose
 
@@ -201,7 +201,7 @@ class _Trial:
         own = self.script.knobs.default("DATA_DIR") or ""
         if "datasets/" not in own:
             return {}
-        return {"DATA_DIR": f"{DATASETS}/fineweb10B_sp{self.vocab_size}"}
+        return {"DATA_DIR": f"{DATASETS}/{names_of(self.vocab_size)[0]}"}
 
     # --- Time ---
 

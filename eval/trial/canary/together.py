@@ -18,6 +18,7 @@ from eval.trial.canary.verdict import (
 
 DIFFERENT_TEXT = 0.05  # relative difference of the bytes per token of two streams
 UNEVEN = 0.05  # of the weight of a half from one half
+LEAST_CONTRAST = 0.5  # bytes per target between the halves, to tell them apart
 FEWEST_DECIMALS = 6  # of a number that shows one byte more or less in a usual stream
 HALVES, SWAPPED, OTHER_REST = "halves", "halves-swapped", "halves-other-rest"
 
@@ -141,10 +142,14 @@ def _labels_that_fit(runs: Mapping[str, Judgement]) -> set[str]:
 
 
 def _weight_of_the_first_half(run: Judgement, claim: Claim) -> float | None:
-    """Between 0 and 1; None where the ratio is not between those of the halves."""
+    """Between 0 and 1; None where the ratio is not between those of the halves.
+
+    Nor where these are alike, as for a byte-level vocabulary."""
     middle = run.readings.targets // 2
     first = run.readings.between(0, middle).bytes_per_target
     second = run.readings.between(middle, run.readings.targets).bytes_per_target
+    if abs(second - first) < LEAST_CONTRAST:
+        return None
     weight = (second - stated_ratio(claim).middle) / (second - first)
     return weight if -UNEVEN <= weight <= 1 + UNEVEN else None
 

@@ -15,7 +15,7 @@ from eval.trial.canary.claims import Claim, Claims, Printed, read_claims
 from eval.trial.canary.miscounts import wrong_counts
 from eval.trial.canary.readings import UNKNOWN_HEAVIEST, Interval, Reading, Readings
 from eval.trial.canary.sources import Known, Source
-from eval.trial.canary.tokenizers import Tokenizer
+from eval.trial.canary.tokenizers import BYTE_LEVEL, Tokenizer
 
 LN2 = math.log(2.0)
 ALLOWED_BITS = 40.0
@@ -243,6 +243,9 @@ class _Case:
         """From bits per byte alone: as if the cheapest bytes had been scored."""
         counted = self.readings.whole.bytes
         needed = self.readings.cheapest_nats_per_byte()
+        if self.tokenizer.vocab_size == BYTE_LEVEL:
+            # Byte-level scripts may count BOS as a byte: bits per byte are then bits per target.
+            needed = min(needed, self.readings.cheapest_nats_per_target())
         saved = (needed - self._most(claim.bpb) * LN2) * counted
         return Judged(
             claim=claim,
