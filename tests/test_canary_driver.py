@@ -202,7 +202,9 @@ def test_the_long_stream_has_time_of_its_own(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "options", [Options(sources=("unheard-of",)), Options(world_sizes=(0,))], ids=str
+    "options",
+    [Options(sources=("unheard-of",)), Options(world_sizes=(0,))],
+    ids=["source", "ranks"],
 )
 def test_a_plan_of_nonsense_is_refused(tmp_path, options):
     script = open_script(record(tmp_path / "record", HONEST + CALL))

@@ -168,7 +168,11 @@ def test_a_byte_order_mark_is_no_text(tmp_path):
     assert corpora.text_corpus([path], "lines", 1).documents == ["one"]
 
 
-@pytest.mark.parametrize("raw", [b"", b'{"text": "a"}\n', gzip.compress(b"x" * 9)[:-9]])
+@pytest.mark.parametrize(
+    "raw",
+    [b"", b'{"text": "a"}\n', gzip.compress(b"x" * 9)[:-9]],
+    ids=["empty", "plain", "cut"],
+)
 def test_a_broken_archive_is_said_to_be_one(tmp_path, raw):
     path = tmp_path / "a.jsonl.gz"
     path.write_bytes(raw)
