@@ -325,6 +325,8 @@ def test_three_keys_are_asked_for(tmp_path):
         ({"seed": 7, "seed_results": {"7": 1.1, "8": 1.2}}, "seeds", [7, 8]),
         ({"seed_results": {"7": 1.1, "mean": 1.1}}, "stated", {"val_bpb_mean": 1.1}),
         ({"seed_results": {"7_slow": {"val_bpb": 1.1}}}, "seeds", []),
+        ({"seeds": {"7": {"val_bpb": 1.1}, "8_5pct": {"val_bpb": 1.2}}}, "seeds", []),
+        ({"seed_results": {"note": "pending"}}, "seeds", []),
     ],
 )
 def test_keys_by_other_names(tmp_path, stated, field, value):

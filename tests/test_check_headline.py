@@ -83,6 +83,19 @@ def test_a_headline_of_one_seed_is_a_choice_that_readme_may_state(tmp_path, read
     assert "mean" in detail
 
 
+def test_one_run_of_each_seed(tmp_path):
+    """A seed that was run again, say since its artifact was too large: the headline says which
+    runs count, and a better choice is a question."""
+    logs = public_logs(BITS) | {"train_seed3_5pct.log": public_log(3, 1.17)}
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.13}, logs)
+    assert headline(folder)[0] is Verdict.PASS
+    assert set(open_record(folder).chosen) == {*list(logs)[:2], "train_seed3_5pct.log"}
+    assert "seeds" not in verdicts(folder, Verdict.CANNOT_TELL)
+    (folder / "submission.json").write_text(json.dumps(MEAN))
+    assert headline(folder)[0] is Verdict.PASS
+    assert "with a worse score" in verdicts(folder, Verdict.CANNOT_TELL)["seeds"]
+
+
 def test_a_slow_run_among_those_of_a_choice_is_judged_too(tmp_path):
     """Runs of one seed that are named alike: the headline is of one, and one took four times as
     long on two GPUs."""

@@ -14,7 +14,7 @@ from eval.papers.checks.report import (
     say,
 )
 from eval.papers.folder import Record
-from eval.papers.logs.choice import seed_in_name, seed_of
+from eval.papers.logs.choice import Group, seed_in_name, seed_of
 from eval.papers.logs.log import Log
 
 # Facts that all seeds of one record share, by what a report calls them.
@@ -78,6 +78,7 @@ def check_seeds(record: Record) -> Iterator[Check]:
             "one seed was run more than once"
         )
         yield cannot_tell("seeds", detail, severity=Severity.EXPLAIN)
+    yield from _further_runs(record)
     stated = record.submission.seeds if record.submission else []
     difference = _seed_difference(record, stated, bool(silent)) if stated else None
     if difference is not None:
@@ -86,6 +87,20 @@ def check_seeds(record: Record) -> Iterator[Check]:
         said = "as stated" if stated else "submission.json names none"
         lines = [_seed_line(log) for log in chosen.values()]
         yield passes("seeds", f"{_listed(known)} ({said})", *lines)
+
+
+def _further_runs(record: Record) -> Iterator[Check]:
+    """Runs of a seed beside the one that counts, which was perhaps chosen for its score."""
+    for name, log in record.chosen.items():
+        own = record.score(log)
+        for other_name, group in record.groups.items():
+            other = record.logs[other_name]
+            rerun = group is Group.RERUN and seed_of(other) == seed_of(log) is not None
+            score = record.score(other) if rerun else None
+            if own is not None and score is not None and score.val_bpb > own.val_bpb:
+                detail = f"{other_name} is a further run of the seed of {name}, with a worse score"
+                lines = [cite(log, own), cite(other, score)]
+                yield cannot_tell("seeds", detail, *lines, severity=Severity.EXPLAIN)
 
 
 def _seed_line(log: Log) -> Evidence:

@@ -6,6 +6,8 @@ order: its seeds, logs that are named alike, all logs, a log that README names. 
 which all chosen logs print what the headline is the mean of names the record's score.
 """
 
+import itertools
+import math
 import re
 import statistics
 from collections.abc import Iterable, Iterator
@@ -52,6 +54,7 @@ UNQUANTISED_LABEL = re.compile(
 # Doubt about a score that agrees with the headline.
 ARTIFACT_SCORE = 1
 ANY_SCORE = 3
+MOST_CHOICES = 16  # of a run of each seed: among more, some mean agrees by chance
 LAST_OF_LABEL = 3  # scores under one label that are tried, from the last
 
 
@@ -155,7 +158,7 @@ def _without_match(
     Those of the stated seeds, else the logs that are named like the one that the headline is of,
     else all runs of its experiment.
     """
-    if candidates and candidates[0].by_seeds:
+    if claims.seeds and candidates and candidates[0].by_seeds:
         return candidates[0]
     scored = [name for name, kind in kinds.items() if kind is not Group.FAILED]
     for candidate in candidates:
@@ -203,6 +206,7 @@ def _candidates(
             yield _Candidate(tuple(family), f"the {len(family)} logs that are named alike")
     if plain:
         yield _Candidate(tuple(plain), "all logs of complete runs" if plain[1:] else "the only log")
+    yield from _one_run_for_each_seed(logs, plain)
     for names in claims.named:
         yield _Candidate(names, f"README names {_listed(names)}", by_readme=True)
         if len(names) > 1:
@@ -212,6 +216,18 @@ def _candidates(
         yield _Candidate(tuple(scored), "all logs with a score")
     for name in scored:
         yield _Candidate((name,), f"{name} alone")
+
+
+def _one_run_for_each_seed(logs: dict[str, Log], plain: list[str]) -> Iterator[_Candidate]:
+    """One log of each seed, where some seed was run more than once, say with other settings."""
+    by_seed: dict[int | None, list[str]] = {}
+    for name in plain:
+        by_seed.setdefault(seed_of(logs[name]), []).append(name)
+    choices = math.prod(map(len, by_seed.values()))
+    if None in by_seed or len(by_seed) < 2 or not 1 < choices <= MOST_CHOICES:
+        return
+    for names in itertools.product(*by_seed.values()):
+        yield _Candidate(names, f"a log of each seed {_listed(by_seed)}", by_seeds=True)
 
 
 def _one_for_each_seed(

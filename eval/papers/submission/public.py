@@ -72,7 +72,8 @@ AGGREGATE = re.compile(
 HARDWARE = re.compile(r"(\d+)\s*[x×]\s*(.+)")
 PER_SEED = re.compile(r"(?P<field>\w+?)_(?:per_seed|seed_?(?P<seed>\d{1,12}))")
 PER_SEED_FIELDS = {"val_bpb": "val_bpb", "val_loss": "val_loss", "bytes": "bytes_total"}
-SEED_AND_SETTING = re.compile(r"\d+[_ -][A-Za-z]\w*")  # 42_aggressive: several runs of a seed
+# 42_aggressive and 42_5pct are several runs of a seed, `note` is none.
+NO_SEED = re.compile(r"\d+[_ -]\w*[A-Za-z]\w*|(?!seed)[A-Za-z_ ]+", re.ASCII | re.IGNORECASE)
 SEED_STATISTIC = re.compile(r"(mean|avg|average|std|stdev|stddev)")
 WRAPPERS = ("results", "metrics")
 ALONE = "stated"  # stands for the seed where a public file states values without naming one
@@ -261,7 +262,7 @@ def _take_seeds(public: PublicImport, key: str, value: Any) -> bool:
     rows = _rows_by_seed(value)
     if rows is not None:
         numbers = _take_rows(public, key, rows)
-    elif all(isinstance(seed, int | float | str) for seed in value):
+    elif isinstance(value, list) and not any(isinstance(seed, list | dict) for seed in value):
         numbers = _seed_numbers(public, key, value)
     else:
         return False
@@ -414,7 +415,8 @@ def _seed_numbers(public: PublicImport, key: str, seeds: list | dict) -> list[in
 def _rows_by_seed(value: Any) -> dict[str, Any] | None:
     """Results by the name of the seed; None for a value that holds none, or results by settings."""
     if isinstance(value, dict):
-        return None if any(SEED_AND_SETTING.fullmatch(name) for name in value) else value
+        named = [name for name in value if not SEED_STATISTIC.fullmatch(name.lower())]
+        return None if any(NO_SEED.fullmatch(name) for name in named) else value
     if not isinstance(value, list):
         return None
     named = [row for row in value if isinstance(row, dict) and "seed" in row]
