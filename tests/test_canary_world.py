@@ -12,9 +12,10 @@ import pytest
 from sandbox_support import ANY, ISOLATED
 
 from eval.errors import UserError
-from eval.trial.canary.launch import LIMITS, Call, ScriptRun, launch
+from eval.trial.canary.launch import LIMITS, Call, ScriptRun, launch, stopping_line
 from eval.trial.canary.world import Corpus, World, build_world, shard
 from eval.trial.sandbox.interpreter import interpreter
+from eval.trial.sandbox.job import Outcome
 
 VOCAB = 1024
 SOON = replace(LIMITS, wall_seconds=20.0)
@@ -183,12 +184,20 @@ def test_the_line_that_stopped_a_run_is_named(corpus, mechanism):
     assert run.stopped_by == "AssertionError: heads must divide the width"
 
 
-@pytest.mark.parametrize("mechanism", ISOLATED)
-def test_under_torchrun_the_ranks_own_line_is_named(corpus, mechanism):
-    code = "import os\nif os.environ['RANK'] == '1': raise ValueError('too narrow')"
-    run = run_code(corpus, code, mechanism, world_size=2, limits=LIMITS)
-    assert not run.ok
-    assert run.stopped_by == "ValueError: too narrow"
+UNDER_TORCHRUN = """
+[rank1]: Traceback (most recent call last):
+[rank1]:   File "train_gpt.py", line 3, in <module>
+[rank1]: ValueError: too narrow
+Traceback (most recent call last):
+  File "torch/distributed/run.py", line 9, in main
+torch.distributed.elastic.multiprocessing.errors.ChildFailedError:
+train_gpt.py FAILED
+"""
+
+
+def test_under_torchrun_the_ranks_own_line_is_named():
+    outcome = Outcome("none", returncode=1, seconds=1.0, stderr=UNDER_TORCHRUN)
+    assert stopping_line(outcome) == "ValueError: too narrow"
 
 
 @pytest.mark.parametrize("mechanism", ISOLATED)
@@ -255,7 +264,7 @@ HOSTILE = {
 def test_a_hostile_script_is_contained_and_named(corpus, mechanism, what):
     code, expected = HOSTILE[what]
     limits = replace(
-        LIMITS, wall_seconds=2.0, printed_bytes=1 << 20, file_bytes=1 << 24, processes=64
+        LIMITS, wall_seconds=1.2, printed_bytes=1 << 20, file_bytes=1 << 24, processes=64
     )
     started = time.monotonic()
     run = run_code(corpus, code, mechanism, limits=limits)

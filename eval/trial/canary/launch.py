@@ -101,15 +101,14 @@ def launch(world: World, call: Call, mechanism: str) -> ScriptRun:
     Returns when no process of the run is left, whatever the script did. Raises SandboxError when
     the sandbox could not be built, and UserError when `call` asks for what does not exist."""
     outcome = run(_job(world, call, mechanism), mechanism)
-    errors = _errors(outcome.stderr)
-    missing = () if outcome.ok else tuple(sorted(set(MISSING.findall("\n".join(errors)))))
+    missing = set() if outcome.ok else set(MISSING.findall("\n".join(_errors(outcome.stderr))))
     return ScriptRun(
         outcome,
         _text(outcome, world),
         outcome.gathered,
         outcome.seconds,
-        missing,
-        _stopped_by(outcome, errors),
+        tuple(sorted(missing)),
+        stopping_line(outcome),
         tuple(_attempts(outcome)),
     )
 
@@ -217,10 +216,11 @@ def _errors(stderr: str) -> list[str]:
     return errors
 
 
-def _stopped_by(outcome: Outcome, errors: Sequence[str]) -> str | None:
-    """The line that ended a run that did not end well."""
+def stopping_line(outcome: Outcome) -> str | None:
+    """The line that ended a run, of the rank that failed; None for a run that ended well."""
     if outcome.ok:
         return None
+    errors = _errors(outcome.stderr)
     if outcome.killed or not errors:
         return outcome.why()
     return errors[-1][:500]
