@@ -33,6 +33,8 @@ FACT_PREFIXES = {
 }
 SIZES = ("artifact_bytes", "bytes_total")
 HEADLINE_FIELDS = ("val_bpb", "val_loss")
+TIMES = ("train_s", "eval_s")
+TIME_ERROR = 1.0  # seconds: a public time may be cut, or read at another line
 STEP_TIME_ERROR = 0.005  # relative: scripts average over all steps or over those after warm-up
 FEWEST_DIGITS = 5  # of a figure that may be looked for in the text of a log
 
@@ -114,6 +116,8 @@ def _is_meant(record: Record, name: str, value: float, computed: float) -> bool:
         return True
     if record.submission.origin != "imported":
         return False
+    if name in TIMES:
+        return abs(value - computed) < TIME_ERROR
     if name == "step_avg_ms":
         return abs(value - computed) <= STEP_TIME_ERROR * computed
     return score and abs(value - computed) <= LENIENT

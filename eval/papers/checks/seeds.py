@@ -9,6 +9,7 @@ from eval.papers.checks.report import (
     Severity,
     cannot_tell,
     cite,
+    cite_scores,
     fails,
     passes,
     say,
@@ -91,16 +92,19 @@ def check_seeds(record: Record) -> Iterator[Check]:
 
 def _further_runs(record: Record) -> Iterator[Check]:
     """Runs of a seed beside the one that counts, which was perhaps chosen for its score."""
-    for name, log in record.chosen.items():
+    worse = {}
+    for log in record.chosen.values():
         own = record.score(log)
-        for other_name, group in record.groups.items():
-            other = record.logs[other_name]
+        for name, group in record.groups.items():
+            other = record.logs[name]
             rerun = group is Group.RERUN and seed_of(other) == seed_of(log) is not None
             score = record.score(other) if rerun else None
             if own is not None and score is not None and score.val_bpb > own.val_bpb:
-                detail = f"{other_name} is a further run of the seed of {name}, with a worse score"
-                lines = [cite(log, own), cite(other, score)]
-                yield cannot_tell("seeds", detail, *lines, severity=Severity.EXPLAIN)
+                worse[name] = score
+    if worse:
+        detail = f"further runs of the same seeds have worse scores: {', '.join(worse)}"
+        lines = cite_scores(record, worse)
+        yield cannot_tell("seeds", detail, *lines, severity=Severity.EXPLAIN)
 
 
 def _seed_line(log: Log) -> Evidence:
