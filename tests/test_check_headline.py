@@ -157,6 +157,17 @@ def test_the_score_is_that_of_the_artifact(tmp_path, stated, verdict, text):
     assert text in detail
 
 
+@pytest.mark.parametrize(
+    "label", ["[seed 1] final_exact", "final_best_ema_exact", "final_bf16_roundtrip", "legal_ttt"]
+)
+def test_names_of_results_that_are_no_comparisons(tmp_path, label):
+    logs = {name: log.replace("final_exact", label) for name, log in public_logs(BITS).items()}
+    logs = {name: log.replace("[seed 1]", f"[seed {name[10]}]") for name, log in logs.items()}
+    logs = {name: log + further(1.2, "sliding_window") for name, log in logs.items()}
+    folder = public_folder(tmp_path, MEAN, logs)
+    assert headline(folder)[0] is Verdict.PASS
+
+
 def test_an_unquantised_score_that_is_worse_is_a_rule_to_make(tmp_path):
     log = public_log(1, 1.1).replace("final_exact", further(1.3, "DIAGNOSTIC ema") + "final_exact")
     folder = public_folder(tmp_path, GOOD | {"val_bpb": 1.3}, {"train.log": log})

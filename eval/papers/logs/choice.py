@@ -42,7 +42,7 @@ EXPERIMENT_FACTS = (
 # Labels of figures that are somebody else's, or no score of one model.
 FOREIGN_LABEL = re.compile(
     r"compar|leaderboard|baseline|previous|target|\bmin\b|best|sota|threshold|delta|oracle|\bgap\b"
-    r"|improve|seed",
+    r"|improve|^\W*seed\W*$",
     re.IGNORECASE,
 )
 # Labels of scores of the weights before they were quantised.
@@ -321,12 +321,16 @@ def _doubtful(score: LoggedScore) -> int:
 
 def foreign(score: LoggedScore) -> bool:
     """Whether the label is that of a comparison, or of a choice among several scores."""
-    return FOREIGN_LABEL.search(score.label) is not None
+    return not score.named_result and FOREIGN_LABEL.search(score.label) is not None
 
 
 def unquantised(score: LoggedScore) -> bool:
-    """Whether the label says that the weights were scored before they were quantised."""
-    return UNQUANTISED_LABEL.search(score.label) is not None
+    """Whether the label says that the weights were scored before they were quantised.
+
+    What went through the artifact and back is what was shipped, whatever its precision.
+    """
+    shipped = "roundtrip" in score.label
+    return not shipped and UNQUANTISED_LABEL.search(score.label) is not None
 
 
 # --- The choice ---

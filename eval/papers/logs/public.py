@@ -68,6 +68,7 @@ NUMBER_END = r"(?=[\s,;)\]|]|logs/|$)"
 BPB = re.compile(rf"bpb\s?[:=]\s*({NUMBER}){NUMBER_END}")
 VAL_LOSS = re.compile(rf"(?<![\w])(?:val_loss|vl)\s?[:=]\s*({NUMBER}){NUMBER_END}")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
+SEED_IN_LABEL = re.compile(r"\bseed[ =:_]?\d{1,12}", re.IGNORECASE)
 # A score of a part of the text, while it is scored.
 PROGRESS = re.compile(r"\[\s*[\d.]+\s*[%/]|\d\s?%|running|progress|\b\w*chunk\b|\d+/\d+ ")
 # A format string that was never filled in: source.
@@ -256,7 +257,7 @@ def _read_score(reading: PublicReading, number: int, text: str) -> bool:
     time = EVAL_TIME.search(text)
     label_end = begin if loss is None else min(begin, loss.start())
     score = LoggedScore(
-        label=text[:label_end].strip(" :=|,([-"),
+        label=SEED_IN_LABEL.sub("seed", text[:label_end].strip(" :=|,([-")),
         val_bpb=bpb,
         val_loss=number_of(loss[1]) if loss else None,
         eval_s=seconds(time[1]) if time else None,
