@@ -122,14 +122,39 @@ def ratio_folder(parent, ratio, in_training):
         (1.68846, 1.68846, Verdict.PASS, "as SP1024 has"),
         (1.987, 1.987, Verdict.FAIL, "leading space counted twice"),
         (2.253, 2.253, Verdict.FAIL, "mojibake"),
-        # The validations are sound: what is mixed in later prints another quantity.
-        (1.987, 1.68846, Verdict.CANNOT_TELL, "another quantity"),
+        # The validations are sound, the final evaluation counts otherwise.
+        (1.987, 1.68846, Verdict.FAIL, "in training the same tokens had 1.6885"),
+        (1.76, 1.68846, Verdict.FAIL, "+4.24%"),
+        # Fewer bytes than there are make the score worse, so the loss is of another pass.
+        (1.60, 1.68846, Verdict.CANNOT_TELL, "another quantity"),
     ],
 )
 def test_wrong_byte_counts_are_named(tmp_path, ratio, in_training, verdict, words):
     outcome = answer(ratio_folder(tmp_path, ratio, in_training), "implied_bytes")
     assert outcome.verdict is verdict, outcome.detail
     assert words in outcome.detail
+
+
+@pytest.mark.parametrize("words", ["ngram_cache: orders 2 to 7", "final_ppm_mix val_bpb:0.9"])
+def test_what_is_mixed_in_prints_another_quantity(tmp_path, words):
+    folder = ratio_folder(tmp_path, 1.987, 1.68846)
+    log = folder / LOG
+    log.write_text(edited(log.read_text(), "final_exact", f"{words}\nfinal_exact"))
+    outcome = answer(folder, "implied_bytes")
+    assert outcome.verdict is Verdict.CANNOT_TELL
+    assert "another quantity" in outcome.detail
+
+
+def test_a_stated_loss_may_be_of_another_score(tmp_path):
+    """The log gives no loss beside its score, and its validations are sound."""
+    folder = ratio_folder(tmp_path, 1.68846, 1.68846)
+    log = folder / LOG
+    log.write_text(edited(log.read_text(), f"final_exact val_loss:{1.1 * 1.68846:.8f}", "final"))
+    stated = json.loads((folder / "submission.json").read_text())
+    (folder / "submission.json").write_text(json.dumps(stated | {"val_loss": 1.1 * 1.987}))
+    outcome = answer(folder, "implied_bytes")
+    assert outcome.verdict is Verdict.CANNOT_TELL
+    assert "another quantity" in outcome.detail
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from eval.papers.checks.report import (
 from eval.papers.checks.scores import partner_loss
 from eval.papers.folder import Record
 from eval.papers.logs.log import Log, Step
+from eval.papers.logs.public import MAX_LINE
 from eval.text.corpus.exports import (
     BYTES_TOLERANCE,
     FINEWEB_BYTES,
@@ -46,13 +47,25 @@ WRONG_RATIO_TOLERANCE = 1.5e-3
 MOST_BYTES = (1 + BYTES_TOLERANCE) * max(export.bytes for export in KNOWN_EXPORTS)
 
 
+# Mixtures over bytes print bits that do not come from the loss beside them.
+MIXTURE = re.compile(
+    r"(?<![a-z])(?:ppm|n-?gram|knn|(?<!resid_)mix(?:er|ing|ture)?|blend(?:ed)?)(?![a-z])",
+    re.IGNORECASE,
+)
+
+
 @dataclass(frozen=True)
 class Ratio:
-    """nats per token over bits per byte of one score, and the line that states both."""
+    """nats per token over bits per byte of one score, and the line that states both.
+
+    `of_log`: a log prints them. submission.json may pair the loss of one score with the bits of
+    another.
+    """
 
     loss: float
     bpb: float
     line: Evidence
+    of_log: bool = True
 
     @property
     def value(self) -> float:
@@ -106,11 +119,19 @@ def _from_published_sizes(record: Record, name: str, log: Log) -> Check:
     if export is None:
         return cannot_tell("implied_bytes", f"{name}: {complaint}", *evidence)
     in_training = _training_ratio(log)
-    if in_training is not None and _is_close(in_training.value, export.ratio):
-        detail = f"{name}: {complaint}; in training the same tokens had {in_training.value:.4f}"
-        evidence.append(in_training.line)
-        return cannot_tell("implied_bytes", f"{detail}: another quantity", *evidence)
-    return fails("implied_bytes", f"{name}: {complaint}", *evidence)
+    if in_training is None or not _is_close(in_training.value, export.ratio):
+        return fails("implied_bytes", f"{name}: {complaint}", *evidence)
+    detail = f"{name}: {complaint}; in training the same tokens had {in_training.value:.4f}"
+    evidence.append(in_training.line)
+    if ratio.of_log and implied > export.bytes and not _mixes(log):
+        return fails("implied_bytes", detail, *evidence)
+    return cannot_tell("implied_bytes", f"{detail}: another quantity", *evidence)
+
+
+def _mixes(log: Log) -> bool:
+    """Whether a log speaks of a mixture, whose bits need no loss."""
+    lines = [*log.lines, *((score.line, score.text) for score in log.scores)]
+    return any(len(text) <= MAX_LINE and MIXTURE.search(text) for _, text in lines)
 
 
 def _without_loss(name: str, log: Log) -> Check:
@@ -133,7 +154,7 @@ def _final_ratio(record: Record, log: Log) -> Ratio | None:
     submission = record.submission
     if submission is None or not submission.val_loss or not submission.val_bpb:
         return None
-    return Ratio(submission.val_loss, submission.val_bpb, say(record, "val_loss"))
+    return Ratio(submission.val_loss, submission.val_bpb, say(record, "val_loss"), of_log=False)
 
 
 def _training_ratio(log: Log) -> Ratio | None:
