@@ -133,25 +133,47 @@ def test_submission_json_under_another_name(tmp_path):
         (["train_gpt.py", "train_other.py"], "run `torchrun train_other.py`", "train_gpt.py"),
         (
             ["train_ternary.py", "helper.py", "train_b.py"],
-            "```\nSEED=42 torchrun --standalone --nproc_per_node=8 train_b.py\n```",
+            "```\nSEED=42 torchrun --standalone \\\n  --nproc_per_node=8 train_b.py\n```",
             "train_b.py",
         ),
         (["run.py"], "", "run.py"),
         (["train_x.py", "helper.py"], "", "train_x.py"),
+        (["prep.py", "main.py"], "python3 prep.py && torchrun records/t/r/main.py", "main.py"),
+        (["prep.py", "main.py"], "`python3 prep.py`, then `python3 main.py`", "main.py"),
+        (["src/train_gpt.py", "src/model.py", "prep.py"], "", "src/train_gpt.py"),
+        (["train_x.py", "old/train_x.py"], "", "train_x.py"),
         (["a.py", "b.py"], "", None),
+        (["train_a.py", "train_b.py"], "python3 prep.py", None),
     ],
 )
 def test_the_script_is_found(tmp_path, names, readme, found):
     folder = public_folder(tmp_path, MEAN, public_logs(BITS))
     (folder / "train_gpt.py").unlink()
     for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text("import math\n")
     (folder / "README.md").write_text(f"# x\n\nval_bpb 1.12\n{readme}\n")
     record = open_record(folder)
     assert record.script_name == found
-    assert ("files" in verdicts(folder)) is (found is None)
-    if found not in (None, "train_gpt.py"):
+    assert "files" not in verdicts(folder)
+    unclear = verdicts(folder, Verdict.CANNOT_TELL)
+    assert ("files" in unclear) is (found is None)
+    if found is None:
+        assert ", ".join(names) in unclear["files"]
+    elif found != "train_gpt.py":
         assert f"train_gpt.py is called {found}" in named(folder, "script_name").detail
+
+
+@pytest.mark.parametrize("size", [12, len(SOURCE)])
+def test_the_logs_tell_which_script_was_run(tmp_path, size):
+    """By the source that they print, else by its size; README's command counts less."""
+    printed = "" if size == len(SOURCE) else SOURCE
+    folder = public_folder(tmp_path, MEAN, {"train.log": printed + public_log(1, 1.12, code=size)})
+    (folder / "train_gpt.py").rename(folder / "train_a.py")
+    (folder / "train_b.py").write_text(SOURCE)
+    (folder / "README.md").write_text("# x\n\nval_bpb 1.12, see `torchrun train_a.py`\n")
+    assert open_record(folder).script_name == "train_b.py"
+    assert not verdicts(folder).keys() & {"files", "source"}
 
 
 # --- Runs and printed sources ---

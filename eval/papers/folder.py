@@ -17,6 +17,7 @@ from eval.papers.logs.log import Log, LoggedScore
 from eval.papers.logs.naming import Naming, named_in_readme
 from eval.papers.logs.reading import parse_log
 from eval.papers.logs.values import decimals
+from eval.papers.main_script import likely_scripts
 from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.public import RECORD_FIELDS
 from eval.papers.submission.reading import Fault, read_submission, track_of
@@ -46,8 +47,6 @@ PACKED_NAMES = re.compile(
 ARTIFACT = re.compile(r"artifact_seed(\d+)\.bin")
 README_FILE = "README.md"
 README_NAMES = ("readme.md", "readme", "readme.txt")
-# The script that a command in README runs.
-RUN_SCRIPT = re.compile(r"(?:torchrun|python3?|srun|run)\b[^\n`]*?\b([\w.-]+\.py)\b")
 LENIENT = 1e-4  # bits per byte: a public headline may be cut instead of rounded, or made of parts
 GIVEN = "given"  # stands for the seed of an artifact passed by hand
 CONTEST_TRACK = "track_10min_16mb"
@@ -104,16 +103,14 @@ class Record:
     # --- The script ---
 
     @cached_property
+    def likely_scripts(self) -> list[str]:
+        """The scripts that may be the record's: several where nothing tells which one it is."""
+        return likely_scripts(self.names, self.files, self.readme)
+
+    @property
     def script_name(self) -> str | None:
-        """The script's name: train_gpt.py, else the one that README runs, else the only one."""
-        if CODE_FILE in self.names:
-            return CODE_FILE
-        scripts = [name for name in self.names if name.endswith(".py") and "/" not in name]
-        run = [name for name in RUN_SCRIPT.findall(self.readme) if name in scripts]
-        if run:
-            return run[0]
-        likely = [name for name in scripts if name.startswith("train")] or scripts
-        return likely[0] if len(likely) == 1 else None
+        """The script's name; None where the folder has none, or does not tell which one it is."""
+        return self.likely_scripts[0] if len(self.likely_scripts) == 1 else None
 
     @property
     def script(self) -> Path:

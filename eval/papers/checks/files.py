@@ -47,7 +47,7 @@ def _check_completeness(record: Record) -> Check:
     script = record.script_name
     present = {
         README_FILE: bool(record.readme) or README_FILE in record.names,
-        script or CODE_FILE: script is not None,
+        script or CODE_FILE: script is not None or len(record.likely_scripts) > 1,
         record.json_file: record.json_file in record.names,
     }
     missing = [name for name, here in present.items() if not here]
@@ -60,6 +60,9 @@ def _check_completeness(record: Record) -> Check:
         size = Evidence(file=SIZE_FILE, text=f"{record.shipped_size} bytes")
         detail = f"kept as data only: {', '.join(missing)} not here"
         return cannot_tell("files", detail, size, severity=Severity.NOTE)
+    if script is None:
+        names = ", ".join(record.likely_scripts)
+        return cannot_tell("files", f"nothing tells which script was run: {names}")
     if not record.logs:
         return cannot_tell("files", "no training log (*.log, *.txt)")
     count = len({log.file for log in record.logs.values()})

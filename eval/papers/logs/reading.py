@@ -62,7 +62,7 @@ def parse_runs(
     log prints one of them, it is known at once.
     """
     log = Log(path, sha256_of(raw), file=path.name if file is None else file)
-    text = _as_utf8(raw)
+    text = as_utf8(raw)
     plain = text.replace(b"\r\n", b"\n")
     lead = ANSI.sub(b"", RANK_PREFIX.sub(b"", ANSI.sub(b"", plain[:LEAD_BYTES])))
     log.native = FORMAT_LINE.search(lead) is not None
@@ -122,7 +122,7 @@ def _take_printed(run: Log, sources: list[tuple[int, bytes]]) -> None:
             run.source = source
 
 
-def _as_utf8(raw: bytes) -> bytes:
+def as_utf8(raw: bytes) -> bytes:
     """A log as UTF-8 without byte order mark: some shells write UTF-16."""
     if raw.startswith(UTF16_MARKS):
         return raw.decode("utf-16", "replace").encode()
