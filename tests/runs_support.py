@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 from conftest import CLEAN_ENV, ROOT
+from warm_support import Started
 
 
 def log_of(out: Path) -> str:
@@ -65,15 +66,21 @@ def changed_script(path: Path, changes: str = "") -> Path:
     return path
 
 
-def start_script(*settings: str, nproc: int = 1, stderr: int = subprocess.PIPE) -> subprocess.Popen:
-    """train_gpt.py in the background, under torchrun for more than one process."""
-    command = [sys.executable]
-    if nproc > 1:
-        command += ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={nproc}"]
+def start_script(*settings: str, folder: Path) -> Started:
+    """train_gpt.py in the background; what it prints goes to files in `folder`."""
+    folder.mkdir(exist_ok=True)
+    environment = CLEAN_ENV | {"OMP_NUM_THREADS": "1"}
+    return Started([str(ROOT / "train_gpt.py"), *settings], environment, folder)
+
+
+def start_torchrun(*settings: str, nproc: int) -> subprocess.Popen:
+    """train_gpt.py under torchrun in the background, stderr within stdout."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += [f"--nproc_per_node={nproc}", str(ROOT / "train_gpt.py"), *settings]
     return subprocess.Popen(
-        [*command, str(ROOT / "train_gpt.py"), *settings],
+        command,
         env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
-        stderr=stderr,
+        stderr=subprocess.STDOUT,
         text=True,
     )

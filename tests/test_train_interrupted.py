@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import flags, run_script
-from runs_support import changed_script, checkpoints, start_script, wait_for
+from runs_support import changed_script, checkpoints, start_script, start_torchrun, wait_for
 from train_support import tiny
 
 import train_gpt as tg
@@ -22,14 +22,14 @@ ENDLESS = {"iterations": 10**5, "log_every": 10**6}
 def test_a_signal_writes_a_checkpoint_and_ends_the_run(number, dataset, tmp_path):
     out = tmp_path / "o"
     settings = flags(data_dir=dataset, out=out, eval_stride=32, **ENDLESS)
-    process = start_script(*settings)
+    process = start_script(*settings, folder=tmp_path / "printed")
     wait_for("step:10/", out)
     process.send_signal(number)
     stdout, stderr = process.communicate(timeout=60)
     assert process.returncode == 0 and stderr == "" and "stopped step:" in stdout
     (step,) = checkpoints(out)
     assert 10 <= step < ENDLESS["iterations"] and not (out / "artifact.bin").exists()
-    again = start_script(*settings, "--resume", "1")
+    again = start_script(*settings, "--resume", "1", folder=tmp_path / "again")
     wait_for(f"resume step:{step} ", out)
     again.send_signal(number)
     _, stderr = again.communicate(timeout=60)
@@ -39,7 +39,7 @@ def test_a_signal_writes_a_checkpoint_and_ends_the_run(number, dataset, tmp_path
 
 def test_ranks_under_torchrun_stop_together(dataset, tmp_path):
     settings = flags(data_dir=dataset, out=tmp_path / "o", **ENDLESS)
-    process = start_script(*settings, nproc=2, stderr=subprocess.STDOUT)
+    process = start_torchrun(*settings, nproc=2)
     wait_for("step:10/", tmp_path / "o")
     process.send_signal(signal.SIGTERM)
     stdout, _ = process.communicate(timeout=60)
@@ -60,7 +60,7 @@ def process_of_rank(launcher: subprocess.Popen, rank: int) -> int:
 def test_one_rank_that_is_told_to_stop_stops_all(dataset, tmp_path):
     """The second of two, as where its machine is preempted."""
     settings = flags(data_dir=dataset, out=tmp_path / "o", **ENDLESS)
-    process = start_script(*settings, nproc=2, stderr=subprocess.STDOUT)
+    process = start_torchrun(*settings, nproc=2)
     wait_for("step:10/", tmp_path / "o")
     os.kill(process_of_rank(process, 1), signal.SIGTERM)
     stdout, _ = process.communicate(timeout=60)

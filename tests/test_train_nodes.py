@@ -115,9 +115,9 @@ def test_a_node_that_dies_ends_the_other_and_one_process_goes_on(nodes, dataset,
     said = [line for line in output.splitlines() if "error: " in line and ADDRESSES[1] in line]
     # torchrun has a traceback of its own, the script has none
     assert said and 'train_gpt.py", line' not in output, output[-6000:]
-    alone = start_script(*settings, "--resume", "1", stderr=subprocess.STDOUT)
+    alone = start_script(*settings, "--resume", "1", folder=tmp_path / "printed")
     wait_for("resume step:", out)
     alone.terminate()
-    output, _ = alone.communicate(timeout=60)
-    assert alone.returncode == 0, output
+    output, error = alone.communicate(timeout=60)
+    assert alone.returncode == 0, error
     assert "resume step:" in output and "stopped step:" in output, output

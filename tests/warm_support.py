@@ -34,24 +34,59 @@ def run_warm(
     """Run a script, argv[0], as `python ARGV` would, or as so many ranks.
 
     The exit code is that of the first rank that failed. Raises TimeoutExpired after TIMEOUT_S."""
+    ranks = [env] if nproc == 1 else [dict(env) | rank for rank in _ranks(nproc)]
     with tempfile.TemporaryDirectory() as folder:
-        stdout = Path(folder, "stdout")
-        stderr = Path(folder, "stderr")
-        ranks = [env] if nproc == 1 else [dict(env) | rank for rank in _ranks(nproc)]
-        processes = []
-        for environment in ranks:
-            arguments = (list(argv), dict(environment), str(stdout), str(stderr))
-            process = _warm_interpreter().Process(target=_run, args=arguments)
-            process.start()
-            processes.append(process)
+        started = [Started(argv, environment, Path(folder)) for environment in ranks]
         try:
-            code = _wait(processes, argv)
+            code = _wait([one.process for one in started], argv)
         finally:
-            for process in processes:
-                process.kill()
-                process.join()
-        printed = [path.read_text() if path.exists() else "" for path in (stdout, stderr)]
-    return subprocess.CompletedProcess(list(argv), code, *printed)
+            for one in started:
+                one.kill()
+                one.process.join()
+        stdout, stderr = started[0].printed()
+    return subprocess.CompletedProcess(list(argv), code, stdout, stderr)
+
+
+class Started:
+    """A script in a fork, with the methods of a Popen that tests use.
+
+    What it prints goes to the files `stdout` and `stderr` in `folder`."""
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], folder: Path):
+        self.folder = folder
+        arguments = (list(argv), dict(env), str(folder / "stdout"), str(folder / "stderr"))
+        self.process = _warm_interpreter().Process(target=_run, args=arguments)
+        self.process.start()
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def returncode(self) -> int | None:
+        return self.process.exitcode
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def terminate(self) -> None:
+        self.process.terminate()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """(stdout, stderr) when it has ended. Raises TimeoutExpired."""
+        self.process.join(timeout)
+        if self.returncode is None:
+            raise subprocess.TimeoutExpired(str(self.folder), timeout)
+        return self.printed()
+
+    def printed(self) -> tuple[str, str]:
+        """(stdout, stderr) so far."""
+        paths = (self.folder / "stdout", self.folder / "stderr")
+        stdout, stderr = (path.read_text() if path.exists() else "" for path in paths)
+        return stdout, stderr
 
 
 @functools.cache
