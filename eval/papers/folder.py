@@ -14,10 +14,10 @@ from eval.errors import UserError
 from eval.papers.logs.choice import Choice, Claims, Group, choose, seed_of
 from eval.papers.logs.finding import log_order, read_logs
 from eval.papers.logs.log import Log, LoggedScore
+from eval.papers.logs.main_script import likely_scripts
 from eval.papers.logs.naming import Naming, named_in_readme
 from eval.papers.logs.reading import parse_log
 from eval.papers.logs.values import decimals
-from eval.papers.main_script import likely_scripts
 from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.public import RECORD_FIELDS
 from eval.papers.submission.reading import Fault, read_submission, track_of
