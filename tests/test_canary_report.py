@@ -24,7 +24,7 @@ from eval.trial.canary.verdict import CONSISTENT, INVALID, NOT_RUN, judge_run
 HOSTILE = "\x1b[2Jfinal `x` | y"
 
 
-def run_report(text: str, **fields: object) -> RunReport:
+def run_report(text: str, ended_well: bool = True, **fields: object) -> RunReport:
     source = SOURCES["uniform"]
     known = draw_streams(source, 1, VOCAB_SIZE, 1025, ()).validation
     found = judge_run(text, known, source, source.tokenizer(VOCAB_SIZE))
@@ -35,7 +35,7 @@ def run_report(text: str, **fields: object) -> RunReport:
         "seconds": 12.3,
         "settings": [SettingLine(name="MODEL_DIM", value="64", own="512", origin="small")],
     }
-    return RunReport(**(outcome_of(found) | facts | fields))
+    return RunReport(**(outcome_of(found, ended_well) | facts | fields))
 
 
 CHEAT = f"step:1/1 train_loss:6.93\n{HOSTILE} val_loss:1.23456789\n"
@@ -62,7 +62,7 @@ def test_what_a_script_printed_cannot_act_on_a_reader():
     refuted = report(run_report(CHEAT, stopped_by=HOSTILE), run_report("", stopped_by=HOSTILE))
     assert "\x1b" not in as_text(refuted) + as_markdown(refuted) + as_json(refuted)
     assert "`x`" not in as_markdown(refuted)
-    assert "stopped after its scores by: \\x1b[2Jfinal" in as_text(refuted)
+    assert "stopped after 1 score by: \\x1b[2Jfinal" in as_text(refuted)
 
 
 def test_a_consistent_script_is_not_called_valid():
@@ -79,7 +79,49 @@ def test_a_run_without_a_score_says_what_stopped_it_and_what_would_help():
     for shown in (as_text(nothing), as_markdown(nothing)):
         assert line in shown and "install zstandard" in shown
     for words in ("tried again: again", "not run: text, 1 rank", "fixed in the script: heads = 8"):
-        assert words in as_text(nothing)
+        assert words in as_text(nothing) and words in as_markdown(nothing)
+
+
+def test_a_run_that_was_stopped_never_speaks_for_a_script():
+    """Its real score may have been still to come."""
+    killed = {"stopped_by": "killed: the wall clock of 90 s", "ended_well": False}
+    stopped = run_report(HONEST, **killed)
+    assert stopped.verdict == NOT_RUN and len(stopped.scores) == 1
+    nothing = report(stopped)
+    assert nothing.verdict == NOT_RUN
+    for shown in (as_text(nothing), as_markdown(nothing)):
+        assert "stopped after 1 score by: killed: the wall clock of 90 s" in shown
+        assert CONSISTENT not in shown
+    assert verdict_of([stopped, run_report(HONEST)]) == CONSISTENT
+    assert verdict_of([run_report(CHEAT, **killed)]) == INVALID
+    unmarked = stopped.model_copy(update={"verdict": CONSISTENT})
+    assert verdict_of([unmarked]) == NOT_RUN
+
+
+def test_markdown_says_all_that_the_text_says():
+    stopped = run_report(
+        HONEST + "final val_bpb:nan\n",
+        stopped_by="RuntimeError: no space",
+        attempts=["killed by the sandbox: memory", "asked for the network: 1.2.3.4"],
+        tries=["width 128"],
+        help="a larger machine",
+    )
+    whole = report(stopped, left_out=["text: no time"], fixed=["heads = 8"], notes=["packed"])
+    shown = as_markdown(whole)
+    for words in (
+        "seen in the sandbox: killed by the sandbox: memory",
+        "seen in the sandbox: asked for the network: 1.2.3.4",
+        "tried again: width 128",
+        "not judged, not finite: final val_bpb:nan",
+        "stopped after 1 score by: RuntimeError: no space",
+        "what would help: a larger machine",
+        "not run: text: no time",
+        "fixed in the script: heads = 8",
+        "packed",
+        "30 s on the cpu",
+        "MODEL_DIM=64 (512)",
+    ):
+        assert words in shown and words in as_text(whole), words
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ LONGEST_QUOTE = 160  # characters of a line that a script printed
 MEANINGS = {
     INVALID: "refuted: no code does that",
     CONSISTENT: "nothing found; this is no proof of validity",
-    NOT_RUN: "no score was printed, so nothing was judged",
+    NOT_RUN: "no run came to its end with a score, so nothing is said of it",
 }
 
 
@@ -93,8 +93,9 @@ class RunReport(_Part):
     """One run of the script on one source.
 
     `tries`: what failed before, and what was changed. `stopped_by`: the line that ended a run
-    without a score; `help`: what to do about it. `attempts`: what it tried to reach in vain.
-    `set_aside`: printed numbers that were not judged, and why."""
+    that did not end well; `help`: what to do about it. `attempts`: what it tried to reach in vain.
+    `set_aside`: printed numbers that were not judged, and why. A run that was stopped keeps its
+    scores but is NOT RUN unless they refute it: the score of the record may not be among them."""
 
     source: str
     why: str
@@ -115,6 +116,10 @@ class RunReport(_Part):
     def name(self) -> str:
         ranks = "1 rank" if self.world_size == 1 else f"{self.world_size} ranks"
         return f"{self.source}, {ranks}"
+
+    @property
+    def ended_well(self) -> bool:
+        return self.stopped_by is None
 
     @property
     def lowest(self) -> ScoreLine | None:
@@ -154,11 +159,16 @@ class Report(_Part):
         return max((score.certain_bits for score in lowest), default=None)
 
 
-def outcome_of(judgement: Judgement) -> dict[str, object]:
-    """The fields of a RunReport that a judgement fills."""
+def outcome_of(judgement: Judgement, ended_well: bool = True) -> dict[str, object]:
+    """The fields of a RunReport that a judgement fills.
+
+    Scores of a run that did not end well may refute it, but they never speak for it."""
+    verdict = judgement.verdict
+    if verdict == CONSISTENT and not ended_well:
+        verdict = NOT_RUN
     return {
         "source": judgement.source,
-        "verdict": judgement.verdict,
+        "verdict": verdict,
         "scores": [ScoreLine.of(judged) for judged in judgement.judged],
         "findings": [FindingLine.of(finding) for finding in judgement.findings],
         "set_aside": [_quote(line) for line in judgement.set_aside],
@@ -166,12 +176,11 @@ def outcome_of(judgement: Judgement) -> dict[str, object]:
 
 
 def verdict_of(runs: Sequence[RunReport], findings: Sequence[FindingLine] = ()) -> str:
-    """INVALID where anything is refuted, else CONSISTENT where anything was judged."""
-    verdicts = {run.verdict for run in runs} | {finding.verdict for finding in findings}
-    for verdict in (INVALID, CONSISTENT):
-        if verdict in verdicts:
-            return verdict
-    return NOT_RUN
+    """INVALID where anything is refuted, else CONSISTENT where a run that ended well was judged."""
+    if INVALID in {run.verdict for run in runs} | {finding.verdict for finding in findings}:
+        return INVALID
+    ended_well = [run for run in runs if run.ended_well]
+    return CONSISTENT if CONSISTENT in {run.verdict for run in ended_well} else NOT_RUN
 
 
 def _quote(line: str) -> str:
@@ -189,14 +198,11 @@ def as_text(report: Report) -> str:
     parts = [f"{report.script}: {report.verdict} ({MEANINGS[report.verdict]})"]
     parts.append(aligned(map(_run_row, report.runs), gap=2, indent=2))
     for run in report.runs:
-        parts += [f"  {run.name}: {line}" for line in _remarks(run)]
+        lines = [*map(_finding_text, run.findings), *_remarks(run)]
+        parts += [f"  {run.name}: {line}" for line in lines]
     parts += [f"  all runs: {_finding_text(finding)}" for finding in report.findings]
-    parts += [f"  not run: {printable(line)}" for line in report.left_out]
     parts += [f"  settings: {line}" for line in _settings(report)]
-    if report.fixed:
-        parts.append(f"  fixed in the script: {printable(', '.join(report.fixed))}")
-    parts += [f"  {printable(note)}" for note in report.notes]
-    parts.append(f"  {report.seconds:.0f} s on the {report.device}")
+    parts += [f"  {line}" for line in _facts(report)]
     return "\n".join(part for part in parts if part) + "\n"
 
 
@@ -216,20 +222,39 @@ def below(score: ScoreLine) -> str:
 
 
 def _remarks(run: RunReport) -> Iterator[str]:
-    for finding in run.findings:
-        yield _finding_text(finding)
+    """All that a run showed beside its scores and findings."""
     for attempt in run.attempts:
-        yield f"it {printable(attempt)}"
+        yield f"seen in the sandbox: {printable(attempt)}"
     for line in run.tries:
         yield f"tried again: {printable(line)}"
     for line in run.set_aside:
         yield f"not judged, {line}"
-    if run.verdict == NOT_RUN:
-        yield f"stopped by: {printable(run.stopped_by or 'the end of the script, without a score')}"
-        if run.help:
-            yield f"what would help: {printable(run.help)}"
-    elif run.stopped_by:
-        yield f"stopped after its scores by: {printable(run.stopped_by)}"
+    if _is_stopped(run):
+        yield _stop(run)
+    if run.help:
+        yield f"what would help: {printable(run.help)}"
+
+
+def _is_stopped(run: RunReport) -> bool:
+    return run.verdict == NOT_RUN or not run.ended_well
+
+
+def _stop(run: RunReport) -> str:
+    count = len(run.scores)
+    after = f" after {count} {'score' if count == 1 else 'scores'}" if count else ""
+    line = run.stopped_by or "the end of the script, without a score that could be judged"
+    return f"stopped{after} by: {printable(line)}"
+
+
+def _facts(report: Report) -> Iterator[str]:
+    """What holds for all runs, beside their settings."""
+    for line in report.left_out:
+        yield f"not run: {printable(line)}"
+    if report.fixed:
+        yield f"fixed in the script: {printable(', '.join(report.fixed))}"
+    for note in report.notes:
+        yield printable(note)
+    yield f"{report.seconds:.0f} s on the {report.device}"
 
 
 def _finding_text(finding: FindingLine) -> str:
@@ -259,14 +284,11 @@ def as_markdown(report: Report) -> str:
         findings += _markdown_findings(run.name, run.findings)
     if findings:
         parts.append("\n".join(findings))
-    stopped = [run for run in report.runs if run.verdict == NOT_RUN]
-    for run in stopped:
-        helped = f" {run.help}" if run.help else ""
-        parts.append(f"{run.name} stopped at `{_code(run.stopped_by or 'its end')}`.{helped}")
+    stopped = [f"* {run.name}: `{_code(_stop(run))}`" for run in report.runs if _is_stopped(run)]
+    if stopped:
+        parts.append("\n".join(stopped))
     parts.append(_explanation())
-    settings = " ".join(_settings(report))
-    if settings:
-        parts.append(f"<details><summary>Settings</summary>\n\n`{_code(settings)}`\n\n</details>")
+    parts.append(f"<details><summary>Details</summary>\n\n{_details(report)}\n\n</details>")
     return "\n\n".join(parts) + "\n"
 
 
@@ -293,6 +315,18 @@ def _markdown_findings(name: str, findings: Sequence[FindingLine]) -> list[str]:
         quoted = f" `{_code(finding.line)}`" if finding.line else ""
         lines.append(f"* {name}: **{finding.verdict}** {finding.theme}: {finding.what}{quoted}")
     return lines
+
+
+def _details(report: Report) -> str:
+    """All that the text has and the rest of the Markdown has not, as a list."""
+    lines = []
+    for run in report.runs:
+        lines += [f"{run.name}: {line}" for line in _remarks(run)]
+    lines += _facts(report)
+    settings = " ".join(_settings(report))
+    if settings:
+        lines.append(f"settings: {settings}")
+    return "\n".join(f"* `{_code(line)}`" for line in lines)
 
 
 def _explanation() -> str:
