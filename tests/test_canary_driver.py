@@ -119,7 +119,7 @@ def test_a_script_that_cannot_run_says_why(tmp_path):
     assert report.verdict == "NOT RUN"
     (run,) = report.runs
     assert "a_package_that_is_not_there" in run.stopped_by
-    assert "install a_package_that_is_not_there" in run.help
+    assert "asked for the package a_package_that_is_not_there" in run.help
     assert report.left_out == ["alphabet, 1 rank: no run came to a score"]
 
 
@@ -132,6 +132,20 @@ def test_a_script_that_takes_too_long_is_ended(tmp_path):
     assert "wall clock" in run.stopped_by
     assert "num_iterations = 20000" in run.help
     assert report.seconds < 60
+
+
+@pytest.mark.parametrize("end", ["import time\ntime.sleep(600)\n", "raise SystemExit(3)\n"])
+def test_scores_of_a_run_that_did_not_end_well_are_no_result(tmp_path, end):
+    """The score that counts might have come after them."""
+    folder = record(tmp_path / "record", HONEST + CALL + end)
+    report = try_script(folder, quick(seconds=2.0))
+    assert report.verdict == "NOT RUN"
+    (run,) = report.runs
+    assert run.verdict == "NOT RUN"
+    assert run.stopped_by and run.help
+    assert len(run.scores) == 1  # kept
+    cheat = try_script(folder, quick(seconds=2.0, given={"GIFT": "0.5"}))
+    assert cheat.verdict == "INVALID"  # a refuted score stays refuted
 
 
 def test_a_newer_python_is_asked_for_by_name(tmp_path):

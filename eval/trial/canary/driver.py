@@ -35,6 +35,7 @@ TRAINING_SHARDS = (1 << 16, 1 << 16, 1 << 16)  # tokens
 SHARE_OF_A_RUN = 0.5  # of all the time, at most
 TRIES_FOR_THE_REST = 1  # more, of a script that stops after some of its scores
 FEWEST_SECONDS = 10.0  # below these no run is started
+MOST_PACKAGES_NAMED = 5  # by what the script printed: advice, no list to follow blindly
 CASEOPS_NAMES = ("CASEOPS_ENABLED", "CASEOPS", "USE_CASEOPS")
 # At the scale of hashed tables nothing but the number of tokens matters.
 LONG_SIZES = Sizes(
@@ -216,7 +217,7 @@ class _Trial:
             return None
         if self.runs[-1].verdict == INVALID and not self.options.every:
             return "an earlier run refutes the script (--all goes on)"
-        failed = [made for made in self.runs if made.verdict == NOT_RUN]
+        failed = [made for made in self.runs if made.verdict == NOT_RUN and not made.scores]
         # A script may fail with several ranks alone, so that one more run is made.
         if failed == self.runs and (len(failed) > 1 or run.world_size == failed[0].world_size):
             return "no run came to a score"
@@ -258,8 +259,9 @@ class _Trial:
         if best.done and run.source != LONG_RUN.source:
             self.plan = best.plan  # what worked once is where the next run begins
         self.judgements[run.source] = best.judgement
-        self.options.say(f"{run.name}: {best.judgement.verdict}, {best.run.seconds:.0f} s")
-        return self._run_report(run, source, best)
+        report = self._run_report(run, source, best)
+        self.options.say(f"{run.name}: {report.verdict}, {best.run.seconds:.0f} s")
+        return report
 
     def _plan_for(self, run: PlannedRun, source: Source) -> Plan:
         if run.source == LONG_RUN.source:
@@ -338,7 +340,7 @@ class _Trial:
             attempts=list(made.run.attempts),
             stopped_by=made.run.stopped_by,
             help=made.help(self.plan.fixed),
-            **outcome_of(made.judgement),
+            **outcome_of(made.judgement, made.run.ok),
         )
 
     def _notes(self) -> Iterator[str]:
@@ -397,11 +399,12 @@ class _Made:
         return f"{self.run.outcome.stderr}\n{self.run.stopped_by or ''}"
 
     def help(self, fixed: Sequence[str]) -> str | None:
-        """What would help a run that came to no score."""
-        if self.scored:
+        """What would help a run that did not end well, or that printed no score."""
+        if self.done:
             return None
         if self.run.missing:
-            return f"install {', '.join(self.run.missing)}, or pass --python with one that has it"
+            asked = ", ".join(self.run.missing[:MOST_PACKAGES_NAMED])
+            return f"it asked for the package {asked}; install it, or pass --python with one"
         if self.run.outcome.killed == WALL_CLOCK:
             sizes = f"; the script holds {', '.join(fixed)} as constants" if fixed else ""
             return f"more time (--seconds), or smaller settings (--env NAME=VALUE){sizes}"
