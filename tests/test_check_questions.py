@@ -17,6 +17,7 @@ from question_support import (
 )
 
 from eval.papers.checks.enough_seeds import CRITICAL_LEVEL, CRITICAL_T
+from eval.papers.checks.report import Severity
 from eval.papers.checks.run import check_folder
 from eval.rules import Verdict
 
@@ -82,6 +83,55 @@ def test_claimed_parameters_are_those_of_the_logs(tmp_path, claim, verdict):
 def test_a_partial_evaluation_is_caught(tmp_path, words):
     log = edited(public_log(1, 1.1), "final_exact", f"{words}\nfinal_exact")
     assert "cut short" in verdicts(contest_folder(tmp_path, logs={LOG: log}))["coverage"]
+
+
+INNOCENT = (
+    f"validation tokens: {SP1024_TOKENS:,} (truncated to a multiple of 1024)",
+    "train: ./data/fineweb_train_*.bin val: ./data/fineweb_val_*.bin",
+    "train:fineweb_train_*.bin,val:fineweb_val_*.bin",
+    f"paid_prefix: off (0 of {SP1024_TOKENS} tokens)",
+    "-- output head in int6: 0.002 bpb lost",
+    "# fused kernel, tuned by hand",
+    "# recovered from memory fragmentation by a restart of the allocator",
+    "gptq: evaluating the first 64 batches for calibration",
+    "eval: limited to 50,000 docs",
+)
+
+
+@pytest.mark.parametrize("words", INNOCENT)
+def test_innocent_lines_are_no_faults(tmp_path, words):
+    log = edited(public_log(1, 1.1), "seed:1\n", f"seed:1\n{words}\n")
+    report = check_folder(contest_folder(tmp_path, logs={LOG: log}))
+    said = {c.name for c in report.checks if c.verdict is not Verdict.PASS}
+    assert not said & {"coverage", "overlap"}
+    assert "log" not in said
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("eval windows: 969,088 (truncated)", "coverage"),
+        ("validation loader (sampled)", "coverage"),
+        ("paid_prefix: prefix.xz", "overlap"),
+    ],
+)
+def test_a_hint_without_a_count_is_a_question(tmp_path, words, name):
+    log = edited(public_log(1, 1.1), "seed:1\n", f"seed:1\n{words}\n")
+    outcome = answer(contest_folder(tmp_path, logs={LOG: log}), name)
+    assert outcome.verdict is Verdict.CANNOT_TELL
+    assert outcome.severity is Severity.EXPLAIN
+
+
+def test_the_score_itself_may_be_of_a_part(tmp_path):
+    log = edited(public_log(1, 1.1), "final_exact", "final_exact (subset)")
+    assert "cut short" in verdicts(contest_folder(tmp_path, logs={LOG: log}))["coverage"]
+
+
+def test_overlong_lines_are_no_remarks(tmp_path):
+    words = f"eval: 500 batches (limited) {'x' * 2000}\n# log written by hand {'x' * 2000}\n"
+    log = edited(public_log(1, 1.1), "seed:1\n", f"seed:1\n{words}")
+    failed = verdicts(contest_folder(tmp_path, logs={LOG: log}))
+    assert not {"coverage", "log"} & set(failed)
 
 
 @pytest.mark.parametrize(

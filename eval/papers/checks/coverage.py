@@ -195,14 +195,33 @@ def _is_close(ratio: float, known: float, tolerance: float = BYTES_TOLERANCE) ->
 
 # --- Coverage ---
 
-PARTIAL = re.compile(
-    r"\b(?:eval|evaluat\w+|val|validation|scored?|scoring)\b.*"
+OF_EVALUATION = r"\b(?:eval|evaluat\w+|val|validation|scored?|scoring)\b"
+UNIT = r"(?P<unit>batches|tokens|windows|documents|docs|chunks|sequences)\b"
+COUNT = r"(?P<count>\d[\d,]*)"
+# What was scored, with its number.
+COUNTED = tuple(
+    re.compile(f"{OF_EVALUATION}.*?{pattern}", re.IGNORECASE)
+    for pattern in (
+        rf"\b(?:limited to|subset of|(?:only )?(?:the )?first)\s+{COUNT}\s*{UNIT}",
+        rf"\b(?:truncated to|capped at)\s+{COUNT}\s*(?P<unit>tokens|documents|docs)\b",
+        rf"{COUNT}\s*{UNIT}\s*\((?:limited|partial|subset)\b",
+        rf"{COUNT}\s*(?P<unit>tokens|documents|docs)\s*\((?:truncated|capped|sampled)\b",
+        rf"\b(?P<unit>tokens|docs)[:=]\s*{COUNT}\s*"
+        r"\((?:limited|partial|subset|truncated|capped|sampled)\b",
+    )
+)
+HINT = re.compile(
+    rf"{OF_EVALUATION}.*"
     r"(?:\((?:limited|partial|subset|truncated|capped|sampled)\b|"
-    r"\b(?:limited to|truncated to|capped at|subset of|only (?:the )?first|first)\s+[\d,]+"
-    r"\s*(?:batches|tokens|windows|documents|docs|chunks|sequences)\b)",
+    r"\b(?:limited|truncated|capped) (?:to|at) [\d,]+\s*\w)",
     re.IGNORECASE,
 )
+SCORED_PART = re.compile(r"\((?:limited|partial|subset|capped|sampled)\b", re.IGNORECASE)
+# An evaluation that is no result: it warms up, collects statistics or looks in between.
+NO_RESULT = re.compile(r"warm|calibrat|compil|quick|proxy|sanity|hessian|gptq", re.IGNORECASE)
 PARTIAL_WORDS = ("limited", "partial", "subset", "truncated", "capped", "sampled", "first")
+SPLIT_DOCUMENTS = 50_000
+FEWEST_TOKENS = 20_000_000  # of the whole split; half of what any published tokenizer makes of it
 SUBSET_RATIO_TOLERANCE = 1e-2  # a part of the split has other words than the whole
 FEWEST_SHARE = 0.99  # of the split's tokens; tails that are cut at a sequence are far smaller
 SCORED = re.compile(r"\bscored(?:_tokens)?[:=]\s*(\d+)")
@@ -239,7 +258,7 @@ def _export_of(log: Log) -> KnownExport | None:
 
 
 def _coverage_complaints(record: Record, name: str, log: Log) -> Iterator[Check]:
-    remark = _remark(log, PARTIAL, PARTIAL_WORDS)
+    remark = _part_by_count(record, log)
     if remark is not None:
         yield fails("coverage", f"{name}: says that the evaluation was cut short", remark)
         return
@@ -247,6 +266,10 @@ def _coverage_complaints(record: Record, name: str, log: Log) -> Iterator[Check]
     if fewer is not None:
         yield fewer
         return
+    hint = _hint_of_a_part(log)
+    if hint is not None:
+        detail = f"{name}: was the evaluation cut short? No count says so"
+        yield cannot_tell("coverage", detail, hint, severity=Severity.EXPLAIN)
     tokens = log.integer(TOKENS)
     score = record.score(log)
     match = SCORED.search(score.text) if score is not None else None
@@ -256,6 +279,44 @@ def _coverage_complaints(record: Record, name: str, log: Log) -> Iterator[Check]
         f"{name}: {int(match[1]):,} tokens scored of {tokens:,}, unless this is one rank's share"
     )
     yield cannot_tell("coverage", detail, cite(log, score), cite(log, log.facts[TOKENS]))
+
+
+def _part_by_count(record: Record, log: Log) -> Evidence | None:
+    """The line by which less than the whole split was scored."""
+    score = record.score(log)
+    if score is not None and len(score.text) <= MAX_LINE and SCORED_PART.search(score.text):
+        return cite(log, score)
+    for number, text in _lines_with(log, PARTIAL_WORDS):
+        share = _share_of_split(log, text)
+        if share is not None and share < FEWEST_SHARE and not NO_RESULT.search(text):
+            return Evidence(file=log.file or log.path.name, line=number, text=shorten(text))
+    return None
+
+
+def _hint_of_a_part(log: Log) -> Evidence | None:
+    """The first line that speaks of a part, and of no count that is the whole split's."""
+    for number, text in _lines_with(log, PARTIAL_WORDS):
+        if HINT.search(text) and (_share_of_split(log, text) or 0.0) < FEWEST_SHARE:
+            return Evidence(file=log.file or log.path.name, line=number, text=shorten(text))
+    return None
+
+
+def _share_of_split(log: Log, text: str) -> float | None:
+    """What share of the split a line says was scored; 0 where it counts batches or windows.
+
+    None where no line of the kind has a number.
+    """
+    found = next(filter(None, (pattern.search(text) for pattern in COUNTED)), None)
+    if found is None:
+        return None
+    count = int(found["count"].replace(",", ""))
+    unit = found["unit"].lower()
+    if unit in ("documents", "docs"):
+        return count / SPLIT_DOCUMENTS
+    if unit == "tokens":
+        whole = log.integer(TOKENS) or 0
+        return count / max(whole, FEWEST_TOKENS)
+    return 0.0
 
 
 def _fewer_tokens(record: Record, name: str, log: Log) -> Check | None:
@@ -283,11 +344,18 @@ def _fewer_tokens(record: Record, name: str, log: Log) -> Check | None:
     return None
 
 
-def _remark(log: Log, pattern: re.Pattern[str], words: tuple[str, ...]) -> Evidence | None:
-    """The first line that fits a pattern; each that does has one of the words in it."""
+def _lines_with(log: Log, words: tuple[str, ...]) -> Iterator[tuple[int, str]]:
+    """The lines that have one of the words in them. Overlong ones are no remarks."""
     said = [word for word in words if word in log.printed]
     for number, text in log.lines if said else ():
-        if any(word in text for word in said) and pattern.search(text):
+        if len(text) <= MAX_LINE and any(word in text for word in said):
+            yield number, text
+
+
+def _remark(log: Log, pattern: re.Pattern[str], words: tuple[str, ...]) -> Evidence | None:
+    """The first line that fits a pattern; each that does has one of the words in it."""
+    for number, text in _lines_with(log, words):
+        if pattern.search(text):
             return Evidence(file=log.file or log.path.name, line=number, text=shorten(text))
     return None
 
@@ -296,16 +364,23 @@ def _remark(log: Log, pattern: re.Pattern[str], words: tuple[str, ...]) -> Evide
 
 # What a log prints where validation text reached the training or the artifact.
 ON_VALIDATION = {
+    # The files belong to the key right before them: a line may name those of validation too.
     "trains on the validation shards": re.compile(
-        r"\btrain(?:_loader|_files|_pattern|ing)?\b[^\n]{0,80}\bfineweb_val_|"
+        r"\btrain\w*[=:]\s*[^\s=:]*fineweb_val_|"
+        r"^\s*train_loader:\S* pattern=[^\s=:]*fineweb_val_|"
+        r"^\s*training (?:on|from)[:=]?\s*[^\s=:]*fineweb_val_|"
         r"\btrain_on_val\w*[:=]\s*(?:1|true|yes)\b|"
         r"\btrain_loader:dataset:\S*val[_-]?only",
         re.IGNORECASE,
     ),
     "carries validation tokens in the artifact": re.compile(
-        r"\bpaid[_ ]prefix\b.*\b[\d,]{4,}", re.IGNORECASE
+        r"\bpaid[_ ]prefix\w*[:=]\s*(?:loaded\s+)?[1-9]", re.IGNORECASE
     ),
 }
+PAID_PREFIX = re.compile(r"\bpaid[_ ]prefix", re.IGNORECASE)
+NO_PAID_PREFIX = re.compile(
+    r"\bpaid[_ ]prefix\w*[:=]\s*(?:off|no|none|false|disabled|0)\b", re.IGNORECASE
+)
 VALIDATION_WORDS = ("_val", "valonly", "val-only", "VAL", "paid", "Paid", "PAID")
 CASEOPS_TOKENS = 47_851_520
 # A preparation script of CaseOps shards keeps 10,000 documents for validation unless told
@@ -322,7 +397,20 @@ def check_overlap(record: Record) -> Iterator[Check]:
             remark = _remark(log, pattern, VALIDATION_WORDS)
             if remark is not None:
                 yield fails("overlap", f"{name}: {what}, by its own words", remark)
+                break
+        else:
+            yield from _open_prefix(name, log)
         yield from _overlapping_shards(record, name, log)
+
+
+def _open_prefix(name: str, log: Log) -> Iterator[Check]:
+    """A log that speaks of a paid prefix, and does not say how much it holds."""
+    for number, text in _lines_with(log, ("paid", "Paid", "PAID")):
+        if PAID_PREFIX.search(text) and not NO_PAID_PREFIX.search(text):
+            line = Evidence(file=log.file or log.path.name, line=number, text=shorten(text))
+            detail = f"{name}: speaks of a paid prefix; does the artifact hold validation tokens?"
+            yield cannot_tell("overlap", detail, line, severity=Severity.EXPLAIN)
+            return
 
 
 def _overlapping_shards(record: Record, name: str, log: Log) -> Iterator[Check]:

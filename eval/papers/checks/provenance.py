@@ -6,14 +6,18 @@ from collections.abc import Iterator
 from eval.papers.checks.report import Check, Evidence, cannot_tell, fails, shorten
 from eval.papers.folder import Record
 from eval.papers.logs.log import Log
+from eval.papers.logs.public import MAX_LINE
 
 # What authors say in a log that they put together themselves.
+WRITING = r"(?:captured|copied|written|recorded|entered|assembled|typed|transcribed|made|compiled)"
+KEEPING = r"(?:saved|preserved|captured|kept|retained|recorded)"
+SOURCES = r"(?:session|transcript|console|terminal|chat|screenshot|notes|memory(?=[\s.,;)]*$))"
 ADMISSION = re.compile(
-    r"\bby hand\b|\bmanually (?:captured|copied|written|recorded|entered|assembled)\b"
+    rf"\b(?:logs?|output)\b.*\b{WRITING} by hand\b|\bmanually {WRITING}\b"
     r"|\b(?:extracted|copied|transcribed|captured|reconstructed|recovered|compiled) from\b"
-    r".*\b(?:session|transcript|console|terminal|chat|screenshot|memory|notes)\b"
-    r"|\b(?:logs?|output)\b.*\b(?:(?:not|never) (?:saved|preserved|captured|kept|retained|recorded)"
-    r"|(?:was|were|got|is|are)? ?lost)\b"
+    rf".*\b{SOURCES}\b"
+    rf"|\b(?:logs?|output) (?:(?:was|were|is|are) )?(?:not|never) {KEEPING}\b"
+    r"|\b(?:logs?|output) (?:was|were|got|is|are) lost\b"
     r"|\breconstructed (?:log|from)\b|\bplaceholder log\b",
     re.IGNORECASE,
 )
@@ -45,7 +49,9 @@ def check_provenance(record: Record) -> Iterator[Check]:
 def written_by_hand(log: Log) -> tuple[int, str] | None:
     """The line in which a log says that it is no output of the script, with its number."""
     for number, text in log.lines:
-        if text.lstrip()[:1] in REMARK_STARTS and REMARK.match(text) and ADMISSION.search(text):
+        if text.lstrip()[:1] not in REMARK_STARTS or len(text) > MAX_LINE:
+            continue
+        if REMARK.match(text) and ADMISSION.search(text):
             return number, text
     return None
 
