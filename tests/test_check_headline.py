@@ -223,6 +223,52 @@ def test_a_cut_headline_is_no_lie_and_a_wrong_one_is(tmp_path):
     assert headline(folder)[0] is Verdict.FAIL
 
 
+@pytest.mark.parametrize(
+    ("stated", "verdict", "text"),
+    [
+        (1.11991234, Verdict.FAIL, "8.8e-05 better than 1.12000000"),
+        (1.12008766, Verdict.CANNOT_TELL, "8.8e-05 worse than 1.12000000"),
+        (1.11992, Verdict.FAIL, "better"),
+        (1.12, Verdict.PASS, "1.12000000 (final_exact)"),
+    ],
+)
+def test_decimals_that_nothing_explains(tmp_path, stated, verdict, text):
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": stated}, public_logs(BITS))
+    found, detail = headline(folder)
+    assert found is verdict
+    assert text in detail
+    severity = "to explain" if verdict is Verdict.CANNOT_TELL else "blocking"
+    assert named(folder, "headline").severity == severity
+
+
+def test_one_seed_close_to_the_mean_is_one_seed(tmp_path):
+    bits = {1: 1.10, 2: 1.12007654, 3: 1.14}
+    folder = public_folder(tmp_path, GOOD | {"val_bpb": bits[2]}, public_logs(bits))
+    found, detail = headline(folder)
+    assert found is Verdict.POLICY
+    assert "train_seed2.log alone, one of 3 logs" in detail
+
+
+@pytest.mark.parametrize(
+    ("stated", "rows", "text"),
+    [
+        (1.1234, {}, "cut to 4 decimals"),  # the mean is 1.12348
+        (1.12346667, {}, "the scores rounded to 4 decimals"),
+        (1.12366667, {}, "the scores rounded to 3 decimals"),
+        (1.12343333, {1: 1.1034, 2: 1.1234, 3: 1.1435}, "as they are stated by seed"),
+    ],
+)
+def test_a_headline_may_be_made_of_rounded_parts(tmp_path, stated, rows, text):
+    bits = {1: 1.10344, 2: 1.12346, 3: 1.14354}
+    if "3 decimals" in text:
+        bits = {1: 1.1036, 2: 1.1234, 3: 1.1439}
+    mean = GOOD | {"val_bpb": stated, "seed_results": {str(seed): rows[seed] for seed in rows}}
+    folder = public_folder(tmp_path, mean, public_logs(bits))
+    found, detail = headline(folder)
+    assert found is Verdict.PASS, detail
+    assert text in detail
+
+
 def test_improvement_and_aggregates_judge_the_same_logs(tmp_path):
     """An ablation beside the record takes no part in `--against`."""
     (tmp_path / "base").mkdir()

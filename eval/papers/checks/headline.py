@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from eval.papers.checks.report import (
     Check,
     Evidence,
+    Severity,
     agrees,
     cannot_tell,
     cite,
@@ -20,7 +21,7 @@ from eval.papers.checks.report import (
     shorten,
 )
 from eval.papers.folder import LENIENT, README_FILE, Record
-from eval.papers.logs.choice import foreign, unquantised
+from eval.papers.logs.choice import foreign, seed_of, unquantised
 from eval.papers.logs.log import Log, LoggedScore
 from eval.papers.logs.values import decimals
 
@@ -28,6 +29,7 @@ MOST_COMBINATIONS = 20_000  # of one score of each log, that are held against th
 FIGURE = re.compile(r"(?<![\d.])\d\.\d{4,10}(?!\d)")
 STATED_CHOICE = re.compile(r"\b(?:best|lowest|single)[ -](?:seed|run|of)\b", re.IGNORECASE)
 TELLING_DECIMALS = 6  # with fewer, some mean of some logs agrees with any headline
+FEWEST_DECIMALS = 3  # to which scores are rounded before their mean is taken
 MOST_LOGS = 10  # whose subsets are tried
 TABLES = (".csv", ".tsv", ".json", ".jsonl", ".txt", ".out")
 LARGEST_TABLE = 2_000_000  # bytes
@@ -75,11 +77,59 @@ def _proven_headline(record: Record) -> Check:
         return _unquantised_headline(record, detail, lines)
     if choice.siblings and choice.by_readme:
         return _headline_of_choice(record, lines)
-    if not agrees(stated, mean):
-        detail += "; the further decimals come from rounded parts"
     if record.naming:
         lines.append(_naming_line(record))
-    return passes("headline", detail, *lines)
+    if agrees(stated, mean):
+        return passes("headline", detail, *lines)
+    origin = _origin_of_decimals(record, mean)
+    if origin is not None:
+        return passes("headline", f"{detail}, {origin}", *lines)
+    return _one_of_several(record, lines) or _unexplained_decimals(record, mean, lines)
+
+
+def _origin_of_decimals(record: Record, mean: float) -> str | None:
+    """How a headline close to the mean of the scores came from it; None where nothing tells."""
+    stated = record.headline
+    scores = record.choice.scores
+    shown = decimals(stated)
+    if _is_cut(stated, mean):
+        return f"cut to {shown} decimals"
+    for digits in range(FEWEST_DECIMALS, max(shown, FEWEST_DECIMALS) + 1):
+        rounded = statistics.fmean(round(score.val_bpb, digits) for score in scores.values())
+        if agrees(stated, rounded) or _is_cut(stated, rounded):
+            return f"the scores rounded to {digits} decimals"
+    parts = [_stated_part(record, name, score) for name, score in scores.items()]
+    if None not in parts and agrees(stated, statistics.fmean(parts)):
+        return "the scores rounded as they are stated by seed"
+    return None
+
+
+def _is_cut(stated: float, exact: float) -> bool:
+    """Whether a stated value is the exact one without its further decimals."""
+    dropped = exact - stated
+    return -1e-12 <= dropped < 10.0 ** -decimals(stated) - 1e-12
+
+
+def _stated_part(record: Record, name: str, score: LoggedScore) -> float | None:
+    """What submission.json states for the seed of a log; None unless it is the log's score."""
+    row = record.submission.seed_results.get(str(seed_of(record.logs[name])))
+    part = None if row is None else row.val_bpb
+    same = part is not None and (agrees(part, score.val_bpb) or _is_cut(part, score.val_bpb))
+    return part if same else None
+
+
+def _unexplained_decimals(record: Record, mean: float, lines: list[Evidence]) -> Check:
+    """A headline that is close to the mean, and neither it nor a mean of rounded scores."""
+    stated = record.headline
+    better = stated < mean
+    detail = (
+        f"val_bpb {stated} is {abs(stated - mean):.1e} {'better' if better else 'worse'} than "
+        f"{mean:.8f}, the mean of the logs ({record.choice.label or 'unlabelled'}): "
+        "neither cut nor made of rounded scores"
+    )
+    if better:
+        return fails("headline", detail, *lines)
+    return cannot_tell("headline", detail, *lines, severity=Severity.EXPLAIN)
 
 
 def _unquantised_headline(record: Record, detail: str, lines: list[Evidence]) -> Check:
