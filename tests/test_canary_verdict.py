@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 import pytest
 
-from eval.trial.canary.claims import Printed, read_claims
+from eval.text.corpus.bytes import BOS
 from eval.trial.canary.sources import SOURCES, TARGETS, Known, draw_streams, middle
 from eval.trial.canary.together import judge_together
 from eval.trial.canary.tokenizers import BYTE_LEVEL
@@ -19,15 +19,15 @@ EXACT = "final_int8_zlib_roundtrip_exact"
 
 
 @cache
-def stream(name: str) -> Known:
-    return draw_streams(SOURCES[name], SEED, VOCAB_SIZE, TARGETS + 1, ()).validation
+def stream(name: str, targets: int = TARGETS) -> Known:
+    return draw_streams(SOURCES[name], SEED, VOCAB_SIZE, targets + 1, ()).validation
 
 
 @cache
-def bytes_of(name: str) -> np.ndarray:
+def bytes_of(name: str, targets: int = TARGETS) -> np.ndarray:
     """int64 [targets]."""
     tokenizer = SOURCES[name].tokenizer(VOCAB_SIZE)
-    return tokenizer.byte_counts(stream(name).tokens)[1:]
+    return tokenizer.byte_counts(stream(name, targets).tokens)[1:]
 
 
 def line(loss: float, bpb: float, label: str = EXACT, decimals: int = 8) -> str:
@@ -39,9 +39,10 @@ def scored(losses: np.ndarray, counted: np.ndarray, **options) -> str:
     return line(losses.mean(), losses.sum() / LN2 / counted.sum(), **options)
 
 
-def judged(name: str, text: str, **options) -> Judgement:
+def judged(name: str, text: str, targets: int = TARGETS, **options) -> Judgement:
     source = SOURCES[name]
-    return judge_run(text, stream(name), source, source.tokenizer(VOCAB_SIZE), **options)
+    known = stream(name, targets)
+    return judge_run(text, known, source, source.tokenizer(VOCAB_SIZE), **options)
 
 
 # --- Honest scripts ---
@@ -286,6 +287,42 @@ def test_half_an_evaluation_shows_by_its_bytes(with_swapped):
     assert judge_together(runs({name: honest_line(name) for name in names})) == []
 
 
+@pytest.mark.parametrize(
+    ("targets", "stride", "windows"), [(8192, 64, 32), (8192, 96, 22), (TARGETS, 64, 128)]
+)
+@pytest.mark.parametrize("bos", [True, False])
+def test_windows_that_the_end_cuts_are_no_uneven_halves(targets, stride, windows, bos):
+    """Each of the last windows scores the last targets once more: 2,048 of them or more."""
+    names = ("halves", "halves-swapped", "text")
+    lines = {}
+    for name in names:
+        counted = np.ones(targets)
+        counted[-stride:] = windows
+        if not bos:
+            counted[stream(name, targets).tokens[1:] == BOS] = 0
+        losses = counted * (stream(name, targets).nats[1:] + 4.0)
+        total_bytes = (counted * bytes_of(name, targets)).sum()
+        lines[name] = line(losses.sum() / counted.sum(), losses.sum() / LN2 / total_bytes)
+    found = judge_together({name: judged(name, lines[name], targets) for name in names})
+    assert [one for one in found if one.theme == "coverage"] == []
+
+
+@pytest.mark.parametrize("targets", [8192, TARGETS])
+def test_what_the_referee_cut_short_refutes_nothing(targets):
+    """A script that ends early since its clock was made small, or that was stopped."""
+    lines = {}
+    for name in ("halves", "halves-swapped"):
+        half = targets // 2
+        losses = stream(name, targets).nats[1 : half + 1] + 4.0
+        lines[name] = scored(losses, bytes_of(name, targets)[:half])
+    made = {name: judged(name, text, targets) for name, text in lines.items()}
+    assert [one.verdict for one in judge_together(made)] == [INVALID]
+    assert [one.verdict for one in judge_together(made, shortened=["halves"])] == [REMARK]
+    same = runs({"halves": half_line("halves"), "halves-other-rest": half_line("halves")})
+    found = judge_together(same, shortened=["halves-other-rest"])
+    assert [(one.theme, one.verdict) for one in found] == [("coverage", REMARK)]
+
+
 def test_a_look_at_a_part_before_the_score_of_all_is_a_remark():
     lines = {}
     for name in ("halves", "text"):
@@ -316,75 +353,7 @@ def test_wrong_bytes_are_not_taken_for_a_part():
     assert "coverage" not in themes
 
 
-# --- Reading claims ---
-
-
-@pytest.mark.parametrize(
-    ("printed", "label", "loss", "bpb", "step"),
-    [
-        ("step:0/4 val_loss:6.9357 val_bpb:4.1077 train_time:0ms", "step 0", 6.9357, 4.1077, 0),
-        ("0/20000 val_loss: 6.9049 val_bpb: 4.0894", "step 0", 6.9049, 4.0894, 0),
-        ("s:10/200 vl:6.1234 bpb:3.3123 tt:1", "step 10", 6.1234, 3.3123, 10),
-        ("[rank0]: ttt:done val_loss=6.930000 val_bpb=4.1", "ttt:done", 6.93, 4.1, None),
-        ("final_integrated ngram_val_loss:6.8 ngram_val_bpb:3.9", "final_integrated ngram", 6.8,
-         3.9, None),
-        ("two_pass: pass 2 done val_bpb=0.093500 improvement=0.5", "two_pass: pass 2 done", None,
-         0.0935, None),
-        ('{"val_loss": 3.2, "val_bpb": 1.5}', "score", 3.2, 1.5, None),
-        ("final val_bpb: 3.5e-7", "final", None, 3.5e-7, None),
-    ],
-)  # fmt: skip
-def test_scores_are_read_as_scripts_print_them(printed, label, loss, bpb, step):
-    (claim,) = read_claims(printed).scores
-    values = [number.value if number else None for number in (claim.loss, claim.bpb)]
-    assert (claim.label, *values, claim.step) == (label, loss, bpb, step)
-
-
-@pytest.mark.parametrize(
-    "printed",
-    [
-        "val_bpb:enabled tokenizer_kind=sentencepiece tokenizer_path=x",
-        "  ttt_chunk [3/10] bpb=1.234567 time=3s",
-        "  sliding_eval [ 50.0%] 3/10 windows running_bpb=1.23456",
-        "final_integrated delta_bpb:-0.1",
-        "Naive baseline val_bpb: 1.2244",
-        "improvement over SOTA val_bpb:0.0123",
-        "step:1/4 train_loss:6.9370 train_time:10ms",
-        "target_val_bpb=1.1",
-        "log0(f'val_loss:{val_loss:.4f} val_bpb:{val_bpb:.4f}')",
-        "bpb:sp=1024",
-        "x" * 5000 + " val_bpb:0.1",
-    ],
-)
-def test_what_is_no_score_is_not_read(printed):
-    assert read_claims(printed).scores == ()
-
-
-@pytest.mark.parametrize(
-    ("printed", "reason"),
-    [
-        ("final val_loss:nan val_bpb:nan", "not finite"),
-        ("final val_loss:6.9 val_bpb:inf", "not finite"),
-        ("final_ttt val_loss:0.0000 val_bpb:0.0000", "a placeholder"),
-        ("we beat val_bpb:1.1194", "a number of the script's own text"),
-    ],
-)
-def test_what_was_not_measured_is_set_aside(printed, reason):
-    claims = read_claims(printed, script="BEST = 1.1194  # of pull request 1")
-    assert claims.scores == () and claims.set_aside[0].startswith(reason)
-
-
-def test_a_script_s_own_lines_are_not_its_scores():
-    script = "import torch\n# this gave val_bpb:0.5 once\nmain()"
-    text = f"{script}\nfinal val_bpb:0.5\n"
-    assert read_claims(text, script).scores == ()
-    assert [claim.line for claim in read_claims(text).scores] == [2, 4]
-
-
-def test_digits_say_how_a_number_was_rounded():
-    assert Printed.of("6.93").rounding == pytest.approx(0.005)
-    assert Printed.of("7").rounding == pytest.approx(0.5)
-    assert Printed.of("3.5e-7").rounding == pytest.approx(0.5e-8)
+# --- One score, printed twice or not at all ---
 
 
 def test_the_same_score_counts_once():

@@ -1,10 +1,10 @@
 """What several runs of one script show together: bytes that follow no text, targets left out."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from itertools import combinations
 
 from eval.trial.canary.claims import Claim
-from eval.trial.canary.readings import Interval
+from eval.trial.canary.readings import MOST_CUT, Interval
 from eval.trial.canary.verdict import (
     INVALID,
     REMARK,
@@ -17,17 +17,23 @@ from eval.trial.canary.verdict import (
 )
 
 DIFFERENT_TEXT = 0.05  # relative difference of the bytes per token of two streams
-UNEVEN = 0.05  # of the weight of a half from one half
+UNEVEN = 0.05  # of the weight of a half: few targets are no fair sample of their half's bytes
+# Sliding windows that are cut by the end of the stream may all score its last targets: together as
+# many again as a sequence holds, and this is a long one.
+MOST_REPEATED = 8192
 LEAST_CONTRAST = 0.5  # bytes per target between the halves, to tell them apart
 FEWEST_DECIMALS = 6  # of a number that shows one byte more or less in a usual stream
 HALVES, SWAPPED, OTHER_REST = "halves", "halves-swapped", "halves-other-rest"
 
 
-def judge_together(runs: Mapping[str, Judgement]) -> list[Finding]:
+def judge_together(runs: Mapping[str, Judgement], shortened: Collection[str] = ()) -> list[Finding]:
     """Findings that need several runs of one script, by the name of their source.
 
-    The runs were made with one seed and equal settings."""
-    return [*_wrong_scale(runs), *_rest_without_weight(runs), *_uneven_halves(runs)]
+    The runs were made with one seed and equal settings. `shortened` names the sources whose run was
+    stopped, or had less time or fewer targets for its evaluation than the script's own settings
+    give: there the referee itself may be why a part was not scored, and nothing is refuted."""
+    coverage = [*_rest_without_weight(runs, shortened), *_uneven_halves(runs, shortened)]
+    return [*_wrong_scale(runs), *coverage]
 
 
 def closing_pairs(run: Judgement | None) -> dict[str, Claim]:
@@ -87,7 +93,9 @@ def _overlap(one: Interval, other: Interval) -> bool:
 # --- Coverage ---
 
 
-def _rest_without_weight(runs: Mapping[str, Judgement]) -> Iterator[Finding]:
+def _rest_without_weight(
+    runs: Mapping[str, Judgement], shortened: Collection[str]
+) -> Iterator[Finding]:
     """A score that stays the same to its last digit though half of the text is another.
 
     Even of a network that has learned nothing, the bits per byte must follow the bytes. Where both
@@ -96,16 +104,17 @@ def _rest_without_weight(runs: Mapping[str, Judgement]) -> Iterator[Finding]:
     pairs, others = closing_pairs(run), closing_pairs(other_run)
     if not (pairs and others) or run.readings.whole.bytes == other_run.readings.whole.bytes:
         return
+    is_own = not {HALVES, OTHER_REST} & set(shortened)
     for label in pairs.keys() & others.keys():
         claim, other = pairs[label], others[label]
         same = claim.bpb == other.bpb and claim.loss == other.loss
         if same and claim.bpb.decimals >= FEWEST_DECIMALS:
             what = "the same score to the last digit with another second half: it is not scored"
-            yield Finding("coverage", INVALID, what, claim.text)
+            yield Finding("coverage", INVALID if is_own else REMARK, what, claim.text)
             return
 
 
-def _uneven_halves(runs: Mapping[str, Judgement]) -> Iterator[Finding]:
+def _uneven_halves(runs: Mapping[str, Judgement], shortened: Collection[str]) -> Iterator[Finding]:
     """The weight of each half, from the bytes per target of what was scored.
 
     The last score after training decides; an earlier one may be a look at a part."""
@@ -118,14 +127,25 @@ def _uneven_halves(runs: Mapping[str, Judgement]) -> Iterator[Finding]:
     last = list(pairs)[-1]
     for label, claim in pairs.items():
         weight = _weight_of_the_first_half(run, claim)
-        if weight is None or abs(weight - 0.5) <= UNEVEN:
+        if weight is None or _may_be_whole(weight, run.readings.targets):
             continue
         by_place = label in swapped and _follows_place(weight, runs[SWAPPED], swapped[label])
         if label not in elsewhere and not by_place:
             continue
-        verdict = INVALID if label == last else REMARK
+        verdict = INVALID if label == last and HALVES not in shortened else REMARK
         what = f"the first half of the targets has {weight:.0%} of the weight"
         yield Finding("coverage", verdict, what, claim.text)
+
+
+def _may_be_whole(weight: float, targets: int) -> bool:
+    """Whether the first half may weigh so much although nothing but an end was left out.
+
+    The last targets may count again, and the first or the last window may be missing."""
+    half = targets / 2
+    cut = min(MOST_CUT, targets / 4)
+    low = min(half / (targets + MOST_REPEATED), (half - cut) / (targets - cut))
+    high = half / (targets - cut)
+    return low - UNEVEN <= weight <= high + UNEVEN
 
 
 def _labels_that_fit(runs: Mapping[str, Judgement]) -> set[str]:
