@@ -6,15 +6,18 @@ adds to --base. --seed shuffles it, and the first --count of it are tried, one a
 Other folders can be named: `REF:PATH` of the repository, or a folder on disk.
 
 Each script gives a line of JSON in --lines as soon as it is done. A script that has a line there
-is not tried again, so a stopped run goes on. At the end --out holds all lines of this draw and
-what they come to. No source of any script is written anywhere.
+of the same code of the canary and the same options is not tried again, so a stopped run goes on.
+At the end --out holds all lines of this draw and what they come to. No source of any script is
+written anywhere.
 """
 
 import argparse
+import hashlib
 import json
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import tempfile
@@ -36,6 +39,9 @@ RECORD = re.compile(r"records/track_[^/]+/[^/]+")
 SCRIPT = re.compile(r"train_gpt(?!.*mlx)[^/]*\.py")
 PULL = "refs/pull/{}/head"
 LARGEST_FILE = 32 << 20  # bytes; record folders hold logs and scripts
+MOST_SECONDS = 1800.0  # of one script: three times the most that the canary gives itself
+SECONDS_TO_TIDY = 20.0
+JUDGE = ROOT / "eval" / "trial" / "canary"
 
 
 @dataclass(frozen=True)
@@ -135,7 +141,31 @@ def named(words: Sequence[str]) -> list[Entry]:
 # --- One script ---
 
 
-def try_entry(entry: Entry, repository: Repository, options: Sequence[str]) -> dict:
+def state_of_the_code(folder: Path = JUDGE) -> str:
+    """sha256 over the names and contents of all Python files below a folder."""
+    total = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a line was made with: `code` as by state_of_the_code, further `options` of the command.
+
+    `seconds` bounds the whole command: what a script prints must not hold up the others."""
+
+    code: str
+    options: tuple[str, ...] = ()
+    seconds: float = MOST_SECONDS
+
+    @property
+    def row(self) -> dict:
+        return {"code": self.code, "options": " ".join(self.options)}
+
+
+def try_entry(entry: Entry, repository: Repository, conditions: Conditions) -> dict:
     """What the canary says of one record folder, without anything of its source."""
     with tempfile.TemporaryDirectory(prefix="canary-") as place:
         folder = Path(place) / "record"
@@ -145,24 +175,54 @@ def try_entry(entry: Entry, repository: Repository, options: Sequence[str]) -> d
             folder.mkdir()
             repository.write_folder(entry.ref, entry.path, folder)
         began = time.monotonic()
-        command = [sys.executable, "-m", "eval", "canary", str(folder), "--json", *options]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        command = [sys.executable, "-m", "eval", "canary", str(folder), "--json"]
+        done = _ended([*command, *conditions.options], conditions.seconds)
     row = {"label": entry.label, "ref": entry.ref, "folder": Path(entry.path).name}
-    row["options"] = " ".join(options)
+    row |= conditions.row
     row["minutes"] = round((time.monotonic() - began) / 60, 2)
+    if done is None:
+        return _unreported(row, f"the canary itself took more than {conditions.seconds:.0f} s")
     try:
         report = json.loads(done.stdout)
     except ValueError:
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        said = last.replace(str(folder), "").strip()
-        return row | {"verdict": "NOT RUN", "bits": None, "stopped_by": said[:300]}
+        return _unreported(row, last.replace(str(folder), "").strip()[:300])
     return row | _summary(report)
+
+
+def _ended(command: Sequence[str], seconds: float) -> subprocess.CompletedProcess | None:
+    """The command at its end, None where it had to be stopped."""
+    pipe = subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdout=pipe, stderr=pipe, text=True)
+    try:
+        printed, said = process.communicate(timeout=seconds)
+        return subprocess.CompletedProcess(command, process.returncode, printed, said)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGINT)  # it ends its sandbox and removes its files
+    try:
+        process.communicate(timeout=SECONDS_TO_TIDY)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return None
+
+
+def _unreported(row: dict, stopped_by: str) -> dict:
+    """The row of a script of which there is no report."""
+    return row | {
+        "verdict": "NOT RUN",
+        "bits": None,
+        "some_score": False,
+        "ended_well": False,
+        "stopped_by": stopped_by,
+    }
 
 
 def _summary(report: dict) -> dict:
     """The facts of a report that a table needs."""
     runs = report["runs"]
     judged = [run for run in runs if run["scores"]]
+    ended_well = [run for run in judged if run["stopped_by"] is None]
     bits = []
     findings = list(report["findings"])
     for run in runs:
@@ -173,7 +233,9 @@ def _summary(report: dict) -> dict:
         "script": report["script"],
         "verdict": report["verdict"],
         "bits": round(max(bits), 1) if bits else None,
-        "seconds_to_a_score": round(judged[0]["seconds"], 1) if judged else None,
+        "some_score": bool(judged),
+        "ended_well": bool(ended_well),
+        "seconds_to_a_score": round(ended_well[0]["seconds"], 1) if ended_well else None,
         "stopped_by": stopped[0] if stopped else None,
         "help": next((run["help"] for run in runs if run["help"]), None),
         "findings": [f"{found['verdict']} {found['theme']}: {found['what']}" for found in findings],
@@ -204,7 +266,7 @@ def draw(entries: list[Entry], seed: int, count: int) -> list[Entry]:
 
 
 def known_rows(path: Path) -> dict[tuple[str | None, str], dict]:
-    """The lines that an earlier run wrote, by ref and folder; a line cut short is none."""
+    """The last lines that earlier runs wrote, by ref and folder; a line cut short is none."""
     rows = {}
     for line in path.read_text("utf-8").splitlines() if path.is_file() else ():
         try:
@@ -216,10 +278,13 @@ def known_rows(path: Path) -> dict[tuple[str | None, str], dict]:
 
 
 class Ledger:
-    """The lines of all scripts tried so far; threads may write to it."""
+    """The lines of all scripts tried so far; threads may write to it.
 
-    def __init__(self, path: Path):
+    A line counts only if it was made with these conditions."""
+
+    def __init__(self, path: Path, conditions: Conditions):
         self.path = path
+        self.conditions = conditions
         self.rows = known_rows(path)
         self.lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -227,7 +292,7 @@ class Ledger:
     def row_of(self, entry: Entry, attempt: Callable[[Entry], dict]) -> dict:
         """The row of an entry: the one that is there, or that of an attempt, written down."""
         row = self.rows.get((entry.ref, Path(entry.path).name))
-        if row is None:
+        if row is None or not row.items() >= self.conditions.row.items():
             row = attempt(entry)
             with self.lock, self.path.open("a", encoding="utf-8") as file:
                 # The last line may have been cut short.
@@ -248,11 +313,14 @@ def try_all(
 
 
 def totals(rows: Sequence[dict]) -> dict:
-    """How many came to a score, to which verdicts, in how much time."""
-    ran = [row for row in rows if row["verdict"] != "NOT RUN"]
+    """How many came to a score and how many to their end, to which verdicts, in how much time.
+
+    Only `ended_well` have printed all their scores: a run that is stopped may print one of its
+    training and never reach that of the record."""
     return {
         "scripts": len(rows),
-        "ran_to_a_score": len(ran),
+        "ended_well": sum(row["ended_well"] for row in rows),
+        "some_score": sum(row["some_score"] for row in rows),
         "verdicts": dict(Counter(row["verdict"] for row in rows)),
         "median_minutes": sorted(row["minutes"] for row in rows)[len(rows) // 2],
         "most_minutes": max(row["minutes"] for row in rows),
@@ -297,8 +365,9 @@ def main(words: Sequence[str] | None = None) -> int:
         entries = named(args.records) or draw(drawn_from, args.seed, args.count)
         if not entries:
             raise UserError(f"{args.git}: expected record folders in {args.base}, found none")
-        attempt = partial(try_entry, repository=repository, options=args.options.split())
-        rows = try_all(entries, attempt, Ledger(args.lines), args.jobs)
+        conditions = Conditions(state_of_the_code(), tuple(args.options.split()))
+        attempt = partial(try_entry, repository=repository, conditions=conditions)
+        rows = try_all(entries, attempt, Ledger(args.lines, conditions), args.jobs)
         result = {
             "environment": software(),
             "load_average": os.getloadavg(),
