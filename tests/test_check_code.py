@@ -16,6 +16,7 @@ from records_support import cli
 
 from eval.commands import audit, score
 from eval.errors import UserError
+from eval.papers.checks.report import Severity
 from eval.rules import Verdict
 from eval.trial.runner.python import require_python
 
@@ -190,6 +191,56 @@ def test_a_module_that_readme_names_is_asked_for(tmp_path):
     folder = contest_folder(tmp_path, code="import my_layers\n")
     (folder / "README.md").write_text("val_bpb 1.1\n\npip install my-layers\n")
     assert answer(folder, "modules").verdict is Verdict.CANNOT_TELL
+
+
+GUARDED = "import contextlib\nwith contextlib.suppress(ImportError):\n    import my_layers\n"
+INSTALLING = (
+    "import subprocess, sys\n"
+    "subprocess.run([sys.executable, '-m', 'pip', 'install', 'zopfli'])\n"
+    "import zopfli\n"
+)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        GUARDED,
+        INSTALLING,
+        "from compression import zstd\n",
+        "import distutils, imp, cgi, binhex, tomllib\n",
+    ],
+)
+def test_modules_that_are_provided_elsewhere(tmp_path, code):
+    assert answer(contest_folder(tmp_path, code=code), "modules").verdict is Verdict.PASS
+
+
+@pytest.mark.parametrize(
+    ("code", "file", "text"),
+    [
+        ("import sys\nsys.path.insert(0, '..')\nimport my_layers\n", "notes.txt", ""),
+        ("import my_layers\n", "run.sh", "export PYTHONPATH=/opt/layers\n"),
+        ("import my_layers\n", "run.sh", "uv sync\n"),
+        ("import my_layers\n", "requirements-gpu.txt", "layers-for-all\n"),
+        ("import my_layers\n", "pyproject.toml", "[project]\n"),
+    ],
+)
+def test_a_module_that_may_lie_elsewhere_is_asked_for(tmp_path, code, file, text):
+    folder = contest_folder(tmp_path, code=code)
+    (folder / file).write_text(text)
+    assert answer(folder, "modules").verdict is Verdict.CANNOT_TELL
+
+
+def test_a_package_may_give_a_module_of_another_name(tmp_path):
+    folder = contest_folder(tmp_path, code="import PIL.Image\n")
+    (folder / "requirements.txt").write_text("Pillow>=10\n")
+    assert answer(folder, "modules").verdict is Verdict.PASS
+
+
+def test_a_module_that_is_missing_decides_no_verdict(tmp_path):
+    folder = contest_folder(tmp_path, {"bytes_code": 17}, code="import my_layers\n")
+    outcome = answer(folder, "modules")
+    assert outcome.verdict is Verdict.FAIL
+    assert outcome.severity is Severity.EXPLAIN
 
 
 def test_requirements_and_helpers_provide_modules(tmp_path):

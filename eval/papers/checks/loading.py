@@ -16,13 +16,38 @@ from eval.papers.checks.script import (
 from eval.papers.checks.shipments import shipments_of
 from eval.papers.folder import PACKED_NAMES, Record
 from eval.papers.submission.schema import TRACKS, Track
+from eval.papers.submission.script import text_of
 
 CODE_FILES = re.compile(
     r".*\.(py|pyc|so|c|cc|cpp|cu|rs|js|sh|pyx|pth?|bin|npz|npy|model|zst|xz|br|gz|7z|zip)"
 )
 TOKENIZER_FILES = re.compile(r".*\.(model|vocab)")  # part of the data, which the contest provides
-REQUIREMENTS = "requirements.txt"
+REQUIREMENTS = re.compile(r"(?:.*/)?requirements[\w.-]*\.(?:txt|in)")
+OTHER_REQUIREMENTS = re.compile(
+    r"(?:.*/)?(?:pyproject\.toml|setup\.(?:py|cfg)|environment\.ya?ml|Pipfile|uv\.lock|Dockerfile.*)"
+)
 REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][\w.-]*)", re.MULTILINE)
+SPEAKING_FILES = re.compile(r".*\.(?:sh|py)")  # of how a run is set up, beside README
+MOST_READ = 2_000_000  # bytes of such a file; a script is far smaller
+INSTALLS = re.compile(r"\b(?:pip3?|uv|conda|mamba)\b.*\b(?:install|add)\b")
+LONGEST_LINE = 2000  # characters; a longer one is data
+# Where else modules may come from than the folder and a known package.
+ELSEWHERE = re.compile(
+    r"\b(?:pip3?|uv|conda|mamba)\b|\bsys\.path\b|\baddsitedir\b|\bimport site\b|site-packages"
+    r"|\bPYTHONPATH\b"
+)
+# Modules that are not called like their package.
+MODULES_OF = {
+    "pillow": "pil",
+    "opencv_python": "cv2",
+    "opencv_python_headless": "cv2",
+    "scikit_image": "skimage",
+    "protobuf": "google",
+    "python_levenshtein": "levenshtein",
+    "gitpython": "git",
+    "pyserial": "serial",
+    "attrs": "attr",
+}
 
 
 @dataclass(frozen=True)
@@ -127,8 +152,10 @@ def _check_modules(record: Record, script: Script, loaded: Loaded) -> Iterator[C
         names = ", ".join(dict.fromkeys(one.module for one in relative))
         lines = [Evidence(file=script.name, line=one.line) for one in relative]
         yield fails("modules", f"{script.name} is no package, yet imports .{names}", *lines)
-    unknown = list(_unknown(record, loaded, packages))
-    yield from _not_provided(record, unknown)
+    needed = list(_unknown(record, loaded, packages))
+    installed = _installed(record, script) if needed else set()
+    unknown = [need for need in needed if need.module.lower() not in installed]
+    yield from _not_provided(record, script, unknown)
     if not relative and not unknown:
         yield passes("modules", "what the script imports is in the folder or a known package")
 
@@ -137,26 +164,47 @@ def _unknown(record: Record, loaded: Loaded, packages: set[str]) -> Iterator[Nee
     """The first import of each module that is neither Python's, a known package nor here."""
     seen = set()
     for file, one in loaded.imports:
-        provided = one.level or is_standard(one.module) or one.module in packages
+        known = one.module in packages or one.module.lower() in packages
+        provided = one.level or is_standard(one.module) or known
         if provided or one.guarded or one.module in seen or module_files(record, one.module):
             continue
         seen.add(one.module)
         yield Needed(file, one)
 
 
-def _not_provided(record: Record, unknown: list[Needed]) -> Iterator[Check]:
-    """FAIL where the script ends at once and nobody says where a module comes from."""
-    hopeless = [need for need in unknown if need.at_once and not _mentions(record, need.module)]
+def _not_provided(record: Record, script: Script, unknown: list[Needed]) -> Iterator[Check]:
+    """FAIL where the script ends at once and nothing says where a module could come from."""
+    elsewhere = _other_sources(record, script)
+    hopeless = []
+    for need in unknown:
+        if need.at_once and not elsewhere and not _mentions(record, need.module):
+            hopeless.append(need)
     rest = [need for need in unknown if need not in hopeless]
     if hopeless:
         names = ", ".join(need.module for need in hopeless)
-        detail = f"{names}: neither in the folder nor in a {REQUIREMENTS}, and README names none"
-        lines = [need.line for need in hopeless]
-        yield fails("modules", detail, *lines, severity=Severity.BLOCKING)
+        detail = f"{names}: not in the folder, and nothing here installs it or says where it lies"
+        yield fails("modules", detail, *(need.line for need in hopeless))
     if rest:
         names = ", ".join(need.module for need in rest)
-        detail = f"{names}: neither in the folder nor in its {REQUIREMENTS}; where from?"
+        detail = f"{names}: neither in the folder nor in its requirements; where from?"
         yield cannot_tell("modules", detail, *(need.line for need in rest))
+
+
+def _other_sources(record: Record, script: Script) -> bool:
+    """Whether the folder has a list of packages, or speaks of installing or of another path."""
+    for name in record.names:
+        if REQUIREMENTS.fullmatch(name) or OTHER_REQUIREMENTS.fullmatch(name):
+            return True
+    texts = [record.readme, *_scripts(record, script)]
+    return any(ELSEWHERE.search(text) for text in texts)
+
+
+def _scripts(record: Record, script: Script) -> Iterator[str]:
+    """The text of the record's script and of the folder's others."""
+    yield text_of(script.source)
+    for name, size in record.names.items():
+        if name != script.name and SPEAKING_FILES.fullmatch(name) and size <= MOST_READ:
+            yield text_of(record.files.read(name))
 
 
 def _mentions(record: Record, module: str) -> bool:
@@ -174,8 +222,26 @@ def _broken_relative(record: Record, script: Script, file: str, one: Import) -> 
 
 
 def _required(record: Record) -> set[str]:
-    """Names that requirements.txt gives, as a module would be called."""
-    if REQUIREMENTS not in record.names:
-        return set()
-    text = record.files.read(REQUIREMENTS).decode(errors="replace")
-    return {name.replace("-", "_").replace(".", "_") for name in REQUIREMENT.findall(text)}
+    """Names that lists of requirements give, as a module would be called."""
+    found = set()
+    for name in record.names:
+        if REQUIREMENTS.fullmatch(name):
+            text = record.files.read(name).decode(errors="replace")
+            found |= {_module_of(package) for package in REQUIREMENT.findall(text)}
+    return found
+
+
+def _installed(record: Record, script: Script) -> set[str]:
+    """Words of the lines with which scripts install packages, as a module would be called."""
+    found = set()
+    for text in _scripts(record, script):
+        for line in text.split("\n"):
+            if len(line) <= LONGEST_LINE and INSTALLS.search(line):
+                found |= {_module_of(word) for word in re.findall(r"[A-Za-z][\w.-]*", line)}
+    return found
+
+
+def _module_of(package: str) -> str:
+    """The name, in small letters, under which a package is imported."""
+    name = package.lower().replace("-", "_").replace(".", "_")
+    return MODULES_OF.get(name, name)

@@ -125,9 +125,12 @@ def _imports(statements: Sequence[ast.AST], guarded: bool, at_once: bool) -> Ite
             yield from _imports(node.body, goes_on, at_once)
             others = [*node.handlers, *node.orelse, *node.finalbody]
             yield from _imports(others, guarded, at_once)
+        elif isinstance(node, ast.With):
+            goes_on = guarded or any(_suppresses_imports(item) for item in node.items)
+            yield from _imports(node.body, goes_on, at_once)
         else:
             # a branch of an if may never be taken
-            certain = at_once and isinstance(node, ast.With | ast.ClassDef)
+            certain = at_once and isinstance(node, ast.ClassDef)
             for block in ("body", "orelse", "cases"):
                 inner = getattr(node, block, ())
                 yield from _imports(inner if isinstance(inner, list) else (), guarded, certain)
@@ -138,6 +141,14 @@ def _catches_imports(handler: ast.ExceptHandler) -> bool:
     named = handler.type is None or any(name in OPENERS for name in _names(handler.type))
     raises = any(isinstance(node, ast.Raise) for node in handler.body)
     return named and not raises
+
+
+def _suppresses_imports(item: ast.withitem) -> bool:
+    """Whether a with statement's item is `suppress(ImportError)` or alike."""
+    call = item.context_expr
+    if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("suppress"):
+        return False
+    return any(name in OPENERS for argument in call.args for name in _names(argument))
 
 
 def _names(node: ast.expr) -> list[str]:
@@ -234,8 +245,17 @@ KNOWN_PACKAGES = {
     "dotenv", "pydantic", "nvtx", "cutlass", "tilelang", "quack", "thunderkittens", "deepspeed",
     "lion_pytorch", "heavyball", "schedulefree", "kornia", "ml_dtypes", "python_minifier",
 }
+# Modules of Python 3.10 that later ones lack, and those that came after 3.10, up to 3.14: the
+# script may have run under any of them.
+OTHER_STANDARD = {
+    "binhex", "asynchat", "asyncore", "smtpd", "imp", "distutils", "aifc", "audioop", "cgi",
+    "cgitb", "chunk", "crypt", "imghdr", "mailcap", "msilib", "nis", "nntplib", "ossaudiodev",
+    "pipes", "sndhdr", "spwd", "sunau", "telnetlib", "uu", "xdrlib", "lib2to3",
+    "tomllib", "annotationlib", "compression",
+}
 # fmt: on
 
 
 def is_standard(module: str) -> bool:
-    return module in sys.stdlib_module_names
+    """Whether a module belongs to a Python from 3.10 to 3.14."""
+    return module in sys.stdlib_module_names or module in OTHER_STANDARD
