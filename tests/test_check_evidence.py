@@ -176,6 +176,20 @@ def test_the_logs_tell_which_script_was_run(tmp_path, size):
     assert not verdicts(folder).keys() & {"files", "source"}
 
 
+@pytest.mark.parametrize("line", ["run-" * 6000, "best seed" + " " * 30_000, "run " * 400])
+def test_a_hostile_readme_is_read_in_time(tmp_path, line):
+    """Each line has its end in time, and so have many of them."""
+    folder = public_folder(tmp_path, MEAN, {"train.log": public_log(1, 1.12)})
+    (folder / "train_gpt.py").rename(folder / "a.py")
+    (folder / "b.py").write_text("import math\n")
+    (folder / "README.md").write_text(f"{line}\n" * 20 + "torchrun b.py\n")
+    begin = time.process_time()
+    record = open_record(folder)
+    assert record.script_name == "b.py"
+    assert record.chosen
+    assert time.process_time() - begin < 1
+
+
 # --- Runs and printed sources ---
 
 RUN = public_log(7, 1.2)

@@ -5,6 +5,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -213,6 +214,45 @@ def test_a_fault_of_the_referee_stops_nobody_else(tmp_path, monkeypatch):
     monkeypatch.setattr("eval.papers.checks.many.check_record", faulty)
     first, second = check_many([Job(sound), Job(wrong)])
     assert first.problem == "the referee failed, please report it: KeyError('oops')"
+    assert second.verdict is Verdict.FAIL
+
+
+def test_a_process_that_is_killed_stops_nobody_else(tmp_path, monkeypatch):
+    sound, wrong, _ = three_folders(tmp_path)
+    deadly = tmp_path / "deadly"
+    shutil.copytree(sound, deadly)
+    own = os.getpid()
+
+    def killing(record, base):
+        if record.folder == deadly:
+            assert os.getpid() != own
+            os.kill(os.getpid(), signal.SIGKILL)
+        return report_of(folder=str(record.folder))
+
+    monkeypatch.setattr("eval.papers.checks.many.check_record", killing)
+    folders = [sound, wrong, sound, deadly, wrong, deadly, sound, wrong, sound]
+    reports = list(check_many([Job(folder) for folder in folders], processes=2))
+    assert [report.folder for report in reports] == list(map(str, folders))
+    assert [report.problem is not None for report in reports] == [f == deadly for f in folders]
+    assert "was killed" in reports[3].problem
+
+
+def test_a_folder_that_takes_too_long_is_a_row_of_its_own(tmp_path, monkeypatch):
+    """Nor does an expression end it that would search for ages."""
+    sound, wrong, _ = three_folders(tmp_path)
+
+    def endless(record, base):
+        if record.folder == sound:
+            try:
+                re.match("(a*)*b", "a" * 100)
+            except Exception:
+                return report_of()
+        return report_of(fails("cap", "too large"))
+
+    monkeypatch.setattr("eval.papers.checks.many.check_record", endless)
+    monkeypatch.setattr("eval.papers.checks.many.MOST_SECONDS", 0.2)
+    first, second = check_many([Job(sound), Job(wrong)])
+    assert "took more than 0.2 s" in first.problem
     assert second.verdict is Verdict.FAIL
 
 

@@ -1,7 +1,11 @@
 """Checks many folders, on all cores, and keeps going whatever one of them holds."""
 
+import contextlib
 import os
 import re
+import signal
+import threading
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
@@ -15,6 +19,7 @@ from eval.rules import Verdict
 
 FEW = 8  # folders that are checked sooner than further processes have started
 FOLDERS_AT_A_TIME = 4  # that a process is given
+MOST_SECONDS = 20.0  # of CPU time for one folder; a real one takes about 1
 DEEPEST = 4  # levels of folders below a given one in which records are looked for
 STATEMENT = re.compile(r"submission\w*\.json", re.IGNORECASE)
 EVIDENCE = re.compile(r".*\.(?:py|log)", re.IGNORECASE)
@@ -71,10 +76,40 @@ def check_many(jobs: Sequence[Job], processes: int | None = None) -> Iterator[Re
     if count <= 1 or len(jobs) < FEW:
         yield from map(examine, jobs)
         return
-    from concurrent.futures import ProcessPoolExecutor
+    yield from _in_parallel(jobs, count)
 
-    with ProcessPoolExecutor(count) as pool:
-        yield from pool.map(examine, jobs, chunksize=FOLDERS_AT_A_TIME)
+
+def _in_parallel(jobs: Sequence[Job], count: int) -> Iterator[Report]:
+    """As `check_many`, in so many processes; goes on where one of them is killed."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    done = 0
+    try:
+        with ProcessPoolExecutor(count) as pool:
+            for report in pool.map(examine, jobs, chunksize=FOLDERS_AT_A_TIME):
+                done += 1
+                yield report
+    except BrokenProcessPool:
+        yield from _one_by_one(jobs[done:])
+
+
+def _one_by_one(jobs: Sequence[Job]) -> Iterator[Report]:
+    """A report for each job; a folder whose check kills its process gets one that says so."""
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
+
+    left = deque(jobs)
+    while left:
+        try:
+            with ProcessPoolExecutor(1) as pool:
+                while left:
+                    report = pool.submit(examine, left[0]).result()
+                    left.popleft()
+                    yield report
+        except BrokenProcessPool:
+            killed = "the process that checked it was killed, perhaps for its memory"
+            yield _unreadable(left.popleft(), f"{killed}; check the folder by hand")
 
 
 def cores() -> int:
@@ -85,11 +120,43 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+class _OutOfTimeError(BaseException):
+    """No Exception, so that nobody who expects faults of a folder takes it for one."""
+
+
+@contextlib.contextmanager
+def _limited_time() -> Iterator[None]:
+    """Raises _OutOfTimeError after MOST_SECONDS of CPU time.
+
+    Windows has no such clock, and only a process's first thread hears it.
+    """
+    first = threading.current_thread() is threading.main_thread()
+    if not first or not hasattr(signal, "setitimer"):
+        yield
+        return
+    before = signal.signal(signal.SIGPROF, _stop)
+    signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
+
+
+def _stop(*_: object) -> None:
+    raise _OutOfTimeError
+
+
 def examine(job: Job) -> Report:
     """The report of one folder; `problem` says why where it cannot be read."""
     try:
-        base = None if job.against is None else _opened(job.against)
-        report = check_record(_record(job), base)
+        with _limited_time():
+            base = None if job.against is None else _opened(job.against)
+            report = check_record(_record(job), base)
+    except _OutOfTimeError:
+        _commit.cache_clear()  # whose git may have been interrupted while it answered
+        told = f"its check took more than {MOST_SECONDS:g} s of CPU time and was stopped"
+        return _unreadable(job, f"{told}; look for overlong lines and files")
     except (UserError, OSError) as error:
         return _unreadable(job, str(error))
     except ModuleNotFoundError:

@@ -11,7 +11,8 @@ CLAIMING = re.compile(
     r"|primary|canonical",
     re.IGNORECASE,
 )
-SEED = re.compile(r"\bseed\s*[:=#`*_(]*\s*(\d{1,12})\b", re.IGNORECASE)
+SEED = re.compile(r"\bseed[\s:=#`*_(]{0,12}(\d{1,12})\b", re.IGNORECASE)
+LONGEST_LINE = 2000  # characters of a line of README that may name a log
 # A number in README is the headline if it is so close, in bits per byte.
 SAME_FIGURE = 1e-4
 FIGURE = re.compile(r"(?<![\d.])\d\.\d{3,10}(?!\d)")
@@ -35,7 +36,7 @@ def named_in_readme(readme: str, logs: dict[str, Log], headline: float | None) -
         return []
     found = []
     for number, line in enumerate(readme.splitlines(), 1):
-        names = _logs_named(line, logs, headline)
+        names = _logs_named(line, logs, headline) if len(line) <= LONGEST_LINE else ()
         if names:
             found.append(Naming(names, number, line))
     return found
