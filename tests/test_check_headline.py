@@ -132,6 +132,19 @@ def test_a_mislabelled_log_still_counts(tmp_path):
     assert "train_seed0.log is a log of seed 3" in verdicts(folder)["seeds"]
 
 
+@pytest.mark.parametrize(
+    "name", ["s1_train_seed{}.log", "train_s9_{}.log", "seed_sweep/seed{}.log"]
+)
+def test_what_is_no_seed_in_a_name_is_no_lie(tmp_path, name):
+    """An `s` with a number may be a stage; of several seeds in a name the last one is meant."""
+    folder = public_folder(tmp_path, MEAN | {"seeds": [1, 2, 3]}, {})
+    (folder / "seed_sweep").mkdir()
+    for seed, bpb in BITS.items():
+        (folder / name.format(seed)).write_text(public_log(seed, bpb))
+    assert named(folder, "seeds").verdict is Verdict.PASS
+    assert headline(folder)[0] is Verdict.PASS
+
+
 def test_a_seed_may_stand_in_the_name_alone(tmp_path):
     logs = {name: log.replace(f"seed:{name[10]}\n", "") for name, log in public_logs(BITS).items()}
     folder = public_folder(tmp_path, MEAN | {"seeds": [1, 2, 3]}, logs)

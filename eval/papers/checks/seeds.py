@@ -15,7 +15,7 @@ from eval.papers.checks.report import (
     say,
 )
 from eval.papers.folder import Record
-from eval.papers.logs.choice import Group, seed_in_name, seed_of
+from eval.papers.logs.choice import Group, seed_called_so, seed_of
 from eval.papers.logs.log import Log
 
 # Facts that all seeds of one record share, by what a report calls them.
@@ -117,7 +117,7 @@ def _misnamed(logs: dict[str, Log]) -> list[Check]:
     """A complaint about each log whose name states another seed."""
     complaints = []
     for name, log in logs.items():
-        stated = seed_in_name(name)
+        stated = seed_called_so(name)
         if log.seed is not None and stated not in (None, log.seed):
             line = cite(log, log.facts["result.seed"])
             detail = f"{name} is a log of seed {log.seed}; seed {stated} was never run"
@@ -127,13 +127,13 @@ def _misnamed(logs: dict[str, Log]) -> list[Check]:
 
 def _seed_difference(record: Record, stated: list[int], some_silent: bool) -> Check | None:
     """The first difference between the stated seeds and those of the logs."""
-    named = {seed_in_name(name) for name in record.chosen}  # of misnamed logs, told already
+    named = {seed_called_so(name) for name in record.chosen}  # of misnamed logs, told already
     lost = sorted(set(stated) - set(record.by_seed) - named)
     if lost:
         verdict = cannot_tell if some_silent else fails
         return verdict("seeds", f"no log for seed {_listed(lost)}", say(record, "seeds"))
     left_out = [*record.chosen, *record.choice.siblings]
-    well_named = [name for name in left_out if seed_in_name(name) not in stated]
+    well_named = [name for name in left_out if seed_called_so(name) not in stated]
     logged = {seed_of(record.logs[name]) for name in well_named} - {None}
     extra = sorted(logged - set(stated))
     if not extra:

@@ -25,7 +25,9 @@ STUDY_NAME = re.compile(
 FAILED_NAME = re.compile(r"fail|stopped|abort|crash|(?:^|_)oom|diverge|incomplete", re.IGNORECASE)
 EVALUATION_NAME = re.compile(r"(?:^|[_/])eval|_eval(?:[_.]|$)", re.IGNORECASE)
 RERUN_NAME = re.compile(r"rerun|repeat|retry|repro|verif|(?:^|_)run[2-9](?:[_.]|$)", re.IGNORECASE)
-SEED_IN_NAME = re.compile(r"(?:seed|(?<![a-z])s)[_-]?(\d{1,12})", re.IGNORECASE)
+SEED_IN_NAME = re.compile(r"seed[_-]?(\d{1,12})", re.IGNORECASE)
+# Perhaps a seed, perhaps a step, a stage or a set of settings.
+SHORT_SEED_IN_NAME = re.compile(r"(?<![a-z])s[_-]?(\d{1,12})", re.IGNORECASE)
 RUN_IN_NAME = re.compile(r"(?<![a-z])(?:v|run|trial)[_-]?\d{1,3}(?!\d)", re.IGNORECASE)
 # Facts that are the same in all runs of one experiment.
 EXPERIMENT_FACTS = (
@@ -257,16 +259,26 @@ def _preference(log: Log, kinds: dict[str, Group], claims: Claims) -> tuple[bool
 
 def _family(name: str, log: Log) -> str:
     """A log's name without its seed or the number of its run."""
-    family = RUN_IN_NAME.sub("run", SEED_IN_NAME.sub("run", name))
+    seeds = SEED_IN_NAME if SEED_IN_NAME.search(name) else SHORT_SEED_IN_NAME
+    family = RUN_IN_NAME.sub("run", seeds.sub("run", name))
     if log.seed is not None:
         family = re.sub(rf"(?<!\d){log.seed}(?!\d)", "run", family)
     return family.partition("#")[0] if log.run > 1 else family
 
 
 def seed_in_name(name: str) -> int | None:
-    """Seed that a file name states."""
-    match = SEED_IN_NAME.search(name.rpartition("/")[2])
-    return int(match[1]) if match else None
+    """Seed that a file name states, or perhaps states by an `s` alone."""
+    stated = seed_called_so(name)
+    if stated is not None:
+        return stated
+    short = SHORT_SEED_IN_NAME.findall(name.rpartition("/")[2])
+    return int(short[-1]) if short else None
+
+
+def seed_called_so(name: str) -> int | None:
+    """Seed that a file name states with the whole word, the last of several."""
+    named = SEED_IN_NAME.findall(name.rpartition("/")[2])
+    return int(named[-1]) if named else None
 
 
 def seed_of(log: Log) -> int | None:
