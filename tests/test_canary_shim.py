@@ -1,8 +1,10 @@
 """What a script asks of a GPU is answered and computed by the CPU.
 
-The checks stand in cuda_on_the_cpu_checks.py: they change torch for their whole process."""
+The checks stand in cuda_on_the_cpu_checks.py and flash_on_the_cpu_checks.py: they change torch for
+their whole process."""
 
 import ast
+import itertools
 import json
 import subprocess
 import sys
@@ -13,13 +15,15 @@ import pytest
 from conftest import CLEAN_ENV, ROOT
 
 CHECKS = Path(__file__).with_name("cuda_on_the_cpu_checks.py")
+FLASH_CHECKS = CHECKS.with_name("flash_on_the_cpu_checks.py")
 SHIM = ROOT / "eval" / "trial" / "canary" / "inside"
 SHIM_NAME = "cuda_on_the_cpu"
 
 
 def names_of_checks() -> list[str]:
-    functions = ast.parse(CHECKS.read_text()).body
-    names = [node.name for node in functions if isinstance(node, ast.FunctionDef)]
+    trees = (ast.parse(path.read_text()) for path in (CHECKS, FLASH_CHECKS))
+    nodes = itertools.chain.from_iterable(tree.body for tree in trees)
+    names = [node.name for node in nodes if isinstance(node, ast.FunctionDef)]
     return [name for name in names if name.startswith("check_")]
 
 

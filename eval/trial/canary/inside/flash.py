@@ -9,6 +9,43 @@ import torch.nn.functional as F
 
 VERSION = "3.0.0"
 EVERYTHING = (-1, -1)
+# Settings by place, in FlashAttention 2 and in FlashAttention 3.
+SECOND_BY_PLACE = (
+    "dropout_p",
+    "softmax_scale",
+    "causal",
+    "window_size",
+    "softcap",
+    "alibi_slopes",
+    "deterministic",
+    "return_attn_probs",
+)
+THIRD_BY_PLACE = (
+    "softmax_scale",
+    "causal",
+    "qv",
+    "q_descale",
+    "k_descale",
+    "v_descale",
+    "window_size",
+    "attention_chunk",
+    "softcap",
+    "num_splits",
+    "pack_gqa",
+    "deterministic",
+    "sm_margin",
+    "return_attn_probs",
+)
+# How a GPU goes about it: what comes out is the same.
+WITHOUT_EFFECT = (
+    "max_seqlen_q",
+    "max_seqlen_k",
+    "deterministic",
+    "num_splits",
+    "pack_gqa",
+    "sm_margin",
+    "return_softmax_lse",  # read below
+)
 
 
 def flash_attn_func(q, k, v, *rest, **options):
@@ -61,7 +98,8 @@ def flash_attn_varlen_qkvpacked_func(qkv, cu_seqlens, max_seqlen=None, *rest, **
 
 
 def _settings(rest, options):
-    """The settings of a call; the first two may come by place in FlashAttention 2."""
+    """The settings of a call. Raises TypeError for one that is not understood: without it
+    attention might see the future, or not see what it should."""
     settings = {
         "dropout_p": 0.0,
         "softmax_scale": None,
@@ -70,16 +108,29 @@ def _settings(rest, options):
         "softcap": 0.0,
         "return_attn_probs": False,
     }
-    by_place = ("dropout_p", "softmax_scale", "causal", "window_size", "softcap")
-    if rest and (rest[0] is None or isinstance(rest[0], bool)):
-        by_place = ("softmax_scale", "causal")  # FlashAttention 3 has no dropout
-    for name, value in zip(by_place, rest, strict=False):
-        settings[name] = value
-    for name, value in options.items():
-        if name in settings and value is not None:
-            settings[name] = value
+    by_place = THIRD_BY_PLACE if _is_third(rest) else SECOND_BY_PLACE
+    if len(rest) > len(by_place):
+        raise TypeError(f"flash attention: {len(rest)} settings by place, known are {by_place}")
+    given = dict(zip(by_place, rest, strict=False)) | options
+    for name, value in given.items():
+        if name in settings:
+            settings[name] = settings[name] if value is None else value
+        elif name not in WITHOUT_EFFECT and not _is_off(value):
+            raise TypeError(f"flash attention: the setting {name} has no stand-in on the CPU")
     settings["return_attn_probs"] |= bool(options.get("return_softmax_lse"))
     return settings
+
+
+def _is_third(rest):
+    """Whether settings by place are those of FlashAttention 3, which has no dropout.
+
+    Its second one is `causal`, where FlashAttention 2 has the scale."""
+    starts = bool(rest) and (rest[0] is None or isinstance(rest[0], bool))
+    return starts or (len(rest) > 1 and isinstance(rest[1], bool))
+
+
+def _is_off(value):
+    return value is None or (isinstance(value, (bool, int, float)) and value == 0)
 
 
 def _attend(q, k, v, settings):
