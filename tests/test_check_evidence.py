@@ -340,6 +340,20 @@ def test_no_name_hides_no_fault(tmp_path):
     assert {"headline", "seeds"} <= set(failed)
 
 
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be"])
+def test_half_a_letter_of_utf16_is_no_crash(tmp_path, encoding):
+    folder = public_folder(tmp_path, MEAN, public_logs(BITS))
+    whole = ("\ufeff" + json.dumps(MEAN)).encode(encoding)
+    (folder / "submission.json").write_bytes(whole)
+    assert headline(folder)[0] is Verdict.PASS
+    for cut in (whole[:-1], whole + b"x", whole[:2] + b"\x00"):
+        (folder / "submission.json").write_bytes(cut)
+        reading = read_submission(folder)
+        assert reading.submission is None
+        assert "expected JSON" in reading.problem
+    assert "expected JSON" in verdicts(folder)["json"]
+
+
 def test_three_keys_are_asked_for(tmp_path):
     stated = {"name": "n", "github_id": "g", "val_bpb": 1.12}
     folder = public_folder(tmp_path, stated, public_logs(BITS))

@@ -4,6 +4,7 @@ A public key that holds something impossible costs that key and nothing else: it
 and the rest is read.
 """
 
+import codecs
 import json
 import re
 from dataclasses import dataclass, field
@@ -100,8 +101,10 @@ def _name_among(files: Files) -> str:
 
 def _decoded(raw: bytes) -> str:
     """The file's text, with a byte order mark or without; UTF-16 needs one."""
-    utf16 = raw.startswith((b"\xff\xfe", b"\xfe\xff"))
-    text = raw.decode("utf-16" if utf16 else "utf-8-sig", "surrogateescape")
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        text = raw.decode("utf-16", "replace")  # what is replaced is no JSON, or a remark's letter
+    else:
+        text = raw.decode("utf-8-sig", "surrogateescape")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
