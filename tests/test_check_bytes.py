@@ -189,6 +189,67 @@ def test_any_total_over_the_cap_is_caught(tmp_path, label):
     assert f"submission.json says {TOO_LARGE:,}" in verdicts(folder)["cap"]
 
 
+def weighing(total, further=""):
+    """A log of weights that fit, and what it prints of sizes besides."""
+    sizes = (
+        f"Serialized model int6+zstd: {total - 12} bytes\n"
+        f"Total submission size int6+zstd: {total} bytes\n"
+    )
+    return edited(public_log(1, 1.1), ONE_COMPRESSION, sizes + further)
+
+
+FITS = 15_900_012
+
+
+@pytest.mark.parametrize(
+    ("stated", "further", "words"),
+    [
+        ({"bytes_total": TOO_LARGE}, "", f"submission.json says {TOO_LARGE:,}"),
+        (
+            {"seed_results": {"1": {"val_bpb": 1.1, "bytes_total": TOO_LARGE}}},
+            "",
+            f"submission.json says {TOO_LARGE:,}",
+        ),
+        ({}, "Total submission size final: 16900093 bytes\n", "says 16,900,093"),
+        ({}, "total_bytes: 16,638,468\n", "says 16,638,468"),
+        ({}, "Total submission size: 16.64 MB\n", "says 16,640,000"),
+        ({}, "Artifact size: 15.5 MiB\n", "says 16,252,928"),
+    ],
+)
+def test_no_size_over_the_cap_is_hidden_by_a_smaller_one(tmp_path, stated, further, words):
+    sizes = {"bytes_total": FITS} | stated
+    folder = contest_folder(tmp_path, sizes, {LOG: weighing(FITS, further)})
+    assert words in verdicts(folder)["cap"]
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        "Total submission size: 15.90 MB\n",
+        "Total submission size: 16.00 MB\n",  # may be 15,995,000
+        "Total submission size before pruning: 16900093 bytes\n",
+        "Submission size limit: 16,777,216 bytes\n",
+        "total_bytes: 151,080,891\n",  # of the text
+        "Serialized model int8+zlib: 19000000 bytes\nTotal submission size: 19000012 bytes\n",
+    ],
+)
+def test_other_sizes_are_no_total_of_the_record(tmp_path, further):
+    folder = contest_folder(tmp_path, {"bytes_total": FITS}, {LOG: weighing(FITS, further)})
+    assert answer(folder, "cap").verdict is Verdict.PASS
+    assert "bytes_total" not in verdicts(folder)
+
+
+@pytest.mark.parametrize(
+    ("printed", "verdict"),
+    [("15.90", Verdict.PASS), ("16.00", Verdict.CANNOT_TELL), ("16.01", Verdict.FAIL)],
+)
+def test_a_total_in_megabytes_is_read_with_its_rounding(tmp_path, printed, verdict):
+    total = f"Total submission size: {printed} MB\n"
+    log = edited(public_log(1, 1.1), ONE_COMPRESSION, total)
+    stated = {"bytes_total": min(16_000_000, round(float(printed) * 1e6))}
+    assert answer(contest_folder(tmp_path, stated, {LOG: log}), "cap").verdict is verdict
+
+
 def test_a_script_counted_compressed_is_a_policy(tmp_path):
     """Both totals are named, and the script is compressed here for comparison."""
     code = SCRIPT + "# filler\n" * 5000

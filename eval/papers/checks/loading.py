@@ -24,7 +24,8 @@ CODE_FILES = re.compile(
 TOKENIZER_FILES = re.compile(r".*\.(model|vocab)")  # part of the data, which the contest provides
 REQUIREMENTS = re.compile(r"(?:.*/)?requirements[\w.-]*\.(?:txt|in)")
 OTHER_REQUIREMENTS = re.compile(
-    r"(?:.*/)?(?:pyproject\.toml|setup\.(?:py|cfg)|environment\.ya?ml|Pipfile|uv\.lock|Dockerfile.*)"
+    r"(?:.*/)?(?:pyproject\.toml|setup\.(?:py|cfg)|environment\.ya?ml|Pipfile|uv\.lock"
+    r"|Dockerfile.*)"
 )
 REQUIREMENT = re.compile(r"^\s*([A-Za-z0-9][\w.-]*)", re.MULTILINE)
 SPEAKING_FILES = re.compile(r".*\.(?:sh|py)")  # of how a run is set up, beside README

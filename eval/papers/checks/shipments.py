@@ -71,13 +71,26 @@ def stated_sizes(record: Record) -> list[StatedSize]:
 
     Authors call weights and totals alike `artifact_bytes`: only the logs tell which is meant.
     """
+    return _stated_total(record) or _stated_by_seeds(record)
+
+
+def all_stated_sizes(record: Record) -> list[StatedSize]:
+    """The record's total and those of its seeds: a limit holds for each."""
+    return [*_stated_total(record), *_stated_by_seeds(record)]
+
+
+def _stated_total(record: Record) -> list[StatedSize]:
     submission = record.submission
-    if submission is None:
+    if submission is None or submission.bytes_total is None:
         return []
-    if submission.bytes_total is not None:
-        return [StatedSize(submission.bytes_total, say(record, "bytes_total"))]
+    return [StatedSize(submission.bytes_total, say(record, "bytes_total"))]
+
+
+def _stated_by_seeds(record: Record) -> list[StatedSize]:
+    if record.submission is None:
+        return []
     found = []
-    for name, row in submission.seed_results.items():
+    for name, row in record.submission.seed_results.items():
         key = name if name.isdecimal() else None
         seed = int(name) if name.isdecimal() else None
         if row.bytes_total is not None:

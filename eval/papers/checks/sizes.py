@@ -20,6 +20,7 @@ from eval.papers.checks.report import (
 )
 from eval.papers.checks.shipments import (
     StatedSize,
+    all_stated_sizes,
     shipment_of,
     shipments_of,
     stated_sizes,
@@ -38,7 +39,7 @@ def check_bytes(record: Record) -> Iterator[Check]:
     stated = stated_sizes(record)
     yield from _check_sums(record, shipments)
     yield _check_stated_total(record, shipments, stated)
-    yield _check_cap(record, shipments, stated)
+    yield _check_cap(record, shipments, all_stated_sizes(record))
 
 
 # --- Totals ---
@@ -49,7 +50,7 @@ def _check_sums(record: Record, shipments: dict[str, Shipment]) -> Iterator[Chec
     for name, shipment in shipments.items():
         counted = shipment.counted_code
         codes = [code.bytes for code in (shipment.code, shipment.packed_code) if code is not None]
-        if counted is None or not codes or counted >= min(codes):
+        if counted is None or not codes or counted + shipment.total.unit // 2 >= min(codes):
             continue
         parts = f"{shipment.weights.bytes:,} + {min(codes):,}"
         detail = f"{name}: total {shipment.total.bytes:,} is less than weights + code ({parts})"
@@ -128,7 +129,8 @@ def _readings(
     readings = []
     if len(counts) > 1:
         readings.append(Reading(max(counts), "the largest log's total"))
-    readings += [Reading(total.bytes, f"the total of {name}") for name, total in totals.items()]
+    for name, total in totals.items():
+        readings.append(Reading(total.bytes, f"the total of {name}", total.unit))
     if len(counts) > 1:
         readings.append(Reading(round(statistics.fmean(counts)), "the mean total", unit=2))
     stated_code = record.submission.bytes_code if record.submission else None
@@ -206,9 +208,8 @@ def _check_cap(record: Record, shipments: dict[str, Shipment], stated: list[Stat
     if measured is not None:
         weights = measured.shipment.weights
         evidence += [cite(record.logs[measured.name], weights), _script_size(record)]
-    over = _stated_over(record, stated, shipments, cap)
-    logged_over = logged is not None and logged[1].bytes > cap
-    if over or logged_over:
+    over = [size for size in stated if size.bytes > cap]
+    if over or (logged is not None and _surely(logged[1]) > cap):
         return _over_by_the_papers(over, logged, measured, cap, evidence)
     if measured is not None and measured.total - measured.doubt > cap:
         return _over_as_shipped(record, measured, cap, evidence)
@@ -218,11 +219,23 @@ def _check_cap(record: Record, shipments: dict[str, Shipment], stated: list[Stat
     if measured is not None:
         return passes("cap", f"largest {measured.parts} of {cap:,}", *evidence)
     if logged is not None:
-        detail = f"logged total {logged[1].bytes:,} of {cap:,}"
-        if record.shipped_size is None:
-            return cannot_tell("cap", f"{detail}; the script is not here to measure", *evidence)
-        return passes("cap", detail, *evidence)
+        return _by_logged_total(record, logged[1], cap, evidence)
     return _by_statement_alone(stated, cap)
+
+
+def _by_logged_total(record: Record, total: Size, cap: int, evidence: list[Evidence]) -> Check:
+    detail = f"logged total {total.bytes:,} of {cap:,}"
+    if total.bytes + total.unit // 2 > cap:
+        detail += f", give or take {total.unit // 2:,}"
+        return cannot_tell("cap", detail, *evidence)
+    if record.shipped_size is None:
+        return cannot_tell("cap", f"{detail}; the script is not here to measure", *evidence)
+    return passes("cap", detail, *evidence)
+
+
+def _surely(size: Size) -> int:
+    """The fewest bytes that a printed size may stand for."""
+    return size.bytes - size.unit // 2
 
 
 def _largest_measured(record: Record, shipments: dict[str, Shipment]) -> Measured | None:
@@ -236,24 +249,16 @@ def _largest_measured(record: Record, shipments: dict[str, Shipment]) -> Measure
 
 
 def _largest_total(shipments: dict[str, Shipment]) -> tuple[str, Size] | None:
-    totals = [(name, s.total) for name, s in shipments.items() if s.total is not None]
-    return max(totals, key=lambda pair: pair[1].bytes, default=None)
+    """Of all totals that are of no other compression than the shipped one."""
+    totals = []
+    for name, shipment in shipments.items():
+        shipped = [shipment.total] if shipment.total is not None else []
+        totals += [(name, total) for total in (*shipped, *shipment.unexplained)]
+    return max(totals, key=lambda pair: _surely(pair[1]), default=None)
 
 
 def _script_size(record: Record) -> Evidence:
     return Evidence(file=record.script_name or "", text=f"{record.shipped_size} bytes")
-
-
-def _stated_over(
-    record: Record, stated: list[StatedSize], shipments: dict[str, Shipment], cap: int
-) -> list[StatedSize]:
-    """Stated sizes above the cap, without those that are another size by every own log."""
-    totals = [s.total.bytes for s in shipments.values() if s.total is not None]
-    if not totals or len(totals) < len(shipments) or max(totals) > cap:
-        return [size for size in stated if size.bytes > cap]
-    own_seeds = {log.seed for log in record.chosen.values()}
-    logged = {None, *own_seeds}
-    return [size for size in stated if size.bytes > cap and size.seed not in logged]
 
 
 def _over_by_the_papers(
@@ -265,11 +270,12 @@ def _over_by_the_papers(
 ) -> Check:
     """FAIL, unless the log counts another script than the one that is shipped."""
     said = [f"submission.json says {size.bytes:,}" for size in over]
-    if logged is not None and logged[1].bytes > cap:
+    if logged is not None and _surely(logged[1]) > cap:
         said.append(f"{logged[0]} says {logged[1].bytes:,}")
     said = ", ".join(dict.fromkeys(said))
     counted = measured.shipment.counted_code if measured is not None else None
-    other_script = counted is not None and counted > measured.script
+    own = measured is not None and logged is not None and logged[1] is measured.shipment.total
+    other_script = own and counted is not None and counted > measured.script
     if not over and other_script and measured.total <= cap:
         detail = f"{said}, cap {cap:,}; but that counts {counted:,} bytes of code: {measured.parts}"
         return passes("cap", detail, *evidence)

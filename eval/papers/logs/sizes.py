@@ -56,6 +56,18 @@ PATTERNS: tuple[tuple[Kind, re.Pattern[str]], ...] = tuple(
         (Kind.TOTAL, rf"Artifact size(?P<label>):\s*{COUNT}(?: bytes| B\b)"),
     )
 )
+# The same totals in megabytes of 10^6 bytes: where an author means 2^20, they are larger still.
+MEGABYTES = re.compile(
+    rf"(?:^|[\]:]\s)(?:Total submission(?: size)?|Submission size|Artifact size)\s?{LABEL}:\s*"
+    r"(?P<megabytes>\d{1,6}\.(?P<digits>\d{1,6}))\s?(?P<unit>MB|MiB)\b",
+    re.IGNORECASE,
+)
+MEGABYTE = {"mb": 1_000_000, "mib": 1 << 20}
+# Totals that nobody ships: limits, and what a size was before something was cut.
+NOT_SHIPPED = re.compile(
+    r"\b(?:before|un\w+|pre|raw|estimat\w*|without|initial|target|limit|cap|max|budget)\b",
+    re.IGNORECASE,
+)
 RESULT = re.compile(rf"\bsize={COUNT}\s?B\b")
 ROUNDED = re.compile(r"^artifact:(?P<megabytes>\d+\.(?P<digits>\d+))MB\b.*\bcode:(?P<code>\d+)\b")
 # One line with several sizes: `artifact: 15470583 bytes  code: 58274 bytes  total: 15528857 bytes`.
@@ -102,7 +114,16 @@ def _read(number: int, text: str) -> list[Size]:
             return [Size(kind_of_code, "", _count(match.groups()[-1]), number, text)]
         raw = RAW.fullmatch(label)
         return [Size(kind, "" if raw else label, _count(match.groups()[-1]), number, text)]
-    return []
+    rounded_total = MEGABYTES.search(text)
+    return [_rounded_total(rounded_total, number, text)] if rounded_total else []
+
+
+def _rounded_total(match: re.Match[str], number: int, text: str) -> Size:
+    """A total that is printed in megabytes, to the digits that are."""
+    megabyte = MEGABYTE[match["unit"].lower()]
+    count = round(float(match["megabytes"]) * megabyte)
+    unit = max(1, megabyte // 10 ** len(match["digits"]))
+    return Size(Kind.TOTAL, match["label"].strip(" ()_"), count, number, text, unit)
 
 
 def _read_parts(number: int, text: str) -> list[Size]:
@@ -131,6 +152,7 @@ class Shipment:
     """What one run ships: weights, script and total as the log counts them; None: not printed.
 
     `tried` are all weights and totals that the log prints, but those of uncompressed weights.
+    `unexplained` are the totals beside the shipped one that belong to no other printed weights.
     """
 
     weights: Size | None = None
@@ -138,6 +160,7 @@ class Shipment:
     packed_code: Size | None = None
     total: Size | None = None
     tried: tuple[Size, ...] = ()
+    unexplained: tuple[Size, ...] = ()
 
     @property
     def counted_code(self) -> int | None:
@@ -174,11 +197,26 @@ class Sizes:
         tried = (*weights, *totals)
         named = [size for size in totals if size.bytes in stated]
         if not named:
-            shipped = [size for size in weights if size.bytes in stated]
-            named = [total for total in totals if self._is_of_one(total, shipped)]
-            weights = shipped or weights
-        total = min(named or totals, key=lambda size: size.bytes, default=None)
-        return Shipment(self._weights_of(total, weights), code, packed, total, tried)
+            told = [size for size in weights if size.bytes in stated]
+            named = [total for total in totals if self._is_of_one(total, told)]
+            weights = told or weights
+        exact = [size for size in totals if size.unit == 1]
+        total = min(named or exact or totals, key=lambda size: size.bytes, default=None)
+        shipped = self._weights_of(total, weights)
+        unexplained = self._unexplained(total, shipped)
+        return Shipment(shipped, code, packed, total, tried, tuple(unexplained))
+
+    def _unexplained(self, shipped: Size | None, weights: Size | None) -> list[Size]:
+        """Totals beside the shipped one that are of no other compression and no other run."""
+        others = [size for size in self.of(Kind.WEIGHTS) if size is not weights]
+        found = []
+        for total in self._shipped_totals():
+            aside = NOT_SHIPPED.search(total.label) or RESULT.search(total.text)
+            if total is shipped or aside or total.bytes >= LEAST_RAW:
+                continue
+            if not self._is_of_one(total, others):
+                found.append(total)
+        return found
 
     def _raw_weights(self) -> list[Size]:
         """Weights that are not compressed: unlabelled beside labelled ones, or far too large."""
@@ -206,7 +244,8 @@ class Sizes:
             return True
         kinds = (Kind.CODE, Kind.PACKED_CODE)
         codes = [size.bytes for size in self.all if size.kind in kinds]
-        return total.bytes - weights.bytes in codes
+        rest = total.bytes - weights.bytes
+        return any(abs(rest - code) <= total.unit // 2 for code in codes)
 
     def _weights_of(self, total: Size | None, weights: list[Size]) -> Size | None:
         if total is None:
