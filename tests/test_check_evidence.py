@@ -268,6 +268,12 @@ def test_a_seed_and_a_time_from_other_lines():
         ("ttt_sliding:done val_loss=1.9 val_bpb=1.12 elapsed=293.2s", "ttt_sliding:done", 1.12),
         ("q_sw_x vl:1.89 bpb:1.13", "q_sw_x", 1.13),
         ("legal_ttt_exact val_loss:1.8 val_bpb:1.11logs/abc.txt", "legal_ttt_exact", 1.11),
+        ("final_int6 (100% of val) val_loss:1.9 val_bpb:1.12", "final_int6 (100% of val)", 1.12),
+        ("final_chunk (no running mean) val_bpb:1.12", "final_chunk (no running mean)", 1.12),
+        ("quantized_sliding 64/2048 val_bpb:1.12", "quantized_sliding 64/2048", 1.12),
+        ("sliding (100.0 % of val) val_bpb:1.12", "sliding (100.0 % of val)", 1.12),
+        ("sliding (50% of val) val_bpb:1.12", None, None),
+        ("final_sliding [ 12.5%] val_bpb:1.12", None, None),
         ("  ttt_chunk [3/1893] bpb=1.2 time=3s", None, None),
         ("sliding_eval [ 12.5%] 3/24 windows running_bpb=1.2", None, None),
     ],
@@ -276,6 +282,14 @@ def test_scores_of_many_shapes_and_progress_that_is_none(line, label, bpb):
     (log,) = read(f"step:1/9 train_loss:5.0 train_time:10ms\n{line}\n")
     scores = [(score.label, score.val_bpb) for score in log.scores]
     assert scores == ([] if label is None else [(label, bpb)])
+
+
+@pytest.mark.parametrize("steps", ["step:1/9 train_loss:5.0 train_time:10ms\n", ""])
+def test_a_log_with_progress_alone_is_a_question(tmp_path, steps):
+    log = f"seed:1\n{steps}ttt_chunk [9/9] val_bpb:1.12\n" + "more\n" * 40
+    folder = public_folder(tmp_path, MEAN, {"train.log": log})
+    assert "only progress lines" in verdicts(folder, Verdict.CANNOT_TELL)["log"]
+    assert not verdicts(folder).keys() & {"log", "headline"}
 
 
 def test_a_long_log_is_read_in_time():

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from eval.papers.logs.lines import parse_step
-from eval.papers.logs.log import Fact, Log, LoggedScore, Phase
+from eval.papers.logs.log import RESULT_LABEL, Fact, Log, LoggedScore, Phase
 from eval.papers.logs.values import NUMBER, integer_of, number_of, seconds
 
 # In characters. Lines that state a result are far shorter, and a pattern may need time that grows
@@ -69,8 +69,13 @@ BPB = re.compile(rf"bpb\s?[:=]\s*({NUMBER}){NUMBER_END}")
 VAL_LOSS = re.compile(rf"(?<![\w])(?:val_loss|vl)\s?[:=]\s*({NUMBER}){NUMBER_END}")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
 SEED_IN_LABEL = re.compile(r"\bseed[ =:_]?\d{1,12}", re.IGNORECASE)
+# A share of the text in percent, or a part of so many, but never all of it.
+SHARE = r"(?<![\d.])(?!100(?:\.0*)?\s?%)\d[\d.]*\s?%"
+PART_IN_BRACKETS = r"\[\s*\d[\d.]*\s*/"
 # A score of a part of the text, while it is scored.
-PROGRESS = re.compile(r"\[\s*[\d.]+\s*[%/]|\d\s?%|running|progress|\b\w*chunk\b|\d+/\d+ ")
+PROGRESS = re.compile(rf"{SHARE}|{PART_IN_BRACKETS}|running|progress|\b\w*chunk\b|(?<!\d)\d+/\d+ ")
+# What shows it even in a line that begins as a result does.
+PROGRESS_OF_RESULT = re.compile(rf"\[\s*(?:{SHARE})|{PART_IN_BRACKETS}")
 # A format string that was never filled in: source.
 UNFILLED = re.compile(r"\{[A-Za-z_][\w.]*(?:[\[(][^{}]*)?(?::[^{}]*)?\}")
 TIMED_END = re.compile(rf"(?<![\w.+-])(?P<seconds>{NUMBER})s\)?$")
@@ -85,7 +90,8 @@ class PublicReading:
     """A public log while it is read. `stage` is `train`, `export` or `eval`.
 
     `artifacts` are the compressed models that the log states, by the name of the compression,
-    `exceptions` the lines that begin a traceback: what follows them may still be a score.
+    `exceptions` the lines that begin a traceback: what follows them may still be a score, and
+    `progress` the lines with a score of a part of the text.
     """
 
     log: Log
@@ -94,6 +100,7 @@ class PublicReading:
     artifacts: dict[str, Fact] = field(default_factory=dict)
     total_label: str | None = None
     exceptions: list[int] = field(default_factory=list)
+    progress: list[int] = field(default_factory=list)
 
 
 # Whether a line was of the reader's kind.
@@ -152,7 +159,17 @@ def _settle(reading: PublicReading) -> None:
         known = log.final is not None
         complaint = f"line {number}: the run raised an exception"
         (log.doubts if known else log.problems).append(complaint)
-    if log.final is None and log.steps:
+    if log.final is None and reading.progress:
+        # No truncation for certain: what looks like progress may be a result in other words.
+        last = reading.progress[-1]
+        told = (
+            f"only progress lines state a val_bpb outside the step lines, the last is line {last}"
+        )
+        if log.steps:
+            log.doubts.insert(0, told)
+        else:
+            log.problems.append(told)
+    elif log.final is None and log.steps:
         log.problems.append(
             "truncated: no score was printed after training (no val_bpb outside the step lines)"
         )
@@ -247,7 +264,8 @@ def _read_score(reading: PublicReading, number: int, text: str) -> bool:
     if found is None:
         return False
     begin, figure = found
-    if PROGRESS.search(text):
+    if _is_progress(text):
+        reading.progress.append(number)
         return True
     bpb = number_of(figure)
     if bpb is None:
@@ -271,6 +289,12 @@ def _read_score(reading: PublicReading, number: int, text: str) -> bool:
         phase = Phase(score.label, score.eval_s, reading.stage, number, text)
         reading.log.phases.append(phase)
     return True
+
+
+def _is_progress(text: str) -> bool:
+    """Whether a line with a score is of a part of the text; results may quote any setting."""
+    result = RESULT_LABEL.match(text) is not None
+    return (PROGRESS_OF_RESULT if result else PROGRESS).search(text) is not None
 
 
 def _bits_per_byte(text: str) -> tuple[int, str] | None:
