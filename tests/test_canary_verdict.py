@@ -200,6 +200,15 @@ def test_a_bpb_that_is_not_of_the_loss_beside_it_is_judged_alone():
     assert found.findings[0].theme == "entropy" and "bits/byte" in found.findings[0].what
 
 
+def test_a_bpb_that_cannot_be_of_the_loss_beside_it_is_judged_where_it_is_the_only_pair():
+    """As of byte mixers that print no step: 107 bytes per target are in no text."""
+    found = judged("uniform", "final_ppm_mixed val_loss:6.95123456 val_bpb:0.09350000\n")
+    assert found.verdict == INVALID and found.findings[0].theme == "entropy"
+    assert "bits/byte" in found.findings[0].what
+    for honest in ("val_loss:227000.125 val_bpb:2.51", "val_loss:6.95 val_bpb:1.95"):
+        assert judged("uniform", f"final {honest}\n").verdict == CONSISTENT
+
+
 def test_a_loss_alone_needs_a_known_unit():
     low = "final val_loss:2.00000000\n"
     assert judged("uniform", low).verdict == CONSISTENT  # may be nats per byte

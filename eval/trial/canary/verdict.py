@@ -27,6 +27,7 @@ BFLOAT16_ROUNDING = 2.0**-9  # a mean loss of each batch, on a GPU
 SAME_RATIO = 1e-6  # relative; sums of bytes and tokens are whole numbers, nearly always exact
 SAME_MISCOUNT = 2e-4  # relative; a wrong count is computed for the whole stream
 VISIBLE_MISCOUNT = 1e-3  # relative; a smaller difference is a reading that nobody listed
+LONGEST_PIECE = 16  # bytes; a tokenizer of the script's own may have longer ones, no mean of them
 UNTRAINED = (0.7, 1.3)  # times ln V: losses in nats per token, of small networks trained briefly
 
 INVALID, CONSISTENT, NOT_RUN, REMARK = "INVALID", "CONSISTENT", "NOT RUN", "REMARK"
@@ -208,8 +209,14 @@ class _Case:
         if claim.loss is not None and not per_byte and self._losses_are_nats_per_token():
             yield self._by_loss(claim)
         # A ratio that nothing explains and that all claims share is the script's own way to count.
-        if claim.bpb is not None and (self.script_counts_bytes or per_byte or not claim.loss):
+        alone = claim.loss is None or self.script_counts_bytes or per_byte
+        if claim.bpb is not None and (alone or self._never_of_the_loss(claim)):
             yield self._by_bytes(claim)
+
+    def _never_of_the_loss(self, claim: Claim) -> bool:
+        """Whether so many bytes per target are in no text, in nats or in bits: two quantities."""
+        longest = max(LONGEST_PIECE, int(self.tokenizer.table.counted.max()) + 1)
+        return LN2 * stated_ratio(claim).low > longest
 
     def _by_reading(self, claim: Claim, fit: Fit, reading: Reading) -> Judged:
         claimed = claim.loss.value * fit.nats_per_loss
