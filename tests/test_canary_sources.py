@@ -26,6 +26,7 @@ from eval.trial.canary.sources import (
 from eval.trial.canary.tokenizers import (
     BYTE_LEVEL,
     LARGEST_VOCABULARY,
+    Tokenizer,
     english_tokenizer,
     even_tokenizer,
     typeset_documents,
@@ -91,6 +92,13 @@ def test_four_million_tokens_take_seconds():
 # --- Exactness ---
 
 
+def leaves(tokenizer: Tokenizer, ids: np.ndarray) -> list[int]:
+    """The ids whose text begins no other's, by a list of all beginnings."""
+    surface = tokenizer.table.surface
+    beginnings = {surface[index][:end] for index in ids for end in range(len(surface[index]))}
+    return [index for index in ids if surface[index] not in beginnings]
+
+
 def law_of_independent_tokens(name: str, place: int) -> np.ndarray:
     """float64 [V]: probability of each token at a place of a source of independent tokens."""
     tokenizer = SOURCES[name].tokenizer(VOCAB_SIZE)
@@ -102,11 +110,11 @@ def law_of_independent_tokens(name: str, place: int) -> np.ndarray:
     text = np.array([len(word) for word in tokenizer.table.surface])
     raw = ~tokenizer.byte_pieces & ~tokenizer.table.boundary
     if name == "alphabet":
-        ids = np.flatnonzero(raw)[:32]
+        ids = leaves(tokenizer, np.flatnonzero(raw))[:32]
     elif place < middle(TOKENS):
-        ids = np.flatnonzero(raw & (text <= 2))[:64]
+        ids = leaves(tokenizer, np.flatnonzero(raw & (text <= 2)))[:64]
     else:
-        ids = np.flatnonzero(raw & (text >= 4))
+        ids = leaves(tokenizer, np.flatnonzero(raw & (text >= 4)))
     p[ids] = (1 - 1 / 1024) / len(ids)
     p[BOS] = 1 / 1024
     return p
@@ -119,6 +127,19 @@ def test_independent_tokens_cost_what_their_law_says(name):
         p = law_of_independent_tokens(name, place)
         assert known.nats[place] == pytest.approx(-np.log(p[known.tokens[place]]), rel=1e-12)
     assert p.sum() == pytest.approx(1.0, abs=1e-12)
+
+
+@pytest.mark.parametrize("name", ["uniform", "alphabet", "halves", "halves-swapped", "documents"])
+def test_bytes_can_be_cut_into_tokens_in_one_way_only(name):
+    """So that an honest model of the bytes does not gain on the law of the tokens."""
+    tokenizer = SOURCES[name].tokenizer(VOCAB_SIZE)
+    known = drawn(name, 8193)
+    cut = middle(8193)
+    parts = [known.tokens[:cut], known.tokens[cut:]] if "halves" in name else [known.tokens]
+    for part in parts:
+        words = [word for word in np.unique(part).tolist() if word != BOS]
+        assert leaves(tokenizer, np.array(words)) == words
+        assert len(words) >= 32
 
 
 def law_of_the_urn(document: np.ndarray, ids: np.ndarray) -> np.ndarray:
@@ -149,7 +170,8 @@ def law_of_text(document: np.ndarray) -> np.ndarray:
 
 def laws(name: str, known: Known, places: np.ndarray) -> list[np.ndarray]:
     """The law of the token at each place, from the tokens before it alone."""
-    ids = sources.text_ids(english_tokenizer(VOCAB_SIZE))
+    tokenizer = english_tokenizer(VOCAB_SIZE)
+    ids = np.array(leaves(tokenizer, sources.text_ids(tokenizer)))
     starts = np.flatnonzero(known.tokens == BOS)
     found = []
     for place in places:

@@ -9,6 +9,7 @@ Two streams of one source and one seed agree where their laws agree, so a source
 of another: the same beginning with another rest, the same documents in another order.
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -121,6 +122,19 @@ def text_ids(tokenizer: Tokenizer) -> np.ndarray:
     return np.flatnonzero(~tokenizer.table.boundary & ~tokenizer.byte_pieces)
 
 
+def told_apart(ids: np.ndarray, tokenizer: Tokenizer) -> np.ndarray:
+    """Those of `ids` that begin no other of them, in their order.
+
+    None of these begins another, so bytes made of them can be cut in one way only. A model of the
+    bytes, which sums over all ways to cut, then gains nothing on the law of the tokens."""
+    surface = tokenizer.table.surface
+    by_text = sorted(ids.tolist(), key=surface.__getitem__)
+    begins = {
+        one for one, other in itertools.pairwise(by_text) if surface[other].startswith(surface[one])
+    }
+    return np.array([index for index in ids.tolist() if index not in begins], np.int64)
+
+
 def independent(rng: np.random.Generator, tokens: int, ids: np.ndarray, bos_share: float) -> Known:
     """Each token is BOS with probability `bos_share`, else one of `ids`, all alike."""
     is_bos = rng.random(tokens) < bos_share
@@ -142,7 +156,8 @@ def uniform(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer) -> Know
 
 
 def small_alphabet(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer) -> Known:
-    return independent(rng, tokens, text_ids(tokenizer)[:SMALL_ALPHABET], BOS_SHARE)
+    ids = told_apart(text_ids(tokenizer), tokenizer)
+    return independent(rng, tokens, ids[:SMALL_ALPHABET], BOS_SHARE)
 
 
 # --- Halves ---
@@ -152,9 +167,11 @@ def _half(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer, short: bo
     ids = text_ids(tokenizer)
     lengths = tokenizer.table.counted[ids]
     if short:
-        return independent(rng, tokens, ids[lengths <= SHORT_BYTES][:SHORT_PIECES], BOS_SHARE)
-    long = ids[lengths >= LONG_BYTES]
-    return independent(rng, tokens, long if len(long) else ids, BOS_SHARE)
+        pieces = told_apart(ids[lengths <= SHORT_BYTES], tokenizer)[:SHORT_PIECES]
+    else:
+        long = ids[lengths >= LONG_BYTES]
+        pieces = told_apart(long if len(long) else ids, tokenizer)
+    return independent(rng, tokens, pieces, BOS_SHARE)
 
 
 def halves(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer) -> Known:
@@ -257,10 +274,10 @@ def documents(rng: np.random.Generator, tokens: int, tokenizer: Tokenizer) -> Kn
     """Documents of realistic lengths in which words come back: a Polya urn each.
 
     After n words of a document that held v c times, the next is v with probability
-    (c + m / V) / (n + m), so a cache that only knows the past gains, and what it may gain is
-    known."""
+    (c + m / W) / (n + m), where W are all words. So a cache that only knows the past gains, and
+    what it may gain is known."""
     pages = frame(rng, tokens, WEB_PAGES)
-    ids = text_ids(tokenizer)
+    ids = told_apart(text_ids(tokenizer), tokenizer)
     inside = pages.inside
     earlier = pages.place[inside] - 1  # words of the document before each word
     words = ids[_urn(rng, earlier, len(ids))]
