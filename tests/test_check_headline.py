@@ -65,6 +65,36 @@ def test_ablations_reruns_and_failed_trials_are_told_apart(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "name",
+    [
+        "failed_then_fixed/train_seed{}.log",
+        "train_seed{}_stopped_early.log",
+        "early-stopped_seed{}.log",
+        "train_failed_seed{}.log",  # all of them, so that the word means nothing
+    ],
+)
+def test_a_whole_run_is_no_failed_trial(tmp_path, name):
+    folder = public_folder(tmp_path, MEAN, {})
+    (folder / "failed_then_fixed").mkdir()
+    for seed, bpb in BITS.items():
+        (folder / name.format(seed)).write_text(public_log(seed, bpb))
+    assert headline(folder)[0] is Verdict.PASS
+    assert len(open_record(folder).chosen) == len(BITS)
+    assert "log" not in verdicts(folder)
+
+
+def test_the_mean_of_all_logs_counts_those_that_are_named_failed(tmp_path):
+    logs = public_logs(BITS)
+    logs["train_seed3_crashfix.log"] = logs.pop("train_seed3.log")
+    folder = public_folder(tmp_path, MEAN, logs)
+    assert headline(folder)[0] is Verdict.PASS
+    assert set(open_record(folder).chosen) == set(logs)
+    (folder / "submission.json").write_text(json.dumps(GOOD | {"val_bpb": 1.11}))
+    assert headline(folder)[0] is Verdict.PASS
+    assert open_record(folder).groups["train_seed3_crashfix.log"] is Group.FAILED
+
+
+@pytest.mark.parametrize(
     ("readme", "verdict"),
     [
         ("Mean 1.1200.", Verdict.FAIL),

@@ -22,7 +22,11 @@ STUDY_NAME = re.compile(
     r"|smoke|debug|(?:^|_)old",
     re.IGNORECASE,
 )
-FAILED_NAME = re.compile(r"fail|stopped|abort|crash|(?:^|_)oom|diverge|incomplete", re.IGNORECASE)
+# In the name of its file alone; a run that was stopped early is a whole one.
+FAILED_NAME = re.compile(
+    r"fail|(?<!early)(?<!early[_-])stopped(?![_-]?early)|abort|crash|(?:^|_)oom|diverge|incomplete",
+    re.IGNORECASE,
+)
 EVALUATION_NAME = re.compile(r"(?:^|[_/])eval|_eval(?:[_.]|$)", re.IGNORECASE)
 RERUN_NAME = re.compile(r"rerun|repeat|retry|repro|verif|(?:^|_)run[2-9](?:[_.]|$)", re.IGNORECASE)
 SEED_IN_NAME = re.compile(r"seed[_-]?(\d{1,12})", re.IGNORECASE)
@@ -137,7 +141,7 @@ def choose(logs: dict[str, Log], claims: Claims) -> Choice:
     Scores of the artifact are preferred to others that agree with the headline, exact agreement
     to a rounded one, and logs that leave out no run of their experiment to any choice among runs.
     """
-    kinds = {name: _kind(name, log) for name, log in logs.items()}
+    kinds = _kinds(logs)
     scored = [name for name, kind in kinds.items() if kind is not Group.FAILED]
     candidates = list(_candidates(logs, kinds, scored, claims))
     whole = [c for c in candidates if not _siblings(logs, c, scored, kinds)]
@@ -174,10 +178,20 @@ def _without_match(
     return candidates[0] if candidates else _Candidate(tuple(logs), "all logs")
 
 
+def _kinds(logs: dict[str, Log]) -> dict[str, Group]:
+    """What each log looks like, by its name and content alone.
+
+    Where by their names all have failed, those with a final score have not.
+    """
+    ended = [name for name, log in logs.items() if log.final is not None]
+    failed = {name for name in ended if FAILED_NAME.search(name.rpartition("/")[2])}
+    believed = failed if len(failed) < len(ended) else set()
+    whole = [name for name in ended if name not in believed]
+    return {name: _kind(name, logs[name]) if name in whole else Group.FAILED for name in logs}
+
+
 def _kind(name: str, log: Log) -> Group:
-    """What a log looks like, by its name and content alone."""
-    if log.final is None or FAILED_NAME.search(name):
-        return Group.FAILED
+    """What a log with a final score looks like."""
     if STUDY_NAME.search(name):
         return Group.STUDY
     trained = any(step.train_loss is not None for step in log.steps)
@@ -200,12 +214,7 @@ def _candidates(
             why = f"the logs of the stated seeds {_listed(seeds)}"
             yield _Candidate(by_seed, why, by_seeds=True)
     plain = [name for name in scored if kinds[name] is Group.OWN]
-    families: dict[str, list[str]] = {}
-    for name in plain or scored:
-        families.setdefault(_family(name, logs[name]), []).append(name)
-    for family in sorted(families.values(), key=len, reverse=True):
-        if len(family) > 1:
-            yield _Candidate(tuple(family), f"the {len(family)} logs that are named alike")
+    yield from _named_alike(logs, plain or scored)
     if plain:
         yield _Candidate(tuple(plain), "all logs of complete runs" if plain[1:] else "the only log")
     yield from _one_run_for_each_seed(logs, plain)
@@ -216,8 +225,21 @@ def _candidates(
                 yield _Candidate((name,), f"README names {name}", by_readme=True)
     if scored and scored != plain:
         yield _Candidate(tuple(scored), "all logs with a score")
+    ended = [name for name, log in logs.items() if log.final is not None]
+    if ended != scored:
+        yield _Candidate(tuple(ended), "all logs with a score, also those named failed")
     for name in scored:
         yield _Candidate((name,), f"{name} alone")
+
+
+def _named_alike(logs: dict[str, Log], names: list[str]) -> Iterator[_Candidate]:
+    """Logs whose names differ in the seed or the number of the run alone; most of them first."""
+    families: dict[str, list[str]] = {}
+    for name in names:
+        families.setdefault(_family(name, logs[name]), []).append(name)
+    for family in sorted(families.values(), key=len, reverse=True):
+        if len(family) > 1:
+            yield _Candidate(tuple(family), f"the {len(family)} logs that are named alike")
 
 
 def _one_run_for_each_seed(logs: dict[str, Log], plain: list[str]) -> Iterator[_Candidate]:
