@@ -314,6 +314,45 @@ def test_the_last_step_tells_the_time_of_a_run_that_was_not_stopped(tmp_path):
     assert "2400.000 s" in verdicts(folder)["train_time"]
 
 
+GOES_ON = "step:12/20 train_loss:2.0 train_time:900000ms\n"
+STOPS_AGAIN = "stopping_early: wallclock_cap train_time:1200000ms step:15/20\n"
+
+
+@pytest.mark.parametrize(
+    ("further", "words"), [(GOES_ON, "900.000 s"), (GOES_ON + STOPS_AGAIN, "1200.000 s")]
+)
+def test_training_that_goes_on_after_its_stop_is_caught(tmp_path, further, words):
+    log = edited(public_log(1, 1.1), "Code size", f"{further}Code size")
+    failed = answer(contest_folder(tmp_path, logs={LOG: log}), "train_time")
+    assert failed.verdict is Verdict.FAIL
+    assert words in failed.detail
+    assert failed.evidence[0].text == further.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("on_line", "further", "verdict"),
+    [
+        ("", "total_eval_time:912.3s", Verdict.FAIL),
+        ("", "eval_time: 912.4s", Verdict.FAIL),
+        ("", "eval_seconds=912", Verdict.FAIL),
+        ("", "eval_time: 312.4s", Verdict.PASS),
+        ("", "eval_time: 912400", Verdict.CANNOT_TELL),  # surely no seconds
+        (" eval_time:500000ms", "total_eval_time:912.3s", Verdict.FAIL),
+        (" eval_time:500000ms", "total_eval_time:560.0s", Verdict.PASS),  # and it is the whole
+        (" eval_time:500000ms", "eval_time: 500.2s", Verdict.PASS),  # the same again
+        (" eval_time:500000ms", "eval_time: 312.4s", Verdict.POLICY),
+    ],
+)
+def test_an_evaluation_clock_may_stand_on_its_own_line(tmp_path, on_line, further, verdict):
+    log = edited(public_log(1, 1.1), " eval_time:1000ms\n", f"{on_line}\n{further}\n")
+    assert answer(contest_folder(tmp_path, logs={LOG: log}), "eval_time").verdict is verdict
+
+
+def test_a_validation_in_training_is_no_evaluation_phase(tmp_path):
+    log = edited(public_log(1, 1.1), "step:1/9", "eval_time: 912.4s\nstep:1/9")
+    assert answer(contest_folder(tmp_path, logs={LOG: log}), "eval_time").verdict is Verdict.PASS
+
+
 @pytest.mark.parametrize(
     ("extra", "total"),
     [

@@ -26,15 +26,22 @@ LONGEST_STEP = 6.0  # seconds; a longer one is no excuse for a run that goes on
 SAME_PHASE = 1.0  # seconds
 SAME_SHARE = 0.005
 COMMON_WORDS = {"final", "exact", "eval", "time", "elapsed", "done", "val", "loss", "bpb", "int"}
+TOTAL_CLOCKS = ("total_eval_time", "total_eval_seconds")
+# Names of phases that tell a time of evaluation and nothing else.
+EVAL_CLOCKS = (*TOTAL_CLOCKS, "final_eval_time", "final_eval_seconds", "eval_time", "eval_seconds")
 SAME_BPB = 5.1e-5  # bits per byte: equal to the 4 decimals that every script prints
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a log's own clock shows, in seconds, and the line that does."""
+    """What a log's own clock shows, in seconds, and the line that does.
+
+    `whole`: by its name it holds every phase of its kind.
+    """
 
     seconds: float
     source: Fact | LoggedScore | Step
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,18 +60,38 @@ class Clock:
 
 
 def _training(record: Record, log: Log) -> Reading | None:
-    """The stated training time, else that of the last step."""
+    """The stated training time; in a public log that of a later step, if it is longer."""
+    found = []
     spent = log.number("result.train_s")
     if spent is not None:
-        return Reading(spent, log.facts["result.train_s"])
-    timed = [step for step in log.steps if step.train_s is not None]
-    last = max(timed, key=lambda step: step.train_s, default=None)
-    return None if last is None else Reading(last.train_s, last)
+        found.append(Reading(spent, log.facts["result.train_s"]))
+    if spent is None or not log.native:
+        timed = [step for step in log.steps if step.train_s is not None]
+        found += [Reading(step.train_s, step) for step in timed]
+    return max(found, key=lambda reading: reading.seconds, default=None)
 
 
 def _evaluation(record: Record, log: Log) -> Reading | None:
-    """The time of the record's score, by its own line or by another with the same bpb."""
+    """The time of the record's score, or that of all evaluations where it is longer."""
     score = record.score(log)
+    own = _score_time(log, score)
+    lone = [phase for phase in log.phases if phase.name in EVAL_CLOCKS]
+    if own is None and lone:
+        line = score.line if score is not None else lone[-1].line
+        nearest = min(lone, key=lambda phase: abs(phase.line - line))
+        own = _reading_of(nearest)
+    totals = [_reading_of(phase) for phase in lone if phase.name in TOTAL_CLOCKS]
+    found = totals if own is None else [own, *totals]
+    return max(found, key=lambda reading: reading.seconds, default=None)
+
+
+def _reading_of(phase: Phase) -> Reading:
+    source = Fact(f"{phase.seconds:g}", phase.line, phase.text)
+    return Reading(phase.seconds, source, phase.name in TOTAL_CLOCKS)
+
+
+def _score_time(log: Log, score: LoggedScore | None) -> Reading | None:
+    """The time of a score, by its own line or by another with the same bpb."""
     if score is not None and not log.native:
         for other in reversed(log.scores_in_order):
             same = abs(other.val_bpb - score.val_bpb) < SAME_BPB
@@ -176,6 +203,8 @@ def _outside(clock: Clock, log: Log, reading: Reading) -> list[Phase]:
     Validation between training and export changes no weights. The final score's own time is the
     evaluation clock itself.
     """
+    if reading.whole:
+        return []
     scored = {score.line for score in log.scores} if clock is TRAINING else set()
     phases = [p for p in log.phases if p.stage == clock.stage and p.line not in scored]
     counted = [Phase("", reading.seconds, clock.stage, reading.source.line, reading.source.text)]
@@ -188,9 +217,13 @@ def _outside(clock: Clock, log: Log, reading: Reading) -> list[Phase]:
 
 
 def _is_same(phase: Phase, other: Phase) -> bool:
-    """Whether two lines time one phase: as long, and with a word in common that names it."""
+    """Whether two lines time one phase: as long, and with a word in common that names it.
+
+    A line that only says `eval_time` names none.
+    """
     near = abs(phase.seconds - other.seconds) <= max(SAME_PHASE, SAME_SHARE * other.seconds)
-    return phase.line == other.line or (near and bool(_words(phase) & _words(other)))
+    nameless = phase.name in EVAL_CLOCKS or other.name in EVAL_CLOCKS
+    return phase.line == other.line or (near and (nameless or bool(_words(phase) & _words(other))))
 
 
 def _words(phase: Phase) -> set[str]:

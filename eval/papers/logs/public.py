@@ -68,6 +68,12 @@ NUMBER_END = r"(?=[\s,;)\]|]|logs/|$)"
 BPB = re.compile(rf"bpb\s?[:=]\s*({NUMBER}){NUMBER_END}")
 VAL_LOSS = re.compile(rf"(?<![\w])(?:val_loss|vl)\s?[:=]\s*({NUMBER}){NUMBER_END}")
 EVAL_TIME = re.compile(r"\beval_time:\s*(\d+(?:\.\d+)?(?:ms|s|m)?)")
+# The same on a line of its own, for one evaluation or for all of them.
+EVAL_CLOCK = re.compile(
+    r"\b(?P<name>(?:total_|final_)?eval_(?:time|seconds))\s?[:=]\s*"
+    r"(?P<time>\d{1,12}(?:\.\d+)?(?:ms|s|m)?)(?![\w.])"
+)
+LONGEST_BARE_TIME = 20_000  # a larger number without a unit is hardly one of seconds
 SEED_IN_LABEL = re.compile(r"\bseed[ =:_]?\d{1,12}", re.IGNORECASE)
 # A share of the text in percent, or a part of so many, but never all of it.
 SHARE = r"(?<![\d.])(?!100(?:\.0*)?\s?%)\d[\d.]*\s?%"
@@ -221,8 +227,14 @@ def _read_stop(reading: PublicReading, number: int, text: str) -> bool:
     match = STOP.match(text)
     if match is None:
         return False
-    reading.log.state("result.train_s", f"{float(match[1]) / 1000}", number, text)
-    reading.log.state("result.steps", match[2], number, text)
+    log = reading.log
+    known = log.number("result.train_s")
+    spent = float(match[1]) / 1000
+    log.state("result.train_s", f"{spent}", number, text)
+    log.state("result.steps", match[2], number, text)
+    if known is not None and spent > known:
+        log.facts["result.train_s"] = Fact(f"{spent}", number, text)
+        log.facts["result.steps"] = Fact(match[2], number, text)
     reading.stage = "export"
     return True
 
@@ -322,6 +334,20 @@ def _read_phase(reading: PublicReading, number: int, text: str) -> bool:
     return True
 
 
+def _read_eval_clock(reading: PublicReading, number: int, text: str) -> bool:
+    """A line like `total_eval_time:312.3s`; one during training times a validation."""
+    match = EVAL_CLOCK.search(text)
+    steps = reading.log.steps
+    if match is None or (reading.stage == "train" and steps and number < steps[-1].line):
+        return False
+    spent = seconds(match["time"])
+    bare = match["time"][-1].isdigit()
+    if spent is None or (bare and spent > LONGEST_BARE_TIME):
+        return False
+    reading.log.phases.append(Phase(match["name"], spent, "eval", number, text))
+    return True
+
+
 # Readers by a word that every line holds which they may take, facts before events.
 READERS: tuple[tuple[str, Reader], ...] = (
     *((entry.word, functools.partial(_read_fact, entry)) for entry in PUBLIC_PATTERNS),
@@ -330,6 +356,8 @@ READERS: tuple[tuple[str, Reader], ...] = (
     ("Serialized model", _read_artifact),
     ("Traceback", _read_exception),
     ("bpb", _read_score),
+    ("eval_time", _read_eval_clock),
+    ("eval_seconds", _read_eval_clock),
     *((word, _read_phase) for word in TIMED_WORDS),
 )
 
