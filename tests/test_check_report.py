@@ -329,6 +329,19 @@ def test_a_comment_is_never_too_long():
     assert "too long" in text
 
 
+@pytest.mark.parametrize("name", ["records/track_10min_16mb/2026-05-01_a-record", "`" * 200])
+def test_a_list_of_very_many_folders_ends_in_a_number(name):
+    good = [report_of(passes("headline", "fine"), folder=f"{name}{i}") for i in range(1200)]
+    bad = [report_of(fails("cap", "too large"), folder=f"bad{i}") for i in range(30)]
+    text = as_markdown([*good, *bad])
+    assert len(text) < 65_536
+    listed = text.partition("###")[0].splitlines()
+    assert [line for line in listed if line.startswith("* **FAIL**")] == listed[2:32]
+    shown = sum(line.startswith("* **") for line in listed)
+    assert 30 < shown <= 100
+    assert f"* and {1230 - shown} further folders: {1230 - shown} PASS" in listed
+
+
 # --- Commits ---
 
 

@@ -161,6 +161,18 @@ def test_a_change_without_records_is_no_failure(clone, tmp_path):
     assert "No record folder is added or changed." in Path(outputs["report"]).read_text()
 
 
+def test_a_check_that_cannot_run_says_so(clone, tmp_path):
+    """What a stranger calls a branch stays inside one code span."""
+    outputs = run_action(clone, tmp_path, "no`such`@team", "main")
+    assert outputs["exit-code"] == "2"
+    title, blank, told = Path(outputs["report"]).read_text().splitlines()
+    assert (title, blank) == ("## The check could not run", "")
+    assert told.startswith("`error: ")
+    assert "no'such'@team" in told
+    assert told.count("`") == 2
+    assert told.endswith("`")
+
+
 @pytest.mark.parametrize(
     ("old", "call"),
     [

@@ -18,6 +18,8 @@ COLUMN_WIDTHS = (11, 13)  # characters: of verdict and name, so that two reports
 LABEL_WIDTH = 8  # of the summary's labels
 FEW_LINES = 4  # of evidence that a report shows of each answer unless all is wanted
 LONGEST_COMMENT = 60_000  # characters; GitHub takes 65,536
+MOST_LISTED = 100  # folders in a comment's list
+LONGEST_LIST = 20_000  # characters of it
 VERDICT_ORDER = (Verdict.FAIL, Verdict.CANNOT_TELL, Verdict.POLICY, Verdict.PASS)
 SEVERITY_ORDER = tuple(Severity)
 SUMMARY = {
@@ -207,9 +209,23 @@ def as_markdown(reports: list[Report]) -> str:
 
 
 def _folder_list(reports: list[Report]) -> str:
+    """The folders in the given order, the last ones of very many as a number."""
     if not reports:
         return "No record folder is added or changed."
-    return "\n".join(f"* **{report.verdict}** {code(report.folder)}" for report in reports)
+    lines = []
+    left = LONGEST_LIST
+    for report in reports[:MOST_LISTED]:
+        line = f"* **{report.verdict}** {code(report.folder)}"
+        left -= len(line)
+        if left < 0:
+            break
+        lines.append(line)
+    unlisted = reports[len(lines) :]
+    if unlisted:
+        verdicts = [report.verdict for report in unlisted]
+        counts = [f"{verdicts.count(v)} {v}" for v in VERDICT_ORDER if v in verdicts]
+        lines.append(f"* and {len(unlisted)} further folders: {', '.join(counts)}")
+    return "\n".join(lines)
 
 
 def _markdown_brief(report: Report) -> str:
