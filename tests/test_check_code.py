@@ -112,6 +112,22 @@ def test_the_printed_source_is_compared_with_the_script(tmp_path, old, new, line
     assert theirs.text == old
 
 
+@pytest.mark.parametrize(
+    ("kept", "verdict", "words"),
+    [
+        (9, Verdict.PASS, "line by line"),
+        (5, Verdict.CANNOT_TELL, "embeds lines 1-5 of 9 of train_gpt.py; the rest is not shown"),
+    ],
+)
+def test_a_part_of_the_source_ties_no_more_than_itself(tmp_path, kept, verdict, words):
+    shown = "".join(PRINTED.splitlines(keepends=True)[:kept])
+    log = shown + RULER + public_log(1, 1.1)
+    outcome = answer(contest_folder(tmp_path, logs={LOG: log}, code=PRINTED), "source")
+    assert outcome.verdict is verdict
+    assert words in outcome.detail
+    assert outcome.severity is (Severity.BLOCKING if kept == 9 else Severity.EXPLAIN)
+
+
 # --- What it loads ---
 
 HELPER = "x = 2\n" * 30  # 180 bytes

@@ -4,6 +4,7 @@ import ast
 import re
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from eval.files import sha256_of
 from eval.papers.checks.compression import compressed_sizes, looks_compressed
@@ -34,6 +35,7 @@ from eval.papers.submission.script import Version, python_needed, text_of
 from eval.rules import Verdict
 
 NEWEST_PYTHON = (3, 14)  # whose grammar `python_needed` knows
+FEWEST_SHOWN = 0.98  # of a script's lines; printing it may lose a few
 MOST_PACKED = 0.5  # of a script's bytes are left of it under any compressor
 COMMENT = re.compile(r"(?:^|\s)#[^\"']*$")  # behind it no string can hold the mark
 
@@ -239,19 +241,27 @@ def _other_native(names: list[str], log: Log, script: Script) -> Check:
 
 
 def _other_public(names: list[str], log: Log, script: Script) -> Iterator[Check]:
-    """FAIL where no reading of the script holds the lines that the logs print."""
+    """FAIL where no reading of the script holds the lines that the logs print.
+
+    Where they are a part of the script, nothing is known of the rest.
+    """
     embedded = _code_lines(log.source)
     candidates = [_code_lines(script.shipped)]
     if script.unwrapped.layers:
         candidates.append(_code_lines(script.source))
-    if any(_holds(lines, embedded) for lines in candidates):
-        return
     bare = _without_comments(embedded)
     stripped = [_without_comments(lines) for lines in candidates]
-    if any(_holds(lines, bare) for lines in stripped):
+    held = [_held(lines, embedded) for lines in candidates]
+    held += [_held(lines, bare) for lines in stripped]
+    found = [part for part in held if part is not None]
+    if not found:
+        closest = max(stripped, key=lambda lines: _common_lines(lines, bare))
+        yield _first_difference(names, log, script, closest)
         return
-    closest = max(stripped, key=lambda lines: _common_lines(lines, bare))
-    yield _first_difference(names, log, script, closest)
+    most = max(found, key=lambda part: part.share)
+    if most.share < FEWEST_SHOWN:
+        detail = f"{', '.join(names)}: embeds {most} of {script.where}; the rest is not shown"
+        yield cannot_tell("source", detail, severity=Severity.EXPLAIN)
 
 
 NumberedLine = tuple[int, str]  # 1-based line number and text
@@ -263,14 +273,31 @@ def _code_lines(source: bytes) -> list[NumberedLine]:
     return [(number, line.rstrip()) for number, line in lines if line.strip()]
 
 
-def _holds(shipped: list[NumberedLine], embedded: list[NumberedLine]) -> bool:
-    """Whether the embedded lines follow each other in the script, so that none differs."""
+@dataclass(frozen=True)
+class Held:
+    """The part of a script that a log embeds: its line numbers, and its share of the lines."""
+
+    first: int
+    last: int
+    of: int
+    share: float
+
+    def __str__(self) -> str:
+        return f"lines {self.first}-{self.last} of {self.of}" if self.share else "no line"
+
+
+def _held(shipped: list[NumberedLine], embedded: list[NumberedLine]) -> Held | None:
+    """Where the embedded lines follow each other in the script; None where one differs."""
+    if not shipped or not embedded:
+        return None if embedded else Held(0, 0, 0, 0.0)
     texts = [text for _, text in shipped]
     wanted = [text for _, text in embedded]
-    if not wanted:
-        return True
-    starts = [i for i, text in enumerate(texts) if text == wanted[0]]
-    return any(texts[i : i + len(wanted)] == wanted for i in starts)
+    count = len(wanted)
+    for i, text in enumerate(texts):
+        if text == wanted[0] and texts[i : i + count] == wanted:
+            last_line = shipped[-1][0]
+            return Held(shipped[i][0], shipped[i + count - 1][0], last_line, count / len(texts))
+    return None
 
 
 def _without_comments(lines: list[NumberedLine]) -> list[NumberedLine]:
