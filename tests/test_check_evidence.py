@@ -423,6 +423,19 @@ def test_a_key_that_is_stated_twice_fails(tmp_path, text, severity):
     assert check.severity == severity
 
 
+@pytest.mark.parametrize(("first", "severity"), [(1.0, "blocking"), (1.12, "format")])
+def test_a_seed_with_two_results_fails(tmp_path, first, severity):
+    rows = [{"seed": 2, "val_bpb": bpb} for bpb in (first, 1.12)]
+    for key in ("seed_results", "seeds", "per_seed"):
+        reading = submission(tmp_path, {"name": "n", "val_bpb": 1.12, key: rows})
+        assert [fault.key for fault in reading.faults] == [f"{key}.2"]
+    folder = public_folder(tmp_path, MEAN | {"seed_results": rows}, public_logs({2: 1.12}))
+    check = named(folder, "json")
+    assert check.verdict is Verdict.FAIL
+    assert f"seed_results.2 is stated twice, {{'val_bpb': {first}}}" in check.detail
+    assert check.severity == severity
+
+
 @pytest.mark.parametrize("size", [1000, 1012])
 def test_artifact_bytes_may_be_weights_or_total(tmp_path, size):
     stated = {key: value for key, value in MEAN.items() if key != "bytes_total"}

@@ -19,8 +19,8 @@ from eval.papers.logs.naming import Naming, named_in_readme
 from eval.papers.logs.reading import parse_log
 from eval.papers.logs.values import decimals
 from eval.papers.submission.files import DirectoryFiles, Files
-from eval.papers.submission.public import RECORD_FIELDS
-from eval.papers.submission.reading import Fault, read_submission, track_of
+from eval.papers.submission.keys import RECORD_FIELDS, Fault
+from eval.papers.submission.reading import read_submission, track_of
 from eval.papers.submission.schema import (
     AUDIT_FILE,
     CODE_FILE,

@@ -14,7 +14,8 @@ from eval.papers.checks.report import (
     say,
 )
 from eval.papers.folder import README_FILE, SIZE_FILE, Record
-from eval.papers.submission.reading import Fault, track_of
+from eval.papers.submission.keys import Fault
+from eval.papers.submission.reading import track_of
 from eval.papers.submission.schema import (
     CODE_FILE,
     CONTEST_FIELDS,

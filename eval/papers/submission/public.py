@@ -7,71 +7,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from eval.papers.submission.keys import (
+    ENVIRONMENT_FIELDS,
+    MILLISECONDS,
+    PER_SEED_FIELDS,
+    RECORD_FIELDS,
+    SEED_FIELDS,
+    Fault,
+    stated_twice,
+)
 from eval.papers.submission.schema import SeedResult, Submission, track_named
 
-# Public keys by the place of their value in our schema: a field of the record, of a seed, or of
-# the environment. These are the keys that public records use; the first one that is stated counts.
-RECORD_FIELDS = {
-    "author": ("author", "submitter", "authors"),
-    "github_id": ("github_id", "github", "github_handle", "github_username"),
-    "name": ("name", "submission_name", "title"),
-    "blurb": ("blurb", "short_description", "description", "summary"),
-    "val_loss": ("val_loss", "mean_val_loss", "val_loss_mean", "best_val_loss"),
-    "val_bpb": ("val_bpb", "mean_val_bpb", "val_bpb_mean", "best_val_bpb", "bpb"),
-    "val_loss_std": ("val_loss_std", "std_val_loss"),
-    "val_bpb_std": ("val_bpb_std", "std_val_bpb"),
-    "bytes_total": (
-        "bytes_total",
-        "total_bytes",
-        "total_submission_bytes",
-        "submission_bytes",
-        "total_size_bytes",
-        "submission_size_bytes",
-    ),
-    "bytes_code": ("bytes_code", "code_bytes", "code_size_bytes", "bytes_code_uncompressed"),
-}
-SEED_FIELDS = {
-    "step_stop": "steps",
-    "steps": "steps",
-    "train_steps": "steps",
-    "training_steps": "steps",
-    "wallclock_seconds": "train_s",
-    "train_time_seconds": "train_s",
-    "training_time_seconds": "train_s",
-    "train_time_s": "train_s",
-    "eval_time_seconds": "eval_s",
-    "eval_time_s": "eval_s",
-    "eval_seconds": "eval_s",
-    "step_avg_ms": "step_avg_ms",
-    "ms_per_step": "step_avg_ms",
-    "pre_quant_val_loss": "pre_quant_val_loss",
-    "pre_quant_val_bpb": "pre_quant_val_bpb",
-    "model_params": "parameters",
-    "num_params": "parameters",
-    "n_params": "parameters",
-    "parameters": "parameters",
-    "artifact_size_bytes": "artifact_bytes",
-    "model_bytes": "artifact_bytes",
-    "bytes_model": "artifact_bytes",
-    "model_size_bytes": "artifact_bytes",
-    "compressed_size_bytes": "artifact_bytes",
-}
-MILLISECONDS = {"train_time_ms": "train_s", "eval_time_ms": "eval_s"}
-ENVIRONMENT_FIELDS = {
-    "pytorch_version": "torch",
-    "torch_version": "torch",
-    "cuda_version": "cuda",
-    "python_version": "python",
-    "gpu": "gpu",
-    "gpu_type": "gpu",
-    "num_gpus": "gpus",
-}
 AGGREGATE = re.compile(
     r"\w+_(?:mean|max|min|std)|(?:mean|std)_\w+|(?:delta|comparison)_\w*(?:bpb|loss|nats)"
 )
 HARDWARE = re.compile(r"(\d+)\s*[x×]\s*(.+)")
 PER_SEED = re.compile(r"(?P<field>\w+?)_(?:per_seed|seed_?(?P<seed>\d{1,12}))")
-PER_SEED_FIELDS = {"val_bpb": "val_bpb", "val_loss": "val_loss", "bytes": "bytes_total"}
 # 42_aggressive and 42_5pct are several runs of a seed, `note` is none.
 NO_SEED = re.compile(r"\d+[_ -]\w*[A-Za-z]\w*|(?!seed)[A-Za-z_ ]+", re.ASCII | re.IGNORECASE)
 SEED_STATISTIC = re.compile(r"(mean|avg|average|std|stdev|stddev)")
@@ -86,7 +37,8 @@ class PublicImport:
 
     `fields` are those of a Submission, `alone` those of a SeedResult whose seed is not named.
     `keys` are the public keys by the path of the field that they fill, `problems` what is wrong
-    with a key. `one_seed` is what the key `seed` holds: of several seeds it names but one.
+    with a key, `twice` the seeds with two results. `one_seed` is what the key `seed` holds: of
+    several seeds it names but one.
     """
 
     fields: dict[str, Any] = field(default_factory=dict)
@@ -97,6 +49,7 @@ class PublicImport:
     unknown: dict[str, Any] = field(default_factory=dict)
     keys: dict[tuple[str, ...], str] = field(default_factory=dict)
     problems: dict[str, str] = field(default_factory=dict)
+    twice: list[Fault] = field(default_factory=list)
     one_seed: list[int] = field(default_factory=list)
 
     @property
@@ -104,11 +57,11 @@ class PublicImport:
         return self.fields.setdefault("seed_results", {})
 
 
-def import_public(raw: dict[str, Any], track: str | None) -> tuple[Submission, dict[str, str]]:
+def import_public(raw: dict[str, Any], track: str | None) -> tuple[Submission, list[Fault]]:
     """Map one public `submission.json` to an imported Submission. Drops nothing in silence.
 
     `track` is the one that the parent folder names. Also returns what is wrong with each key that
-    could not be used.
+    could not be used, and the seeds that have two results.
     """
     public = PublicImport()
     if track is not None:
@@ -124,7 +77,9 @@ def import_public(raw: dict[str, Any], track: str | None) -> tuple[Submission, d
         else:
             public.unknown[key] = value
     _place_unnamed_seed(public)
-    return _validated(public)
+    submission = _validated(public)
+    faults = [Fault(key, text) for key, text in public.problems.items()]
+    return submission, [*public.twice, *faults]
 
 
 def _unwrapped(raw: dict[str, Any]) -> dict[str, Any]:
@@ -169,8 +124,8 @@ def _place_unnamed_seed(public: PublicImport) -> None:
 # --- Validation, one key at a time ---
 
 
-def _validated(public: PublicImport) -> tuple[Submission, dict[str, str]]:
-    """The Submission without what is impossible, and why each such key was left out."""
+def _validated(public: PublicImport) -> Submission:
+    """The Submission without what is impossible; `problems` says why a key was left out."""
     document: dict[str, Any] = {
         **public.fields,
         "origin": "imported",
@@ -182,7 +137,7 @@ def _validated(public: PublicImport) -> tuple[Submission, dict[str, str]]:
     _drop_large_integers(public, document, ())
     while True:
         try:
-            return Submission.model_validate(document), public.problems
+            return Submission.model_validate(document)
         except ValidationError as error:
             for problem in error.errors():
                 place = tuple(map(str, problem["loc"]))
@@ -259,7 +214,7 @@ def _take_seeds(public: PublicImport, key: str, value: Any) -> bool:
     """`seeds` is a list of numbers or of results, or holds the results by seed."""
     if key != "seeds" or not isinstance(value, list | dict):
         return False
-    rows = _rows_by_seed(value)
+    rows = _rows_by_seed(public, key, value)
     if rows is not None:
         numbers = _take_rows(public, key, rows)
     elif isinstance(value, list) and not any(isinstance(seed, list | dict) for seed in value):
@@ -281,7 +236,7 @@ def _take_one_seed(public: PublicImport, key: str, value: Any) -> bool:
 def _take_seed_results(public: PublicImport, key: str, value: Any) -> bool:
     if key not in ("seed_results", "results_by_seed", "per_seed", "per_seed_results"):
         return False
-    rows = _rows_by_seed(value)
+    rows = _rows_by_seed(public, key, value)
     if rows is None:
         return False
     numbers = _take_rows(public, key, rows)
@@ -412,8 +367,11 @@ def _seed_numbers(public: PublicImport, key: str, seeds: list | dict) -> list[in
     return numbers
 
 
-def _rows_by_seed(value: Any) -> dict[str, Any] | None:
-    """Results by the name of the seed; None for a value that holds none, or results by settings."""
+def _rows_by_seed(public: PublicImport, key: str, value: Any) -> dict[str, Any] | None:
+    """Results by the name of the seed; None for a value that holds none, or results by settings.
+
+    Of two results of a seed the last one counts, as of two values of a key.
+    """
     if isinstance(value, dict):
         named = [name for name in value if not SEED_STATISTIC.fullmatch(name.lower())]
         return None if any(NO_SEED.fullmatch(name) for name in named) else value
@@ -422,7 +380,14 @@ def _rows_by_seed(value: Any) -> dict[str, Any] | None:
     named = [row for row in value if isinstance(row, dict) and "seed" in row]
     if not value or len(named) < len(value):
         return None
-    return {str(row["seed"]): _without_seed(row) for row in named}
+    rows: dict[str, Any] = {}
+    for row in named:
+        seed = str(row["seed"])
+        result = _without_seed(row)
+        if seed in rows:
+            public.twice.append(stated_twice(f"{key}.{seed}", rows[seed], result))
+        rows[seed] = result
+    return rows
 
 
 def _without_seed(row: dict[str, Any]) -> dict[str, Any]:

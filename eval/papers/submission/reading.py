@@ -15,27 +15,12 @@ from pydantic import ValidationError
 
 from eval.errors import UserError
 from eval.papers.submission.files import DirectoryFiles, Files
+from eval.papers.submission.keys import Fault, stated_twice
 from eval.papers.submission.public import import_public
 from eval.papers.submission.schema import SUBMISSION_FILE, Submission, track_named
 
 OTHER_NAME = re.compile(r"submission\w*\.json", re.IGNORECASE)
 OUR_KEYS = ("schema_version", "origin")  # a file with both is one of ours
-
-
-@dataclass(frozen=True)
-class Fault:
-    """A key of submission.json that cannot be used, or that is stated twice.
-
-    `differs` says that the two values of a key that is stated twice are not equal.
-    """
-
-    key: str
-    text: str
-    twice: bool = False
-    differs: bool = False
-
-    def __str__(self) -> str:
-        return f"{self.key} {self.text}" if self.twice else f"{self.key}: {self.text}"
 
 
 @dataclass(frozen=True)
@@ -115,8 +100,7 @@ def _json_object(text: str, path: Path, twice: list[Fault]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
             if key in found:
-                told = f"is stated twice, {found[key]!r:.40} and {value!r:.40}"
-                twice.append(Fault(key, told, twice=True, differs=found[key] != value))
+                twice.append(stated_twice(key, found[key], value))
             found[key] = value
         return found
 
@@ -137,8 +121,7 @@ def _typed(
     stated: dict[str, Any], path: Path, folder: Path, twice: list[Fault]
 ) -> tuple[Submission, list[Fault]]:
     if not all(key in stated for key in OUR_KEYS):
-        submission, problems = import_public(stated, track_of(folder))
-        return submission, [Fault(key, text) for key, text in problems.items()]
+        return import_public(stated, track_of(folder))
     if twice:
         raise UserError(f"{path}: {twice[0]}; pack the record again")
     try:
