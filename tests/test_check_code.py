@@ -56,6 +56,30 @@ def test_newer_syntax_than_ours_is_no_fault(tmp_path, wrap, logged, verdict, wor
     assert ("inside" in outcome.detail) is (wrap is wrapped)
 
 
+NEW_IN_312 = (
+    "def f[T: (int, str)](x: T):\n    return x\n",
+    "def f[\n    T,\n](x: T):\n    return x\n",
+    "type A[T: list[int]] = dict[str, T]\n",
+)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python reads the syntax of 3.12")
+@pytest.mark.parametrize("code", NEW_IN_312)
+def test_type_parameters_are_no_fault(tmp_path, code):
+    outcome = answer(contest_folder(tmp_path, code=code), "compiles")
+    assert outcome.verdict is Verdict.CANNOT_TELL
+    assert "needs Python 3.12" in outcome.detail
+
+
+def test_what_only_a_newer_python_could_read_is_no_proof(tmp_path):
+    """The log names a Python whose grammar the referee's own parser does not know."""
+    newer = f"{sys.version_info[0]}.{sys.version_info[1] + 1}"
+    folder = contest_folder(tmp_path, logs=with_python(f"{newer}.1"), code="def f(:\n")
+    outcome = answer(folder, "compiles")
+    assert outcome.verdict is Verdict.CANNOT_TELL
+    assert f"is for Python {newer} by its log" in outcome.detail
+
+
 def test_the_source_inside_a_wrapper_is_compiled(tmp_path):
     sound = contest_folder(tmp_path / "sound", code=wrapped("x = 1\n"))
     assert "inside exec, lzma, base85" in answer(sound, "compiles").detail

@@ -4,6 +4,7 @@ import base64
 import bz2
 import gzip
 import lzma
+import time
 import zlib
 
 import brotli
@@ -196,6 +197,13 @@ def test_no_strings_raise(text):
         ("type X[T] = list[T]", (3, 12)),
         ("def f[T](x: T): pass", (3, 12)),
         ("class A[T](B):\n    pass", (3, 12)),
+        ("def f[T: (int, str)](x: T): pass", (3, 12)),
+        ("def f[\n    T: dict[str, int],  # why ]\n    *Ts,\n](x: T): pass", (3, 12)),
+        ("class A[T: 'B]'](B):\n    pass", (3, 12)),
+        ("class A[\n    T,\n]:\n    def g[S: (T,)](self): pass", (3, 12)),
+        ("type A[T: list[int]] = dict[str, T]", (3, 12)),
+        ("type A[\n    T\n] = T", (3, 12)),
+        ("type A[T: (int, str) = int] = T", (3, 13)),
         ("def f[T = int](x): pass", (3, 13)),
         ("t'a{x}'", (3, 14)),
         ("try:\n    pass\nexcept A, B:\n    pass", (3, 14)),
@@ -226,6 +234,7 @@ def test_newer_grammar_is_recognised(source, version):
         "f'{f\"{1}\"}'",
         "x = '#' + f'{a}' + \"it's\"",
         "type = 3",
+        "'''\ndef f[T: (int, str)](x): pass\n'''",
         "match x:\n    case 1:\n        pass",
         "print 'x'",
         "def (",
@@ -244,3 +253,17 @@ def test_the_text_of_a_source():
     assert text_of(b"\xef\xbb\xbfa = 1\r\nb = 2\r") == "a = 1\nb = 2\n"
     assert text_of("# coding: latin-1\na = 'é'".encode("latin-1")).endswith("'é'")
     assert text_of(b"a = '\xff'") == "a = '\ufffd'"
+
+
+def test_type_parameters_over_several_lines_keep_their_lines():
+    source = (
+        "def f[\n    T: (int, str),\n](x: T):\n    return x\n\n\ntype A[\n    T\n] = T\nlast = 1\n"
+    )
+    assert readable_tree(source).body[-1].lineno == 10
+
+
+@pytest.mark.parametrize("text", ["def a[\n" * 50_000, "def a[\n" * 20_000 + "]" * 20_000])
+def test_brackets_cost_no_more_than_one_look_each(text):
+    begin = time.process_time()
+    assert python_needed(text) is None
+    assert time.process_time() - begin < 2

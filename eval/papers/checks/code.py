@@ -167,6 +167,9 @@ def _compiles(record: Record, script: Script, executed: list[str]) -> Check:
         wanted = _dotted(needed if newer else logged)
         detail = f"{script.where} needs Python {wanted}, this is {_this_python()}"
         return cannot_tell("compiles", f"{detail}: {problem.msg}", severity=Severity.EXPLAIN)
+    if logged is not None and logged > sys.version_info[:2]:
+        detail = f"{script.where} is for Python {_dotted(logged)} by its log"
+        return cannot_tell("compiles", f"{detail}, this is {_this_python()}: {problem.msg}")
     line = None if script.unwrapped.layers else getattr(problem, "lineno", None)
     return fails("compiles", f"{script.where}: {problem}", Evidence(file=script.name, line=line))
 

@@ -113,28 +113,96 @@ def _of_text(text: str) -> Iterator[Version]:
             yield (3, 14)
         elif string.new:
             yield (3, 12)
-    code = _without_strings(text)
-    if TYPE_STATEMENT.search(code):
-        yield (3, 12)
-    for match in TYPE_PARAMETERS.finditer(code):
-        yield (3, 13) if "=" in match["parameters"] else (3, 12)
+    code = _code_alone(text)
+    for new in _generics(code):
+        has_default = DEFAULT.search(code, new.start, new.end) is not None
+        yield (3, 13) if has_default else (3, 12)
     if BARE_EXCEPT_LIST.search(code):
         yield (3, 14)
 
 
-TYPE_STATEMENT = re.compile(
-    r"^(?P<indent>[ \t]*)type[ \t]+(?P<name>\w+)[ \t]*(?:\[[^\]\n]*\])?[ \t]*=(?!=)", re.MULTILINE
-)
-TYPE_PARAMETERS = re.compile(
-    r"^(?P<head>[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+\w+)[ \t]*"
-    r"\[(?P<parameters>[^\n(]*)\](?=[ \t]*[(:])",
-    re.MULTILINE,
-)
+TYPE_STATEMENT = re.compile(r"^[ \t]*(?P<keyword>type[ \t]+)\w+[ \t]*(?=[\[=])", re.MULTILINE)
+DEFINITION = re.compile(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+\w+[ \t]*(?=\[)", re.MULTILINE)
+ASSIGNS = re.compile(r"[ \t]*=(?!=)")
+OPENS_BODY = re.compile(r"[ \t]*[(:]")
+DEFAULT = re.compile(r"(?<![=!<>:])=(?!=)")  # of a type parameter
+BRACKET = re.compile(r"[()\[\]{}]")
 BARE_EXCEPT_LIST = re.compile(
     r"^(?P<head>[ \t]*except\*?)[ \t]+(?P<types>[\w.]+(?:[ \t]*,[ \t]*[\w.]+)+)[ \t]*:",
     re.MULTILINE,
 )
 COMMENT = re.compile(r"#[^\n]*")
+BLANKED = re.compile(r"[^\n]")
+
+
+@dataclass(frozen=True)
+class Generic:
+    """Type parameters in text[start:end], brackets included, or an empty place without any.
+
+    `keyword` is where the word `type` of a type statement lies, None for a function or class.
+    """
+
+    start: int
+    end: int
+    keyword: tuple[int, int] | None = None
+
+
+def _generics(code: str) -> Iterator[Generic]:
+    """Type parameters and type statements of a source without strings and comments, in order."""
+    found = []
+    for match, end in _with_parameters(DEFINITION, code):
+        if OPENS_BODY.match(code, end):
+            found.append(Generic(match.end(), end))
+    for match, end in _with_parameters(TYPE_STATEMENT, code):
+        if ASSIGNS.match(code, end):
+            found.append(Generic(match.end(), end, match.span("keyword")))
+    yield from sorted(found, key=lambda generic: generic.start)
+
+
+def _with_parameters(heads: re.Pattern[str], code: str) -> Iterator[tuple[re.Match[str], int]]:
+    """Each head of a statement, and the place behind the brackets that may follow it.
+
+    Ends at a bracket that nothing closes. No head lies within brackets, so that each bracket is
+    looked at once.
+    """
+    start = 0
+    while True:
+        match = heads.search(code, start)
+        if match is None:
+            return
+        start = match.end()
+        if code.startswith("[", start):
+            end = _behind_bracket(code, start)
+            if end is None:
+                return
+            start = end
+        yield match, start
+
+
+def _behind_bracket(code: str, start: int) -> int | None:
+    """Behind the bracket that closes the one at `start`; None where none does."""
+    depth = 0
+    for match in BRACKET.finditer(code, start):
+        depth += 1 if match[0] in "([{" else -1
+        if depth == 0:
+            return match.end()
+    return None
+
+
+def _without_generics(text: str) -> str:
+    """The source without type parameters and the keyword `type`, on the same lines."""
+    pieces: list[str] = []
+    done = 0
+    for new in _generics(_code_alone(text)):
+        if new.start < done:
+            continue
+        if new.keyword is not None:
+            pieces.append(text[done : new.keyword[0]])
+            done = new.keyword[1]
+        lines = text.count("\n", new.start, new.end)
+        pieces += [text[done : new.start], "\\\n" * lines]
+        done = new.end
+    return "".join([*pieces, text[done:]])
 
 
 def _in_older_grammar(text: str) -> str:
@@ -149,9 +217,7 @@ def _in_older_grammar(text: str) -> str:
             lines = text.count("\n", string.start, string.end)
             pieces += [text[done : string.start], '"""', "\n" * lines, '"""']
             done = string.end
-    older = "".join([*pieces, text[done:]])
-    older = TYPE_STATEMENT.sub(lambda match: f"{match['indent']}{match['name']} =", older)
-    older = TYPE_PARAMETERS.sub(lambda match: match["head"], older)
+    older = _without_generics("".join([*pieces, text[done:]]))
     return BARE_EXCEPT_LIST.sub(lambda match: f"{match['head']} ({match['types']}):", older)
 
 
@@ -297,12 +363,16 @@ class _FormattedString:
         self.new |= "\\" in self.text[start:end]
 
 
-def _without_strings(text: str) -> str:
-    """The source with empty strings and without comments, on the same lines."""
+def _code_alone(text: str) -> str:
+    """The source with blanks for strings and comments: every other character keeps its place."""
     pieces: list[str] = []
     done = 0
     for string in _strings(text):
-        pieces += [COMMENT.sub("", text[done : string.start]), '"""']
-        pieces += ["\n" * text.count("\n", string.start, string.end), '"""']
+        pieces += [COMMENT.sub(_blanks, text[done : string.start])]
+        pieces += [BLANKED.sub(" ", text[string.start : string.end])]
         done = string.end
-    return "".join([*pieces, COMMENT.sub("", text[done:])])
+    return "".join([*pieces, COMMENT.sub(_blanks, text[done:])])
+
+
+def _blanks(match: re.Match[str]) -> str:
+    return " " * len(match[0])
