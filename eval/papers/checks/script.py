@@ -148,7 +148,8 @@ def _suppresses_imports(item: ast.withitem) -> bool:
     call = item.context_expr
     if not isinstance(call, ast.Call) or not ast.unparse(call.func).endswith("suppress"):
         return False
-    return any(name in OPENERS for argument in call.args for name in _names(argument))
+    caught = [argument.id for argument in call.args if isinstance(argument, ast.Name)]
+    return any(name in OPENERS for name in caught)
 
 
 def _names(node: ast.expr) -> list[str]:
