@@ -298,6 +298,7 @@ def test_one_seed_close_to_the_mean_is_one_seed(tmp_path):
         (1.1234, {}, "cut to 4 decimals"),  # the mean is 1.12348
         (1.12346667, {}, "the scores rounded to 4 decimals"),
         (1.12366667, {}, "the scores rounded to 3 decimals"),
+        (1.1234800012345678, {}, "to the 8 decimals that the logs print"),
         (1.12343333, {1: 1.1034, 2: 1.1234, 3: 1.1435}, "as they are stated by seed"),
     ],
 )

@@ -92,6 +92,9 @@ def _origin_of_decimals(record: Record, mean: float) -> str | None:
     stated = record.headline
     scores = record.choice.scores
     shown = decimals(stated)
+    logged = min(score.decimals for score in scores.values())
+    if logged < shown and agrees(stated, mean, logged):
+        return f"to the {logged} decimals that the logs print"
     if _is_cut(stated, mean):
         return f"cut to {shown} decimals"
     for digits in range(FEWEST_DECIMALS, max(shown, FEWEST_DECIMALS) + 1):
