@@ -8,18 +8,9 @@ import pytest
 
 from eval.__main__ import main
 from eval.errors import UserError
-from eval.trial.canary import driver
-from eval.trial.canary.driver import (
-    FEWEST_SECONDS,
-    LONG_RUN,
-    USUAL_RUNS,
-    Options,
-    PlannedRun,
-    counts_in_tables,
-    plan_runs,
-    try_script,
-)
+from eval.trial.canary.driver import try_script
 from eval.trial.canary.finding import files_of, imported_files, open_script
+from eval.trial.canary.schedule import Options
 
 # A script in the contest's shape that needs no torch: it prices every token alike.
 HONEST = """
@@ -175,55 +166,6 @@ def test_streams_settings_and_print_are_kept(tmp_path):
     assert "val_loss:6.93147181" in (kept / "printed.txt").read_text()
     assert "MODEL_DIM=64\n" in (kept / "settings.env").read_text()
     assert (kept / "fineweb_val_000000.bin").stat().st_size == 1024 + 2 * 2049
-
-
-# --- The plan ---
-
-
-def test_the_usual_plan_has_several_ranks_once(tmp_path):
-    script = open_script(record(tmp_path / "record", HONEST + CALL))
-    runs = plan_runs(script, Options())
-    assert runs == USUAL_RUNS
-    assert max(run.world_size for run in runs) == 2
-    assert plan_runs(script, Options(sources=("text",), world_sizes=(1, 8))) == (
-        PlannedRun("text", 1),
-        PlannedRun("text", 8),
-    )
-    everywhere = plan_runs(script, Options(world_sizes=(2,)))
-    assert {run.world_size for run in everywhere} == {2}
-    assert len({run.source for run in everywhere}) == len(everywhere)
-
-
-def test_a_script_that_counts_in_tables_reads_a_long_stream(tmp_path):
-    hashed = "def ngram_mix(ctx):\n    return hash(ctx) % NUM_BUCKETS\n"
-    script = open_script(record(tmp_path / "record", HONEST + hashed + CALL))
-    assert counts_in_tables(script)
-    assert plan_runs(script, Options())[-1] == LONG_RUN
-
-
-def test_the_long_stream_has_time_of_its_own(tmp_path, monkeypatch):
-    hashed = "def ngram_mix(ctx):\n    return hash(ctx) % NUM_BUCKETS\n"
-    folder = record(tmp_path / "record", HONEST + hashed + CALL)
-    monkeypatch.setattr(driver, "USUAL_RUNS", (PlannedRun("uniform", 1), PlannedRun("alphabet", 1)))
-    monkeypatch.setattr(driver, "LONG_RUN", PlannedRun("long", 1))
-    monkeypatch.setattr(driver, "LONG_TARGETS", 4096)
-    monkeypatch.setattr(driver, "SECONDS", FEWEST_SECONDS)
-    report = try_script(folder, Options())
-    assert [run.source for run in report.runs] == ["uniform", "long"]
-    assert report.runs[-1].targets == 4096
-    (left_out,) = report.left_out
-    assert left_out.startswith("alphabet, 1 rank: no time left")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [Options(sources=("unheard-of",)), Options(world_sizes=(0,))],
-    ids=["source", "ranks"],
-)
-def test_a_plan_of_nonsense_is_refused(tmp_path, options):
-    script = open_script(record(tmp_path / "record", HONEST + CALL))
-    with pytest.raises(UserError):
-        plan_runs(script, options)
 
 
 # --- Finding the script ---

@@ -32,7 +32,7 @@ def configure(parser: argparse.ArgumentParser) -> None:
         type=_counts,
         default=(),
         metavar="N,…",
-        help="numbers of ranks (default: 2 once, else 1)",
+        help="numbers of ranks (default: 2 for uniform and long, else 1)",
     )
     parser.add_argument(
         "--env",
@@ -77,8 +77,9 @@ def configure(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     # The referee's numerical libraries load with the driver, which --help does not need.
-    from eval.trial.canary.driver import Options, try_script
+    from eval.trial.canary.driver import try_script
     from eval.trial.canary.report import as_json, as_markdown, as_text
+    from eval.trial.canary.schedule import Options
 
     options = Options(
         sources=args.sources,

@@ -1,10 +1,9 @@
 """Runs one public script on streams of known entropy, by a plan, and reports what came of it."""
 
-import itertools
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -20,135 +19,36 @@ from eval.trial.canary.report import (
     outcome_of,
     verdict_of,
 )
+from eval.trial.canary.schedule import (
+    FEWEST_SECONDS,
+    Budget,
+    Options,
+    PlannedRun,
+    Spent,
+    long_plan,
+    long_vocabulary,
+    plan_runs,
+)
 from eval.trial.canary.sources import SOURCES, Source, Streams, draw_streams
-from eval.trial.canary.table import Sizes
-from eval.trial.canary.together import judge_together
+from eval.trial.canary.together import HALVES, OTHER_REST, SWAPPED, judge_together
 from eval.trial.canary.tokenizers import check_size
-from eval.trial.canary.verdict import INVALID, NOT_RUN, Judgement, judge_run
+from eval.trial.canary.verdict import INVALID, NOT_RUN, Finding, Judgement, judge_run
 from eval.trial.canary.world import DATASETS, Corpus, build_world, names_of, shard
 from eval.trial.sandbox.job import WALL_CLOCK
 from eval.trial.sandbox.running import choose
 
-SECONDS = 180.0
-LONG_SECONDS = 600.0
 TRAINING_SHARDS = (1 << 16, 1 << 16, 1 << 16)  # tokens
-SHARE_OF_A_RUN = 0.5  # of all the time, at most
 TRIES_FOR_THE_REST = 1  # more, of a script that stops after some of its scores
-FEWEST_SECONDS = 10.0  # below these no run is started
+PARTS = (HALVES, OTHER_REST, SWAPPED)  # streams that show which targets are scored
+AGAIN = "its own time limits and chunks of evaluation, after: a part of the stream seems left out"
 MOST_PACKAGES_NAMED = 5  # by what the script printed: advice, no list to follow blindly
 CASEOPS_NAMES = ("CASEOPS_ENABLED", "CASEOPS", "USE_CASEOPS")
-# At the scale of hashed tables nothing but the number of tokens matters.
-LONG_SIZES = Sizes(
-    layers=2,
-    width=32,
-    side_width=8,
-    sequence=64,
-    stride=32,
-    train_batch=512,
-    validation_batch=1 << 15,  # larger ones take longer: their memory is asked for anew each time
-    sequences=64,
-    steps=2,
-    adaptation_steps=1,
-    adaptation_epochs=0,
-    adaptation_sequences=64,
-    calibration=1,
-    evaluation_seconds=600,
-)
-
-
-@dataclass(frozen=True)
-class PlannedRun:
-    """A source of tokens, by name, and the number of ranks."""
-
-    source: str
-    world_size: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.source}, {self.world_size} rank{'s' if self.world_size > 1 else ''}"
-
-
-# What tells most comes first: time may end. Some caches are on only where there are several ranks.
-USUAL_RUNS = (
-    PlannedRun("uniform", 2),
-    PlannedRun("text", 1),
-    PlannedRun("documents", 1),
-    PlannedRun("halves", 1),
-    PlannedRun("halves-other-rest", 1),
-    PlannedRun("alphabet", 1),
-    PlannedRun("halves-swapped", 1),
-    PlannedRun("documents-swapped", 1),
-    PlannedRun("uniform", 1),
-)
-LONG_RUN = PlannedRun("long", 2)  # of scripts that count in hashed tables
-LONG_TARGETS = 1 << 21  # half as many as the usual table has buckets: enough that many collide
-
-
-def silent(text: str) -> None:
-    """Say nothing."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """What the user wants.
-
-    Empty `sources` and `world_sizes` mean the usual plan. `given` are settings that count before
-    all others. `seconds` bounds everything, None for the usual time. `tokens` is the length of a
-    stream, None for that of the source. `every`: go on after a refutation. `keep`: a folder for
-    what was printed and read. `say` is told what happens.
-    """
-
-    sources: tuple[str, ...] = ()
-    world_sizes: tuple[int, ...] = ()
-    given: Mapping[str, str] = field(default_factory=dict)
-    seconds: float | None = None
-    tokens: int | None = None
-    every: bool = False
-    python: Path | None = None
-    device: str = "cpu"
-    keep: Path | None = None
-    mechanism: str = "auto"
-    seed: int = 0
-    say: Callable[[str], None] = silent
-
-
-def plan_runs(script: Script, options: Options) -> tuple[PlannedRun, ...]:
-    """The runs to make, in order.
-
-    Raises UserError for a source that there is not, and for no number of ranks.
-    """
-    unknown = [name for name in options.sources if name not in SOURCES]
-    if unknown:
-        raise UserError(
-            f"--sources: expected names of {', '.join(SOURCES)}; found {', '.join(unknown)}"
-        )
-    if any(ranks < 1 for ranks in options.world_sizes):
-        raise UserError("--world-sizes: expected numbers from 1; name how many ranks to start")
-    if options.sources:
-        sizes = options.world_sizes or (1,)
-        return tuple(itertools.starmap(PlannedRun, itertools.product(options.sources, sizes)))
-    runs = USUAL_RUNS
-    if options.world_sizes:
-        names = list(dict.fromkeys(run.source for run in USUAL_RUNS))
-        pairs = itertools.product(names, options.world_sizes)
-        runs = tuple(itertools.starmap(PlannedRun, pairs))
-    return (*runs, LONG_RUN) if counts_in_tables(script) else runs
-
-
-def counts_in_tables(script: Script) -> bool:
-    """Whether a script may count contexts in hashed tables, by the words of its text.
-
-    It only decides whether a long stream is worth the time."""
-    text = script.text.lower()
-    hashes = "hash" in text or "bucket" in text
-    return hashes and any(word in text for word in ("ngram", "n_gram", "n-gram", "ctx_count"))
 
 
 def try_script(path: Path, options: Options) -> Report:
     """Run the script or the record at `path` by the plan. Raises UserError for bad input."""
     script = open_script(path)
-    runs = plan_runs(script, options)
-    return _Trial(script, options, choose(options.mechanism)).report(runs)
+    return _Trial(script, options, plan_runs(script, options)).report()
 
 
 # --- One script ---
@@ -157,30 +57,36 @@ def try_script(path: Path, options: Options) -> Report:
 class _Trial:
     """The runs of one script, made one after the other within one budget of time."""
 
-    def __init__(self, script: Script, options: Options, mechanism: str):
+    def __init__(self, script: Script, options: Options, planned: Sequence[PlannedRun]):
         self.script = script
         self.options = options
-        self.mechanism = mechanism
+        self.planned = planned
+        self.mechanism = choose(options.mechanism)
         self.started = time.monotonic()
-        self.vocab_size = self._vocab_size()
-        given = {**self._place_of_the_data(), **options.given}
-        self.plan = Plan(script.knobs, script.own.variables, given)
+        given = options.given.get("VOCAB_SIZE", "")
+        self.vocab_size = int(given) if given.isdecimal() else script.vocab_size
+        self.plan = Plan(
+            script.knobs,
+            script.own.variables,
+            options.given,
+            self._place_of_the_data(self.vocab_size),
+        )
+        self.budget = Budget.of(planned, options)
         self.runs: list[RunReport] = []
-        self.judgements: dict[str, Judgement] = {}
+        self.made: dict[str, _Made] = {}  # the last run of each source
         self.left_out: list[str] = []
 
-    def report(self, planned: Sequence[PlannedRun]) -> Report:
+    def report(self) -> Report:
         obstacle = self._obstacle()
         if obstacle is not None:
-            self.runs.append(_not_started(planned[0], *obstacle))
-            planned = ()
-        for run in planned:
+            self.runs.append(_not_started(self.planned[0], *obstacle))
+        for run in self.planned if obstacle is None else ():
             reason = self._reason_to_leave_out(run)
             if reason is None:
                 self.runs.append(self._make(run))
             else:
                 self.left_out.append(f"{run.name}: {reason}")
-        together = [FindingLine.of(finding) for finding in judge_together(self.judgements)]
+        together = [FindingLine.of(finding) for finding in self._together()]
         return Report(
             script=self.script.name,
             verdict=verdict_of(self.runs, together),
@@ -193,52 +99,46 @@ class _Trial:
             notes=list(self._notes()),
         )
 
-    def _vocab_size(self) -> int:
-        given = self.options.given.get("VOCAB_SIZE", "")
-        return int(given) if given.isdecimal() else self.script.vocab_size
-
-    def _place_of_the_data(self) -> dict[str, str]:
+    def _place_of_the_data(self, vocab_size: int) -> dict[str, str]:
         """DATA_DIR of scripts that mean one data set by it; elsewhere it is the folder of all."""
         own = self.script.knobs.default("DATA_DIR") or ""
         if "datasets/" not in own:
             return {}
-        return {"DATA_DIR": f"{DATASETS}/{names_of(self.vocab_size)[0]}"}
+        return {"DATA_DIR": f"{DATASETS}/{names_of(vocab_size)[0]}"}
 
     # --- Time ---
 
-    def _seconds_left(self, run: PlannedRun) -> float:
-        usual = LONG_SECONDS if run.source == LONG_RUN.source else SECONDS
-        budget = self.options.seconds if self.options.seconds is not None else usual
-        return budget - (time.monotonic() - self.started)
+    @property
+    def _seconds_left(self) -> float:
+        return self.budget.seconds - (time.monotonic() - self.started)
+
+    @property
+    def _spent(self) -> list[Spent]:
+        return [
+            Spent(made.source, made.targets, made.seconds, made.verdict != NOT_RUN)
+            for made in self.runs
+        ]
 
     def _reason_to_leave_out(self, run: PlannedRun) -> str | None:
         """Why this run is not made; None where it is."""
         if not self.runs:
             return None
-        if self.runs[-1].verdict == INVALID and not self.options.every:
+        last = self.runs[-1]
+        if last.verdict == INVALID and not self.options.every:
             return "an earlier run refutes the script (--all goes on)"
         failed = [made for made in self.runs if made.verdict == NOT_RUN and not made.scores]
         # A script may fail with several ranks alone, so that one more run is made.
         if failed == self.runs and (len(failed) > 1 or run.world_size == failed[0].world_size):
             return "no run came to a score"
-        needed = max(FEWEST_SECONDS, self._seconds_of_a_run(run))
-        if self._seconds_left(run) < needed:
+        if run.is_long and last.source == run.source:
+            if last.verdict == INVALID:
+                return "a shorter stream refutes the script"
+            if last.verdict == NOT_RUN:
+                return "a shorter stream did not come to its end"
+        needed = self.budget.needed(run, self._spent)
+        if self._seconds_left < needed:
             return f"no time left (--seconds gives more; a run takes about {needed:.0f} s)"
         return None
-
-    def _longest(self, run: PlannedRun) -> float:
-        """Seconds that a run may take: not all that is left, so that a smaller one can follow."""
-        left = self._seconds_left(run)
-        if run.source == LONG_RUN.source:
-            return max(1.0, left)
-        budget = self.options.seconds if self.options.seconds is not None else SECONDS
-        return max(1.0, min(left, SHARE_OF_A_RUN * budget))
-
-    def _seconds_of_a_run(self, run: PlannedRun) -> float:
-        """About what a run of this length takes, by those that were made."""
-        if run.source == LONG_RUN.source:
-            return FEWEST_SECONDS
-        return max((made.seconds for made in self.runs), default=0.0)
 
     # --- One run ---
 
@@ -251,30 +151,47 @@ class _Trial:
             self.options.say(f"{run.name}: try {len(plan.reasons) + 1}")
             made = self._launch(run, source, plan)
             best = made if best is None or made.better_than(best) else best
-            if made.done or self._seconds_left(run) < FEWEST_SECONDS:
+            if made.done or self._seconds_left < FEWEST_SECONDS:
                 break
             if best.scored and len(plan.reasons) >= TRIES_FOR_THE_REST:
                 break
-            plan = retry(plan, made.failure)
-        if best.done and run.source != LONG_RUN.source:
+            plan = retry(plan, made.failure) or self._with_its_own_vocabulary(plan, made)
+        if best.done and not run.is_long:
             self.plan = best.plan  # what worked once is where the next run begins
-        self.judgements[run.source] = best.judgement
+        self.made[run.source] = best
         report = self._run_report(run, source, best)
         self.options.say(f"{run.name}: {report.verdict}, {best.run.seconds:.0f} s")
         return report
 
     def _plan_for(self, run: PlannedRun, source: Source) -> Plan:
-        if run.source == LONG_RUN.source:
-            tokens = self.options.tokens or LONG_TARGETS
-            return replace(self.plan, sizes=LONG_SIZES, tokens=tokens, shorter=1, reasons=())
-        return replace(self.plan, tokens=self.options.tokens or source.tokens - 1, reasons=())
+        tokens = run.targets or self.options.tokens or source.tokens - 1
+        if not run.is_long:
+            return replace(self.plan, tokens=tokens, reasons=())
+        plan = long_plan(self.plan, tokens)
+        smaller = long_vocabulary(self.script, self.options.given)
+        return plan if smaller is None else self._with_vocabulary(plan, smaller)
+
+    def _with_vocabulary(self, plan: Plan, size: int) -> Plan:
+        fitted = self._place_of_the_data(size)
+        if size != self.vocab_size:
+            fitted["VOCAB_SIZE"] = str(size)
+        return replace(plan, fitted=fitted)
+
+    def _with_its_own_vocabulary(self, plan: Plan, made: "_Made") -> Plan | None:
+        """The first plan of a long run that failed with a smaller vocabulary, but for that."""
+        if "VOCAB_SIZE" not in plan.fitted or made.run.outcome.killed:
+            return None
+        first = self._with_vocabulary(long_plan(self.plan, plan.tokens), self.vocab_size)
+        reason = f"its own vocabulary, after: {made.run.stopped_by or 'no score'}"
+        return replace(first, reasons=(*plan.reasons, reason))
 
     def _launch(self, run: PlannedRun, source: Source, plan: Plan) -> "_Made":
-        tokenizer = source.tokenizer(self.vocab_size)
-        streams = _streams(source, self.options.seed, self.vocab_size, plan.targets + 1)
+        vocab_size = int(plan.fitted.get("VOCAB_SIZE", self.vocab_size))
+        tokenizer = source.tokenizer(vocab_size)
+        streams = _streams(source, self.options.seed, vocab_size, plan.targets + 1)
         known = streams.validation
         corpus = Corpus(
-            self.vocab_size,
+            vocab_size,
             known.tokens,
             streams.training,
             tokenizer.byte_counts(known.tokens),
@@ -282,22 +199,24 @@ class _Trial:
             tokenizer.vocabulary,
         )
         world = build_world(corpus, self.script.for_the_run, self._reads_caseops(plan))
+        longest = self.budget.longest(run, self._seconds_left, self._spent)
         call = Call(
             script=self.script.name,
             arguments=(*self.script.own.arguments, *plan.arguments),
             variables=plan.variables,
-            world_size=run.world_size,
+            world_size=plan.ranks or run.world_size,
             python=self.options.python,
             device=self.options.device,
-            limits=replace(LIMITS, wall_seconds=self._longest(run)),
+            limits=replace(LIMITS, wall_seconds=longest),
         )
         ran = launch(world, call, self.mechanism)
         judgement = judge_run(
-            ran.text, known, source, tokenizer, self.script.text, self.options.device
+            ran.text, known, source, tokenizer, self.script.own_words, self.options.device
         )
         made = _Made(plan, ran, judgement)
         if self.options.keep is not None:
-            _keep(self.options.keep / f"{run.source}-{run.world_size}", made, streams)
+            length = "" if run.targets is None else f"-{run.targets}"
+            _keep(self.options.keep / f"{run.source}-{call.world_size}{length}", made, streams)
         return made
 
     def _reads_caseops(self, plan: Plan) -> bool:
@@ -305,6 +224,46 @@ class _Trial:
         own = {**plan.own, **plan.given}
         values = [own.get(name) or self.script.knobs.default(name) for name in CASEOPS_NAMES]
         return "1" in values
+
+    # --- All runs ---
+
+    def _together(self) -> list[Finding]:
+        """What the runs show together.
+
+        Where the referee's own small settings may be why a part is not scored, runs are made
+        again without them, unless the script is refuted anyway."""
+        refuted = any(made.verdict == INVALID for made in self.runs)
+        if not refuted and any(map(_refutes_coverage, judge_together(self._judgements))):
+            for run in self.planned:
+                if run.source in PARTS and run.source in self._shortened:
+                    self._make_with_all_of_the_evaluation(run)
+        return judge_together(self._judgements, self._shortened)
+
+    @property
+    def _judgements(self) -> dict[str, Judgement]:
+        return {source: made.judgement for source, made in self.made.items()}
+
+    @property
+    def _shortened(self) -> set[str]:
+        """Sources whose last run did not score all that the script's own settings would."""
+        return {source for source, made in self.made.items() if made.shortened}
+
+    def _make_with_all_of_the_evaluation(self, run: PlannedRun) -> None:
+        """One more run, without the small settings that may keep a script from the whole stream.
+
+        It takes the place of the other where it comes to its end."""
+        earlier = self.made[run.source]
+        needed = max(FEWEST_SECONDS, earlier.run.seconds)
+        if self._seconds_left < needed:
+            self.left_out.append(f"{run.name} with all of its own evaluation: no time left")
+            return
+        self.options.say(f"{run.name}: again, with all of its own evaluation")
+        source = SOURCES[run.source]
+        plan = replace(earlier.plan.with_all_of_the_evaluation, reasons=(AGAIN,))
+        made = self._launch(run, source, plan)
+        self.runs.append(self._run_report(run, source, made))
+        if made.done:
+            self.made[run.source] = made
 
     # --- Words ---
 
@@ -329,7 +288,7 @@ class _Trial:
     def _run_report(self, run: PlannedRun, source: Source, made: "_Made") -> RunReport:
         return RunReport(
             why=source.why,
-            world_size=run.world_size,
+            world_size=made.plan.ranks or run.world_size,
             targets=made.plan.targets,
             seconds=made.run.seconds,
             settings=[
@@ -382,6 +341,13 @@ class _Made:
         return self.judgement.verdict == INVALID or (self.run.ok and self.scored)
 
     @property
+    def shortened(self) -> bool:
+        """Whether the referee may be why a part of the stream was not scored."""
+        clock = self.plan.shortest_clock
+        rung = clock is not None and self.run.seconds >= clock
+        return rung or not self.run.ok or self.plan.shortened
+
+    @property
     def scored(self) -> bool:
         return self.judgement.verdict != NOT_RUN
 
@@ -411,6 +377,10 @@ class _Made:
         if self.run.ok:
             return "a line with val_loss or val_bpb: the script printed none"
         return "other settings (--env NAME=VALUE), or a machine with a GPU (--device cuda)"
+
+
+def _refutes_coverage(finding: Finding) -> bool:
+    return (finding.theme, finding.verdict) == ("coverage", INVALID)
 
 
 @lru_cache(maxsize=4)

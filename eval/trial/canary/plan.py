@@ -23,6 +23,9 @@ from eval.trial.canary.table import (
 )
 
 MOST_TRIES = 5
+SMALLEST_STRIDE_OF_WINDOWS = 16  # below, a stride is about something else
+# What may keep a script from scoring all of the stream, if the referee makes it smaller.
+BOUNDS_OF_EVALUATION = (Family.CLOCK, Family.EVALUATION)
 RECORD = "record"
 SMALL = "small"
 GIVEN = "given"
@@ -47,8 +50,9 @@ class Setting:
 class Plan:
     """The settings of one try, and what led to it.
 
-    `own` are the record's settings, `given` the user's. `tokens` are the targets of the whole
-    stream, of which 1 / `shorter` is used.
+    `own` are the record's settings, `given` the user's, `fitted` those that fit the data of the
+    run. `tokens` are the targets of the whole stream, of which 1 / `shorter` is used. `ranks` is
+    the number of ranks that the script asked for, None where it did not.
     `released` are the families that keep their own values since an earlier try failed. `remedies`
     are the changes since the first try, `reasons` the same with the failures that led to them.
     """
@@ -56,9 +60,11 @@ class Plan:
     knobs: Knobs
     own: Mapping[str, str] = field(default_factory=dict)
     given: Mapping[str, str] = field(default_factory=dict)
+    fitted: Mapping[str, str] = field(default_factory=dict)
     sizes: Sizes = field(default_factory=Sizes)
     tokens: int = 1 << 15
     shorter: int = 1
+    ranks: int | None = None
     released: frozenset[Family] = frozenset()
     remedies: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
@@ -66,6 +72,31 @@ class Plan:
     @property
     def targets(self) -> int:
         return self.tokens // self.shorter
+
+    @property
+    def shortened(self) -> bool:
+        """Whether the referee itself may be why a part of the stream is not scored."""
+        changed = [setting.name for setting in self.settings if setting.origin != RECORD]
+        return self.shorter > 1 or any(_family(name) in BOUNDS_OF_EVALUATION for name in changed)
+
+    @property
+    def shortest_clock(self) -> float | None:
+        """Seconds of the script's shortest limit of an evaluation, None where it has none.
+
+        On a slow machine a limit of its own may end it too."""
+        chosen = {setting.name: setting.value for setting in self.settings}
+        constants = {name: value for name, (value, _) in self.knobs.constants.items()}
+        values = {**constants, **self._own_values(), **chosen}
+        clocks = [
+            as_number(value) for name, value in values.items() if _family(name) is Family.CLOCK
+        ]
+        return min((clock for clock in clocks if clock is not None and clock > 0), default=None)
+
+    @property
+    def with_all_of_the_evaluation(self) -> "Plan":
+        """The same plan with nothing that could keep the script from scoring the stream."""
+        released = self.released.union(BOUNDS_OF_EVALUATION)
+        return replace(self, shorter=1, released=released, reasons=())
 
     @property
     def settings(self) -> tuple[Setting, ...]:
@@ -109,6 +140,8 @@ class Plan:
             rule = rule_for(name)
             if rule is not None and rule.exactly and rule.family not in self.released:
                 yield Setting(name, self._size(rule), None, SMALL)
+        for name, value in self.fitted.items():
+            yield Setting(name, value, known.get(name), SMALL, self._option(name))
         for name, value in self.given.items():
             yield Setting(name, value, known.get(name), GIVEN, self._option(name))
 
@@ -145,6 +178,8 @@ class Plan:
             return size if rule.exactly and not own else None
         if number <= 0:
             return own
+        if rule.size == "stride" and SMALLEST_STRIDE_OF_WINDOWS <= number < self.sizes.least_stride:
+            return str(self.sizes.least_stride)
         if rule.exactly and rule.family is Family.WIDTH:
             return size  # heads and width fit each other, whatever the own ones are
         return own if number <= float(size) else size
@@ -167,6 +202,11 @@ class Plan:
         return ",".join(map(str, dict.fromkeys(placed)))
 
 
+def _family(name: str) -> Family | None:
+    rule = rule_for(name)
+    return None if rule is None else rule.family
+
+
 # --- Another choice after a failure ---
 
 
@@ -175,7 +215,7 @@ class Remedy:
     """A change of the plan, and the pattern of failures that ask for it.
 
     `release` is a family that goes back to its own values, `sizes` are other small sizes.
-    `shorter` divides the stream.
+    `shorter` divides the stream. `ranks` is another number of ranks, taken only when asked for.
     """
 
     name: str
@@ -183,23 +223,36 @@ class Remedy:
     release: Family | None = None
     sizes: Mapping[str, int] = field(default_factory=dict)
     shorter: int = 1
+    ranks: int | None = None
 
     def applied(self, plan: Plan, reason: str) -> Plan:
         released = plan.released if self.release is None else plan.released | {self.release}
         return replace(
             plan,
-            sizes=replace(plan.sizes, **self.sizes),
+            sizes=replace(plan.sizes, **self._sizes(plan)),
             shorter=plan.shorter * self.shorter,
+            ranks=self.ranks or plan.ranks,
             released=released,
             remedies=(*plan.remedies, self.name),
             reasons=(*plan.reasons, f"{self.name}, after: {reason}"),
         )
 
+    def _sizes(self, plan: Plan) -> Mapping[str, int]:
+        """Its sizes; for want of time none grows, and none changes that another failure set."""
+        if self.shorter == 1:
+            return self.sizes
+        earlier = [remedy.sizes for remedy in REMEDIES if remedy.name in plan.remedies]
+        needed = set().union(*earlier)
+        free = self.sizes.keys() - needed
+        return {name: min(self.sizes[name], getattr(plan.sizes, name)) for name in free}
+
     def helps(self, plan: Plan) -> bool:
         """Whether it would change anything that is set."""
         if self.name in plan.remedies:
             return False
-        return self.applied(plan, "").settings != plan.settings or self.shorter > 1
+        other_ranks = self.ranks is not None and self.ranks != plan.ranks
+        changed = self.applied(plan, "").settings != plan.settings
+        return changed or other_ranks or self.shorter > 1
 
 
 # Failures that no size mends.
@@ -209,6 +262,10 @@ HOPELESS = re.compile(
 )
 OUT_OF_TIME = "out of time"
 OUT_OF_MEMORY = "out of memory"
+# An assertion or an error of its own about the number of ranks, in one line.
+ABOUT_RANKS = (
+    r"(?i)(?:\bassert\b|(?:error|exception|exit)\b)(?!.*batch).*(?:world_size|nproc|\b8 gpus)"
+)
 # Where no symptom tells, they are tried in this order.
 REMEDIES: tuple[Remedy, ...] = (
     Remedy(
@@ -224,12 +281,15 @@ REMEDIES: tuple[Remedy, ...] = (
         },
         shorter=4,
     ),
+    Remedy("8 ranks, as in the contest", ABOUT_RANKS, ranks=8),
+    Remedy("1 rank", ABOUT_RANKS, ranks=1),
     Remedy("its own rhythm of validation", "ZeroDivisionError|by zero", Family.RHYTHM),
     Remedy(
         "its own learning rates", "(?i)\\bnan\\b|\\binf\\b|singular|learning rate", Family.RATES
     ),
     Remedy("its own time limits", "(?i)wallclock|seconds|time.limit", Family.CLOCK),
     Remedy("its own layers", "(?i)layer|index out of range|blocks?\\.", Family.DEPTH),
+    Remedy("a stride of 64", "(?i)stride", sizes={"stride": 64, "least_stride": 0}),
     Remedy(
         "width 128 in 4 heads",
         "(?i)head|rope|rotary|divisible|model_dim|group_size|embed_dim|dim|shape",
@@ -252,7 +312,7 @@ def retry(plan: Plan, failure: str) -> Plan | None:
     """Another choice after a run that ended with the text `failure`; None when none is left.
 
     The first remedy is taken that the failure's last lines ask for, else the next one that would
-    change anything. At most MOST_TRIES tries in all.
+    change a setting. At most MOST_TRIES tries in all.
     """
     tail = failure[-1500:]
     if len(plan.reasons) + 1 >= MOST_TRIES or HOPELESS.search(tail):
@@ -263,7 +323,8 @@ def retry(plan: Plan, failure: str) -> Plan | None:
     else:
         useful = [remedy for remedy in useful if remedy.shorter == 1]
     asked_for = [remedy for remedy in useful if re.search(remedy.symptom, tail)]
-    chosen = next(iter([*asked_for, *useful]), None)
+    others = [remedy for remedy in useful if remedy.ranks is None]
+    chosen = next(iter([*asked_for, *others]), None)
     if chosen is None:
         return None
     lines = [line.strip() for line in failure.splitlines() if line.strip()]
