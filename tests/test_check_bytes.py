@@ -348,6 +348,14 @@ def test_an_evaluation_clock_may_stand_on_its_own_line(tmp_path, on_line, furthe
     assert answer(contest_folder(tmp_path, logs={LOG: log}), "eval_time").verdict is verdict
 
 
+def test_a_total_may_be_the_score_s_own_time_again(tmp_path):
+    log = edited(public_log(1, 1.1), "eval_time:1000ms\n", "eval_time:500000ms\n")
+    roundtrip = "final_roundtrip val_loss:1.9 val_bpb:1.15 eval_time:200000ms\n"
+    log = edited(log, "final_exact", f"{roundtrip}final_exact") + "total_eval_time:500.0s\n"
+    folder = contest_folder(tmp_path, logs={LOG: log})
+    assert "700.0 s with the phases" in verdicts(folder, Verdict.POLICY)["eval_time"]
+
+
 def test_a_validation_in_training_is_no_evaluation_phase(tmp_path):
     log = edited(public_log(1, 1.1), "step:1/9", "eval_time: 912.4s\nstep:1/9")
     assert answer(contest_folder(tmp_path, logs={LOG: log}), "eval_time").verdict is Verdict.PASS

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from eval.papers.checks.report import (
     Check,
@@ -36,7 +36,7 @@ SAME_BPB = 5.1e-5  # bits per byte: equal to the 4 decimals that every script pr
 class Reading:
     """What a log's own clock shows, in seconds, and the line that does.
 
-    `whole`: by its name it holds every phase of its kind.
+    `whole`: by its name and length it holds every phase of its kind.
     """
 
     seconds: float
@@ -72,7 +72,10 @@ def _training(record: Record, log: Log) -> Reading | None:
 
 
 def _evaluation(record: Record, log: Log) -> Reading | None:
-    """The time of the record's score, or that of all evaluations where it is longer."""
+    """The time of the record's score, or that of all evaluations where it is longer.
+
+    What a log calls its total may be the score's own time again, without other phases.
+    """
     score = record.score(log)
     own = _score_time(log, score)
     lone = [phase for phase in log.phases if phase.name in EVAL_CLOCKS]
@@ -80,14 +83,17 @@ def _evaluation(record: Record, log: Log) -> Reading | None:
         line = score.line if score is not None else lone[-1].line
         nearest = min(lone, key=lambda phase: abs(phase.line - line))
         own = _reading_of(nearest)
-    totals = [_reading_of(phase) for phase in lone if phase.name in TOTAL_CLOCKS]
-    found = totals if own is None else [own, *totals]
-    return max(found, key=lambda reading: reading.seconds, default=None)
+    if own is None:
+        return None
+    totals = [phase for phase in lone if phase.name in TOTAL_CLOCKS]
+    longest = max(totals, key=lambda phase: phase.seconds, default=None)
+    if longest is None or longest.seconds <= own.seconds + SAME_PHASE:
+        return own
+    return replace(_reading_of(longest), whole=True)
 
 
 def _reading_of(phase: Phase) -> Reading:
-    source = Fact(f"{phase.seconds:g}", phase.line, phase.text)
-    return Reading(phase.seconds, source, phase.name in TOTAL_CLOCKS)
+    return Reading(phase.seconds, Fact(f"{phase.seconds:g}", phase.line, phase.text))
 
 
 def _score_time(log: Log, score: LoggedScore | None) -> Reading | None:
