@@ -14,6 +14,7 @@ from pathlib import Path
 from conftest import CLEAN_ENV, ROOT
 from warm_support import run_warm
 
+from eval.trial.canary.results import OwnWords
 from eval.trial.canary.sources import SOURCES, TARGETS, Known, Source, draw_streams
 from eval.trial.canary.verdict import Judgement, judge_run
 from eval.trial.canary.world import Corpus, World, build_world
@@ -166,4 +167,4 @@ def write_world(world: World, place: Path) -> None:
 
 def judged(run: Printed, script: str = "") -> Judgement:
     tokenizer = run.source.tokenizer(VOCAB_SIZE)
-    return judge_run(run.text, run.known, run.source, tokenizer, script)
+    return judge_run(run.text, run.known, run.source, tokenizer, OwnWords(script))

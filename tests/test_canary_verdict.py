@@ -1,12 +1,14 @@
 """What the canary makes of printed scores: no honest one is refuted, and cheats are."""
 
 import math
+import time
 from functools import cache
 
 import numpy as np
 import pytest
 
 from eval.text.corpus.bytes import BOS
+from eval.trial.canary.results import OwnWords, own_results
 from eval.trial.canary.sources import SOURCES, TARGETS, Known, draw_streams, middle
 from eval.trial.canary.together import judge_together
 from eval.trial.canary.tokenizers import BYTE_LEVEL
@@ -115,7 +117,9 @@ def test_no_honest_script_is_refuted(quirk, unit):
             losses = counted * honest_losses(name, spread, rng)
             text = UNITS[unit](losses.sum() / counted.sum(), losses.sum() / LN2 / total_bytes)
             found = judged(name, text)
-            assert found.verdict == CONSISTENT, (name, spread, found.findings)
+            consistent = CONSISTENT if found.judged else NOT_RUN
+            assert found.verdict == consistent, (name, spread, found.findings)
+            assert found.judged or unit == "loss alone"  # which may be in any unit
 
 
 @pytest.mark.parametrize("name", ["uniform", "alphabet", "halves"])
@@ -184,6 +188,39 @@ def test_a_score_during_training_or_under_another_label_counts():
     assert judged("uniform", train_loss + good).verdict == CONSISTENT
 
 
+def test_only_the_worst_of_many_refutations_are_named():
+    labels = [f"final_{number}" for number in range(30)]
+    text = "".join(line(6.5 - n / 100, 2.4, label=label) for n, label in enumerate(labels))
+    found = judged("uniform", "step:1/4 train_loss:6.9\n" + text)
+    assert [one.verdict for one in found.findings].count(INVALID) == 20
+    assert any("10 more scores" in one.what for one in found.findings)
+    assert any("final_29 " in one.line for one in found.findings)
+
+
+def test_of_a_flood_of_scores_the_lowest_is_judged():
+    """In time that grows with their number alone, and each of them counts as a choice."""
+    losses = np.linspace(9.0, 7.0, 20_000)
+    losses[12_345] = 6.0
+    text = "".join(f"final val_loss:{loss:.7f} val_bpb:{loss / 2.77:.7f}\n" for loss in losses)
+    started = time.process_time()
+    found = judged("uniform", "step:1/4 train_loss:6.9\n" + text)
+    assert time.process_time() - started < 20
+    assert found.verdict == INVALID and found.lowest.claim.line == 12_347
+    assert any(
+        "of 20,000 scores only the lowest and the last" in one.what for one in found.findings
+    )
+
+
+def test_a_record_whose_own_score_was_not_judged_is_told_so():
+    results = own_results('{"val_bpb": 1.2345}', ["final_mix val_loss:2.1 val_bpb:1.2345\n"])
+    own = OwnWords("", results)
+    text = scored(stream("uniform").nats[1:] + 0.1, bytes_of("uniform"), label="step:4/4")
+    (finding,) = judged("uniform", text, own=own).findings
+    assert (finding.theme, finding.verdict) == ("scores", REMARK)
+    assert finding.line == "final_mix val_loss:2.1 val_bpb:1.2345"
+    assert judged("uniform", text + text.replace("step:4/4", "final_mix"), own=own).findings == []
+
+
 @pytest.mark.parametrize("name", ["uniform", "text", "documents"])
 def test_a_bpb_alone_is_refuted(name):
     bpb = stream(name).entropy / LN2 / bytes_of(name).sum()
@@ -211,7 +248,7 @@ def test_a_bpb_that_cannot_be_of_the_loss_beside_it_is_judged_where_it_is_the_on
 
 def test_a_loss_alone_needs_a_known_unit():
     low = "final val_loss:2.00000000\n"
-    assert judged("uniform", low).verdict == CONSISTENT  # may be nats per byte
+    assert judged("uniform", low).verdict == NOT_RUN  # may be nats per byte
     assert judged("uniform", "step:1/4 train_loss:6.9312\n" + low).verdict == INVALID
 
 

@@ -2,29 +2,49 @@
 
 Each counts, whatever its label, also those printed during training: a loss below the entropy is as
 impossible there. Not counted are losses of training data, progress over part of the set,
-differences, and numbers that stand in the script's own text and so were not measured.
+differences, values quoted from elsewhere, and numbers that stand in the script's own text and so
+were not measured. What is not counted is named, with the reason.
 """
 
 import re
-from collections.abc import Iterator
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 
 from eval.papers.logs.lines import STEP, split_lines
 from eval.papers.logs.values import NUMBER
 
 MAX_LINE = 2000  # characters; lines that state a score are far shorter
+LONGEST_TEXT = 300  # characters kept of a line
+LONGEST_QUOTE = 120  # characters shown of a line that is set aside
+MOST_SCORES = 2000  # of one run that are judged
+MOST_SET_ASIDE = 20  # kinds of lines that are named
+MOST_DECIMALS = 100
 VALUE = rf"[\"']?\s*[:=]\s*(?P<number>{NUMBER}|[+-]?(?:nan|inf))(?![\w.%])"
-SCORE = re.compile(rf"(?<![\w.])(?P<prefix>\w*?)(?:val[_ ](?P<kind>loss|bpb)|vl){VALUE}", re.I)
-BARE_BPB = re.compile(rf"(?<![\w.])(?P<prefix>\w*?)(?<!val_)(?P<kind>bpb){VALUE}", re.I)
+PREFIX = r"(?<![\w.])(?P<prefix>(?:\w*_)?)"  # a word of its own, or words before a `_`
+OF_VALIDATION = r"(?:e?val|valid|validation)[_ ]"
+SCORE = re.compile(rf"{PREFIX}(?:{OF_VALIDATION}(?P<kind>loss|bpb)|vl){VALUE}", re.I)
+BARE_BPB = re.compile(rf"{PREFIX}(?P<kind>bpb){VALUE}", re.I)
 TRAINING_LOSS = re.compile(rf"(?<![\w.])train_loss{VALUE}", re.I)
-VALUE_BEGINS = re.compile(r"\S+\s*[:=]\s*[-+.\d]")
-# A bare `bpb` is a score where the line says that it is one.
-CLOSING = re.compile(r"final|result|exact|done|quantized", re.I)
-NO_SCORE = re.compile(
-    r"delta|diff|improv|gain|train|target|baseline|sota|prev|reference|expected|goal|threshold"
-    r"|leaderboard|published|claimed|probe|running|chunk|progress|\[\s*\d+(?:\.\d+)?%|\[\d+/\d+\]",
+HAS_A_NAME = re.compile(r"bpb|loss|vl", re.I)  # for speed alone
+VALUE_BEGINS = re.compile(r"(?<!\S)\S+\s*[:=]\s*[-+.\d]")
+PAIR = re.compile(r"(?<!\S)[^\s:=]+[:=]\s*[-+.\d]\S*")
+WORD = re.compile(r"[a-z]+")
+NUMERAL = re.compile(NUMBER)
+# A bare `bpb` is a score where the line says so, or the record itself: it may be of training, or of
+# text that a script has already scored and adapted to.
+CLOSING = {"final", "result", "results", "exact", "done", "quantized"}
+PROGRESS = re.compile(
+    r"\[\s*\d+(?:\.\d+)?%|\[\d+/\d+\]|\bchunks?\b\W{0,3}\d"
+    r"|\d/\d+\s+(?:windows?|chunks?|batch(?:es)?|docs?|documents|seqs?|sequences|tokens)\b",
     re.I,
 )
+OTHER_QUANTITIES = {"delta", "diff", "difference", "gain", "improvement", "improved", "improves"}
+QUOTED = {"baseline", "claimed", "expected", "goal", "leaderboard", "prev", "previous"}
+QUOTED |= {"published", "reference", "sota", "target", "threshold"}
+PARTIAL = {"train", "training", "probe", "running", "chunk", "progress"}  # but for closing lines
 PLACEHOLDERS = {0.0, -1.0}  # what scripts print where nothing was measured
 
 
@@ -80,85 +100,236 @@ class Claim:
 
 @dataclass(frozen=True)
 class Claims:
-    """All scores of a run, in order, each once and with the most digits that were printed.
+    """The scores of a run, in order, each once and with the most digits that were printed.
 
     `training_losses`: what `train_loss` printed. `set_aside`: why a score was not counted, and
-    its line."""
+    its line. `left_out`: scores too many to be judged; the lowest and the last ones are kept."""
 
     scores: tuple[Claim, ...]
     training_losses: tuple[float, ...]
     set_aside: tuple[str, ...]
+    left_out: int = 0
 
 
-def read_claims(text: str, script: str = "") -> Claims:
-    """The scores in what a run printed. `script` is the script's own text, unwrapped."""
-    scores: dict[tuple[object, ...], Claim] = {}
-    training_losses: list[float] = []
-    set_aside: dict[str, None] = {}
-    code = {line.strip() for line in script.splitlines()}  # scripts print their own source
+def read_claims(text: str, script: str = "", results: Collection[str] = ()) -> Claims:
+    """The scores in what a run printed. `script` is the script's own text, unwrapped.
+
+    `results`: labels, without their numbers, under which the record's log states its score."""
+    reader = _Reader(script, results)
     for number, line in split_lines(text.encode()):
-        if len(line) > MAX_LINE or line.strip() in code:
-            continue
-        training_losses += [float(match["number"]) for match in TRAINING_LOSS.finditer(line)]
-        for claim, numbers in _scores_of(number, line):
-            reason = _not_measured(numbers, script)
-            if reason is not None:
-                set_aside[f"{reason}: {line.strip()[:120]}"] = None
-            else:
-                scores.setdefault((claim.label, claim.loss, claim.bpb), claim)
-    found = list(scores.values())
-    distinct = tuple(filter(lambda claim: not _has_a_finer_print(claim, found), found))
-    return Claims(distinct, tuple(training_losses), tuple(set_aside))
+        reader.read(number, line)
+    return reader.claims()
 
 
-def _has_a_finer_print(claim: Claim, claims: list[Claim]) -> bool:
-    return any(claim.repeats(other) for other in claims)
+class _Reader:
+    """Takes the lines of a run one by one; its time grows with their number alone."""
 
+    def __init__(self, script: str, results: Collection[str]):
+        self.results = results
+        self.code = {line.strip() for line in script.splitlines()}  # scripts print their own source
+        self.numerals = {text.lstrip("+-") for text in NUMERAL.findall(script)}
+        self.scores: dict[tuple[object, ...], Claim] = {}
+        self.bare: defaultdict[str, list[Claim]] = defaultdict(list)
+        self.training_losses: list[float] = []
+        self.aside: dict[tuple[str, str], list[object]] = {}
 
-def _scores_of(number: int, line: str) -> Iterator[tuple[Claim, list[str]]]:
-    """(a score, its numbers as printed) for each name under which a line states one."""
-    step = STEP.match(line)
-    matches = list(SCORE.finditer(line))
-    if CLOSING.search(line) or step is not None:
-        matches += BARE_BPB.finditer(line)
-    by_name: dict[str, dict[str, re.Match[str]]] = {}
-    for match in matches:
-        kind = (match["kind"] or "loss").lower()
-        by_name.setdefault(match["prefix"], {}).setdefault(kind, match)
-    for prefix, found in by_name.items():
-        head = line[: min(match.start() for match in found.values())]
-        called = VALUE_BEGINS.split(head)[0].strip(" :,{\"'")
-        name = f"step {step[1]}" if step is not None else called
-        label = f"{name} {prefix.strip('_')}".strip() or "score"
-        if NO_SCORE.search(prefix if step is not None else f"{head} {prefix}"):
-            continue
-        printed = {kind: match["number"] for kind, match in found.items()}
+    def read(self, number: int, line: str) -> None:
+        if HAS_A_NAME.search(line) is None or line.strip() in self.code:
+            return
+        if len(line) > MAX_LINE:
+            for match in SCORE.finditer(line):
+                self._set_aside(f"in a line of over {MAX_LINE:,} characters", match[0])
+            return
+        self.training_losses += [float(match["number"]) for match in TRAINING_LOSS.finditer(line)]
+        for named in scores_of(line):
+            self._take(number, line, named)
+
+    def _take(self, number: int, line: str, named: "Named") -> None:
+        reason = named.no_score() or self._not_measured(named.values)
+        if reason is not None:
+            self._set_aside(reason, line)
+            return
         claim = Claim(
-            label=label,
+            label=named.label,
             line=number,
-            text=line.strip(),
-            loss=_printed(printed.get("loss")),
-            bpb=_printed(printed.get("bpb")),
-            step=int(step[1]) if step else None,
+            text=line.strip()[:LONGEST_TEXT],
+            loss=_printed(named.numbers.get("loss")),
+            bpb=_printed(named.numbers.get("bpb")),
+            step=named.step,
         )
-        yield claim, list(printed.values())
+        if named.is_bare:
+            self.bare[shape(claim.label)].append(claim)
+        else:
+            self._keep(claim)
+
+    def _keep(self, claim: Claim) -> None:
+        self.scores.setdefault((claim.label, claim.loss, claim.bpb), claim)
+
+    def _set_aside(self, reason: str, line: str) -> None:
+        """Lines that differ in their numbers alone are named once."""
+        entry = self.aside.setdefault((reason, shape(line)), [line.strip()[:LONGEST_QUOTE], 0])
+        entry[1] += 1
+
+    def _not_measured(self, numbers: list[str]) -> str | None:
+        """Why numbers on a line are no measured score; None where they are one."""
+        if not all(map(is_finite, numbers)):
+            return "not finite"
+        if {float(text) for text in numbers} <= PLACEHOLDERS:
+            return "a placeholder"
+        if all(text.lstrip("+-") in self.numerals for text in numbers):
+            return "a number of the script's own text"
+        if all(text.lstrip("+-").isdecimal() for text in numbers):
+            return "a whole number"
+        return None
+
+    def claims(self) -> Claims:
+        for label, alike in self.bare.items():
+            if label in self.results:
+                self._keep(alike.pop())  # what stands above it may be progress
+            for claim in alike:
+                self._set_aside("a bpb that nothing calls a result", claim.text)
+        found = sorted(self.scores.values(), key=attrgetter("line"))
+        kept = _lowest_and_last(found)
+        return Claims(
+            scores=tuple(_with_most_digits(kept)),
+            training_losses=tuple(self.training_losses),
+            set_aside=tuple(self._said_aside()),
+            left_out=len(found) - len(kept),
+        )
+
+    def _said_aside(self) -> Iterator[str]:
+        entries = list(self.aside.items())
+        for (reason, _), (line, count) in entries[:MOST_SET_ASIDE]:
+            more = f" (and {count - 1:,} more alike)" if count > 1 else ""
+            yield f"{reason}: {line}{more}"
+        if len(entries) > MOST_SET_ASIDE:
+            yield f"and {len(entries) - MOST_SET_ASIDE:,} more kinds of lines"
+
+
+def shape(line: str) -> str:
+    """A line or a label without its numbers."""
+    return NUMERAL.sub("#", line.strip()[:LONGEST_TEXT])
+
+
+def is_finite(text: str) -> bool:
+    """Also not so small or large that its last digit means nothing."""
+    value = float(text)
+    return abs(value) < float("inf") and abs(Printed.of(text).decimals) <= MOST_DECIMALS
 
 
 def _printed(text: str | None) -> Printed | None:
     return None if text is None else Printed.of(text)
 
 
-def _not_measured(numbers: list[str], script: str) -> str | None:
-    """Why numbers on a line are no measured score; None where they are one."""
-    values = [float(text) for text in numbers]
-    if any(value != value or abs(value) == float("inf") for value in values):
-        return "not finite"
-    if set(values) <= PLACEHOLDERS:
-        return "a placeholder"
-    if all(_stands_in(text, script) for text in numbers):
-        return "a number of the script's own text"
-    return None
+# --- Names on a line ---
 
 
-def _stands_in(number: str, script: str) -> bool:
-    return re.search(rf"(?<![\d.]){re.escape(number)}(?!\d)", script) is not None
+@dataclass(frozen=True)
+class Named:
+    """What a line states under one name. `numbers` by kind, loss or bpb, as printed.
+
+    `head` is the line before the first of them; `is_bare`: a bpb that nothing calls a score."""
+
+    prefix: str
+    head: str
+    numbers: dict[str, str]
+    step: int | None
+    is_bare: bool
+
+    @property
+    def values(self) -> list[str]:
+        return list(self.numbers.values())
+
+    @property
+    def label(self) -> str:
+        called = VALUE_BEGINS.split(self.head)[0].strip(" :,{\"'")
+        name = called if self.step is None else f"step {self.step}"
+        return f"{name} {self.prefix.strip('_')}".strip() or "score"
+
+    def no_score(self) -> str | None:
+        """Why the line itself says that this is no score of the set; None where it does not."""
+        own = WORD.findall(self.prefix.lower())
+        if self.step is None and PROGRESS.search(self.head):
+            return "progress over part of the set"
+        around = [] if self.step is not None else WORD.findall(PAIR.sub(" ", self.head).lower())
+        excluding = OTHER_QUANTITIES | QUOTED
+        if not CLOSING & set(around):
+            excluding = excluding | PARTIAL
+        for word in (*own, *around):
+            if word in excluding or (word in own and word in PARTIAL):
+                return f"the line calls it `{word}`"
+        return None
+
+
+def scores_of(line: str) -> Iterator[Named]:
+    """Each name under which a line states a score, or what looks like one."""
+    step = STEP.match(line)
+    is_closing = step is not None or bool(CLOSING & set(WORD.findall(line.lower())))
+    matches = list(SCORE.finditer(line))
+    ends = {match.end() for match in matches}
+    matches += [match for match in BARE_BPB.finditer(line) if match.end() not in ends]
+    by_name: dict[tuple[str, bool], dict[str, re.Match[str]]] = {}
+    for match in matches:
+        kind = (match["kind"] or "loss").lower()
+        is_bare = match.re is BARE_BPB and not is_closing
+        by_name.setdefault((match["prefix"], is_bare), {}).setdefault(kind, match)
+    for (prefix, is_bare), found in by_name.items():
+        yield Named(
+            prefix=prefix,
+            head=line[: min(match.start() for match in found.values())],
+            numbers={kind: match["number"] for kind, match in found.items()},
+            step=int(step[1]) if step else None,
+            is_bare=is_bare,
+        )
+
+
+# --- Many scores ---
+
+_loss = attrgetter("loss.value")
+_bpb = attrgetter("bpb.value")
+
+
+def _lowest_and_last(claims: list[Claim]) -> list[Claim]:
+    """At most MOST_SCORES of them, in order: those that refute most, and those that end a run."""
+    if len(claims) <= MOST_SCORES:
+        return claims
+    quarter = MOST_SCORES // 4
+    with_loss = [claim for claim in claims if claim.loss is not None]
+    with_bpb = [claim for claim in claims if claim.bpb is not None]
+    kept = {
+        *sorted(with_loss, key=_loss)[:quarter],
+        *sorted(with_bpb, key=_bpb)[:quarter],
+        *claims[-2 * quarter :],
+    }
+    return [claim for claim in claims if claim in kept]
+
+
+def _with_most_digits(claims: list[Claim]) -> Iterator[Claim]:
+    """Without those that are another one of the same moment, printed with fewer digits."""
+    numbers = {(claim.step, claim.loss, claim.bpb): claim for claim in claims}
+    moments: defaultdict[int | None, list[Claim]] = defaultdict(list)
+    for claim in numbers.values():
+        moments[claim.step].append(claim)
+    coarse: set[tuple[object, ...]] = set()
+    for alike in moments.values():
+        by_loss = sorted((one for one in alike if one.loss is not None), key=_loss)
+        by_bpb = sorted((one for one in alike if one.bpb is not None), key=_bpb)
+        for claim in alike:
+            windows = []
+            if claim.loss is not None:
+                windows.append(_near(by_loss, claim.loss, _loss))
+            if claim.bpb is not None:
+                windows.append(_near(by_bpb, claim.bpb, _bpb))
+            near = min(windows, key=len)
+            if any(claim.repeats(other) for other in near):
+                coarse.add((claim.step, claim.loss, claim.bpb))
+    for claim in claims:
+        if (claim.step, claim.loss, claim.bpb) not in coarse:
+            yield claim
+
+
+def _near(ordered: list[Claim], printed: Printed, value: attrgetter) -> list[Claim]:
+    """Those of a list in order whose number may be the printed one."""
+    first = bisect_left(ordered, printed.value - 1.01 * printed.rounding, key=value)
+    last = bisect_right(ordered, printed.value + 1.01 * printed.rounding, key=value)
+    return ordered[first:last]

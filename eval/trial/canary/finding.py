@@ -12,11 +12,14 @@ from eval.papers.submission.schema import CODE_FILE, SUBMISSION_FILE
 from eval.papers.submission.script import Version, python_needed, readable_tree, text_of
 from eval.papers.submission.unwrap import Unwrapped, unwrap
 from eval.trial.canary.knobs import Knobs, find_knobs
+from eval.trial.canary.results import UNKNOWN_RESULTS, OwnWords, Results, own_results
 from eval.trial.canary.settings import OwnSettings, own_settings, script_in_texts
 
 MOST_FILES = 2000
 MOST_BYTES = 256 << 20  # of all files of a record folder
 MOST_READ = 8 << 20  # of one file that is looked into
+MOST_LOGS = 8  # in which the record's score is looked for
+LAST_READ = 1 << 19  # bytes at the end of each
 SKIPPED = {".git", "__pycache__", ".venv", "node_modules"}
 READ_SUFFIXES = (".md", ".json", ".sh", ".bash", ".log", ".txt")
 SCORE_LINE = re.compile(rb"val_(?:bpb|loss)\s*[:=]\s*\d")
@@ -67,6 +70,21 @@ class Script:
         wanted = {name: path for name, path in self.files.items() if _is_paper(name)}
         texts = {name: _beginning(path) for name, path in wanted.items()}
         return own_settings(texts, self.name, self.knobs, text_of(self.source))
+
+    @cached_property
+    def own_words(self) -> OwnWords:
+        return OwnWords(self.text, self.results)
+
+    @cached_property
+    def results(self) -> Results:
+        """Where the record's logs state the score of its submission.json."""
+        if SUBMISSION_FILE not in self.files:
+            return UNKNOWN_RESULTS
+        logs = [path for name, path in self.files.items() if _is_log(name, path)][:MOST_LOGS]
+        return own_results(
+            _beginning(self.files[SUBMISSION_FILE]).decode(errors="replace"),
+            [_end(path).decode(errors="replace") for path in logs],
+        )
 
     @cached_property
     def vocab_size(self) -> int:
@@ -174,6 +192,12 @@ def _wanted(name: str) -> bool:
 def _beginning(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(MOST_READ)
+
+
+def _end(path: Path) -> bytes:
+    with path.open("rb") as file:
+        file.seek(max(path.stat().st_size - LAST_READ, 0))
+        return file.read(LAST_READ)
 
 
 def imported_files(name: str, find: Callable[[str], Path | None]) -> list[str]:

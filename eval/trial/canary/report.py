@@ -70,7 +70,9 @@ class ScoreLine(_Part):
 
 
 class FindingLine(_Part):
-    """`theme`: entropy, bytes or coverage; `verdict`: INVALID or REMARK; `line` as printed."""
+    """`theme`: entropy, bytes, coverage or scores; `verdict`: INVALID or REMARK.
+
+    `line` as printed."""
 
     theme: str
     verdict: str

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from eval.trial.canary.claims import Claim, Claims, Printed, read_claims
 from eval.trial.canary.miscounts import wrong_counts
 from eval.trial.canary.readings import UNKNOWN_HEAVIEST, Interval, Reading, Readings
+from eval.trial.canary.results import NO_WORDS, OwnWords, Results
 from eval.trial.canary.sources import Known, Source
 from eval.trial.canary.tokenizers import BYTE_LEVEL, Tokenizer
 
@@ -27,6 +28,7 @@ BFLOAT16_ROUNDING = 2.0**-9  # a mean loss of each batch, on a GPU
 SAME_RATIO = 1e-6  # relative; sums of bytes and tokens are whole numbers, nearly always exact
 SAME_MISCOUNT = 2e-4  # relative; a wrong count is computed for the whole stream
 VISIBLE_MISCOUNT = 1e-3  # relative; a smaller difference is a reading that nobody listed
+MOST_REFUTATIONS = 20  # of one run that are named
 LONGEST_PIECE = 16  # bytes; a tokenizer of the script's own may have longer ones, no mean of them
 UNTRAINED = (0.7, 1.3)  # times ln V: losses in nats per token, of small networks trained briefly
 
@@ -35,7 +37,9 @@ INVALID, CONSISTENT, NOT_RUN, REMARK = "INVALID", "CONSISTENT", "NOT RUN", "REMA
 
 @dataclass(frozen=True)
 class Finding:
-    """`theme` is entropy, bytes or coverage; `verdict` INVALID or REMARK; `line` what was printed.
+    """`theme` is entropy, bytes, coverage or scores; `verdict` INVALID or REMARK.
+
+    `line` is what was printed.
 
     `bits` below the entropy, of a finding of the entropy: the number that is certain."""
 
@@ -97,24 +101,27 @@ def judge_run(
     stream: Known,
     source: Source,
     tokenizer: Tokenizer,
-    script: str = "",
+    own: OwnWords = NO_WORDS,
     device: str = "cpu",
 ) -> Judgement:
     """The verdict on what a script printed when its validation set was `stream`.
 
-    `script` is its own text, unwrapped, whose numbers are no measurements. `device` is `cpu`,
-    where all is float32, or `cuda`."""
-    claims = read_claims(text, script)
+    NOT RUN where it printed no score, or none whose unit is known.
+
+    Numbers of the script's `own` text are no measurements. `device` is `cpu`, where all is
+    float32, or `cuda`."""
+    claims = read_claims(text, own.script, own.results.labels)
     if not claims.scores:
         return Judgement(source.name, NOT_RUN, set_aside=claims.set_aside)
     case = _Case(claims, stream, tokenizer, device)
     judged = case.judged()
-    findings = [below_the_entropy(one) for one in judged if one.certain_bits > ALLOWED_BITS]
-    findings += case.byte_findings()
-    refuted = any(finding.verdict == INVALID for finding in findings)
+    findings = [*_refutations(judged), *case.byte_findings(), *_missing(claims, own.results)]
+    verdict = CONSISTENT if judged else NOT_RUN
+    if any(finding.verdict == INVALID for finding in findings):
+        verdict = INVALID
     return Judgement(
         source=source.name,
-        verdict=INVALID if refuted else CONSISTENT,
+        verdict=verdict,
         claims=claims.scores,
         judged=judged,
         findings=findings,
@@ -122,6 +129,30 @@ def judge_run(
         readings=case.readings,
         script_counts_bytes=case.script_counts_bytes,
     )
+
+
+def _refutations(judged: list[Judged]) -> Iterator[Finding]:
+    refuted = [one for one in judged if one.certain_bits > ALLOWED_BITS]
+    worst = sorted(refuted, key=certain_bits, reverse=True)[:MOST_REFUTATIONS]
+    for one in refuted:
+        if one in worst:
+            yield below_the_entropy(one)
+    if len(refuted) > len(worst):
+        more = f"{len(refuted) - len(worst):,} more scores are below the entropy"
+        yield Finding("scores", REMARK, more)
+
+
+def _missing(claims: Claims, results: Results) -> Iterator[Finding]:
+    """What was not judged and might have told more."""
+    if claims.left_out:
+        what = (
+            f"of {claims.left_out + len(claims.scores):,} scores only the lowest and the last "
+            f"{len(claims.scores):,} were judged"
+        )
+        yield Finding("scores", REMARK, what)
+    if not results.are_among(claims.scores):
+        what = "the line that carries the record's own score was not printed or not judged"
+        yield Finding("scores", REMARK, what, results.line)
 
 
 def below_the_entropy(judged: Judged) -> Finding:
@@ -152,6 +183,7 @@ class _Case:
         self.noise = known.targets / FEWEST_TOKENS_ADDED / 2 * FLOAT32_ROUNDING
         if device != "cpu":
             self.noise += BFLOAT16_ROUNDING
+        self.wrong_counts = tuple(wrong_counts(known, tokenizer))
         self.fits = {claim: self._fit(claim) for claim in claims.scores}
         self.script_counts_bytes = any(map(self._counts_bytes, claims.scores))
 
@@ -270,7 +302,8 @@ class _Case:
 
     def _certain(self, saved_nats: float, heaviest: int) -> float:
         """Bits after the weights and the choice among the claims are taken off."""
-        return float(saved_nats / heaviest / LN2 - math.log2(len(self.claims.scores)))
+        choices = len(self.claims.scores) + self.claims.left_out
+        return float(saved_nats / heaviest / LN2 - math.log2(choices))
 
     # --- Bytes ---
 
@@ -292,7 +325,7 @@ class _Case:
         truth = self.readings.whole.bytes_per_target
         stated = stated_ratio(claim).widened(SAME_MISCOUNT)
         findings = []
-        for wrong in wrong_counts(self.known, self.tokenizer):
+        for wrong in self.wrong_counts:
             excess = wrong.bytes_per_target / truth - 1
             if excess > VISIBLE_MISCOUNT and stated.holds(wrong.bytes_per_target):
                 what = f"{wrong.how}: {excess:+.2%} bytes"
