@@ -98,6 +98,13 @@ def test_a_run_that_was_stopped_never_speaks_for_a_script():
     assert verdict_of([unmarked]) == NOT_RUN
 
 
+def test_a_score_in_an_unknown_unit_speaks_for_nothing():
+    unknown = run_report("final val_loss:3.21\n")
+    assert unknown.verdict == NOT_RUN and unknown.scores == []
+    shown = as_text(report(unknown))
+    assert "stopped by: the end of the script, without a score whose unit is known" in shown
+
+
 def test_markdown_says_all_that_the_text_says():
     stopped = run_report(
         HONEST + "final val_bpb:nan\n",

@@ -95,7 +95,9 @@ def test_four_million_tokens_take_seconds():
 def leaves(tokenizer: Tokenizer, ids: np.ndarray) -> list[int]:
     """The ids whose text begins no other's, by a list of all beginnings."""
     surface = tokenizer.table.surface
-    beginnings = {surface[index][:end] for index in ids for end in range(len(surface[index]))}
+    beginnings = set()
+    for index in ids:
+        beginnings |= {surface[index][:end] for end in range(len(surface[index]))}
     return [index for index in ids if surface[index] not in beginnings]
 
 

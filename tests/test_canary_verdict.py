@@ -117,9 +117,7 @@ def test_no_honest_script_is_refuted(quirk, unit):
             losses = counted * honest_losses(name, spread, rng)
             text = UNITS[unit](losses.sum() / counted.sum(), losses.sum() / LN2 / total_bytes)
             found = judged(name, text)
-            consistent = CONSISTENT if found.judged else NOT_RUN
-            assert found.verdict == consistent, (name, spread, found.findings)
-            assert found.judged or unit == "loss alone"  # which may be in any unit
+            assert found.verdict == CONSISTENT, (name, spread, found.findings)
 
 
 @pytest.mark.parametrize("name", ["uniform", "alphabet", "halves"])
@@ -248,7 +246,8 @@ def test_a_bpb_that_cannot_be_of_the_loss_beside_it_is_judged_where_it_is_the_on
 
 def test_a_loss_alone_needs_a_known_unit():
     low = "final val_loss:2.00000000\n"
-    assert judged("uniform", low).verdict == NOT_RUN  # may be nats per byte
+    found = judged("uniform", low)
+    assert found.verdict == CONSISTENT and not found.judged  # may be nats per byte
     assert judged("uniform", "step:1/4 train_loss:6.9312\n" + low).verdict == INVALID
 
 

@@ -164,9 +164,10 @@ class Report(_Part):
 def outcome_of(judgement: Judgement, ended_well: bool = True) -> dict[str, object]:
     """The fields of a RunReport that a judgement fills.
 
-    Scores of a run that did not end well may refute it, but they never speak for it."""
+    Scores of a run that did not end well may refute it, but they never speak for it. Nor do scores
+    in a unit that is not known."""
     verdict = judgement.verdict
-    if verdict == CONSISTENT and not ended_well:
+    if verdict == CONSISTENT and not (ended_well and judgement.judged):
         verdict = NOT_RUN
     return {
         "source": judgement.source,
@@ -212,7 +213,7 @@ def _run_row(run: RunReport) -> list[str]:
     row = [run.verdict, run.name, f"{run.targets:,} targets"]
     lowest = run.lowest
     if lowest is None:
-        return [*row, run.stopped_by or "no score in its unit could be judged"]
+        return [*row, run.stopped_by or "no score whose unit is known"]
     claimed = f"{lowest.claimed:.6f} {lowest.unit} claimed"
     return [*row, claimed, f"{lowest.needed:.6f} needed", below(lowest), f"{run.seconds:.0f} s"]
 
@@ -244,7 +245,7 @@ def _is_stopped(run: RunReport) -> bool:
 def _stop(run: RunReport) -> str:
     count = len(run.scores)
     after = f" after {count} {'score' if count == 1 else 'scores'}" if count else ""
-    line = run.stopped_by or "the end of the script, without a score that could be judged"
+    line = run.stopped_by or "the end of the script, without a score whose unit is known"
     return f"stopped{after} by: {printable(line)}"
 
 

@@ -106,8 +106,6 @@ def judge_run(
 ) -> Judgement:
     """The verdict on what a script printed when its validation set was `stream`.
 
-    NOT RUN where it printed no score, or none whose unit is known.
-
     Numbers of the script's `own` text are no measurements. `device` is `cpu`, where all is
     float32, or `cuda`."""
     claims = read_claims(text, own.script, own.results.labels)
@@ -116,12 +114,10 @@ def judge_run(
     case = _Case(claims, stream, tokenizer, device)
     judged = case.judged()
     findings = [*_refutations(judged), *case.byte_findings(), *_missing(claims, own.results)]
-    verdict = CONSISTENT if judged else NOT_RUN
-    if any(finding.verdict == INVALID for finding in findings):
-        verdict = INVALID
+    refuted = any(finding.verdict == INVALID for finding in findings)
     return Judgement(
         source=source.name,
-        verdict=verdict,
+        verdict=INVALID if refuted else CONSISTENT,
         claims=claims.scores,
         judged=judged,
         findings=findings,
