@@ -1,7 +1,7 @@
 """The canary on whole scripts in the public shape, run as they are with CUDA led to the CPU.
 
-Here each runs in a fork without the sandbox, since all are ours; test_canary_driver.py and
-test_canary_launch.py run some inside.
+Here each runs in a fork without the sandbox, since all are ours; test_canary_driver.py,
+test_canary_own.py and test_canary_hostile.py run scripts inside.
 """
 
 import pytest

@@ -1,9 +1,7 @@
-"""The world of a public script, its launch, and what becomes of a hostile one."""
+"""The world of a public script, and its launch."""
 
-import re
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -232,42 +230,3 @@ def test_on_a_gpu_nothing_is_led_anywhere(corpus, mechanism):
     code = "import sys; print('cuda_on_the_cpu' in sys.modules)"
     assert run_code(corpus, code, mechanism, device="cuda").outcome.stdout == "False\n"
     assert run_code(corpus, code, mechanism, device="cpu").outcome.stdout == "True\n"
-
-
-# --- Hostile scripts ---
-
-
-HOSTILE = {
-    "network": (
-        "import socket; socket.create_connection(('192.0.2.1', 80), 2)",
-        "asked for the network: ",
-    ),
-    "reading outside": ("print(open('/etc/shadow').read())", "PermissionError|No such file"),
-    "listing outside": ("import os; os.listdir('/home')", "opened a path outside its world: /home"),
-    "writing outside": ("open('/usr/lib/x', 'w')", "wrote outside its working folder: /usr/lib/x"),
-    "endless output": ("while True: print('x' * 1000)", "killed by the sandbox: printed more than"),
-    "fork": (
-        "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-        "killed by the sandbox: wall clock",
-    ),
-    "sleeping": ("import time; time.sleep(1000)", "killed by the sandbox: wall clock"),
-    "filling the disk": ("open('x', 'wb').write(bytes(1 << 26))", "File too large|No space left"),
-    "a daemon": (
-        "import subprocess\nsubprocess.Popen(['sleep', '1000'], start_new_session=True)",
-        "left a process behind: sleep",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", HOSTILE)
-@pytest.mark.parametrize("mechanism", ISOLATED)
-def test_a_hostile_script_is_contained_and_named(corpus, mechanism, what):
-    code, expected = HOSTILE[what]
-    limits = replace(
-        LIMITS, wall_seconds=1.2, printed_bytes=1 << 20, file_bytes=1 << 24, processes=64
-    )
-    started = time.monotonic()
-    run = run_code(corpus, code, mechanism, limits=limits)
-    assert time.monotonic() - started < 30
-    said = [run.stopped_by or "", *run.attempts]
-    assert re.search(expected, "\n".join(said)), said

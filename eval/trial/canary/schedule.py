@@ -46,8 +46,8 @@ LONG_SIZES = Sizes(
     evaluation_seconds=600,
 )
 LONG_VOCABULARY = 1024  # the contest's smallest: logits are most of the work
-# What a script must read so that another vocabulary reaches all of it.
-NAMES_OF_DATA = (("DATA_PATH", "DATA_DIR"), ("TOKENIZER_PATH", "DATA_DIR"))
+# One of each must a script read, so that another vocabulary reaches all of it.
+NAMES_OF_DATA = ({"DATA_PATH", "DATA_DIR"}, {"TOKENIZER_PATH", "DATA_DIR"})
 
 # Words of counts of contexts; `engram` is a learned table of embeddings.
 COUNTS = re.compile(
@@ -220,7 +220,7 @@ def long_vocabulary(script: Script, given: Mapping[str, str]) -> int | None:
     """A smaller vocabulary for the long stream; None where the script cannot be given one."""
     variables = script.knobs.variables
     settable = "VOCAB_SIZE" in variables and "VOCAB_SIZE" not in given
-    told = all(any(name in variables for name in names) for names in NAMES_OF_DATA)
+    told = all(names & variables.keys() for names in NAMES_OF_DATA)
     smaller = script.vocab_size > LONG_VOCABULARY
     return LONG_VOCABULARY if settable and told and smaller else None
 
