@@ -122,7 +122,9 @@ def test_a_plan_of_nonsense_is_refused(tmp_path, options):
 def test_long_runs_have_time_and_leave_some_for_the_others():
     first, whole = PlannedRun("long", 2, 1 << 20), PlannedRun("long", 2, 1 << 21)
     usual = PlannedRun("text", 1)
-    assert Budget.of([usual], Options()) == Budget(SECONDS, 0.5)
+    assert Budget.of([usual], Options()) == Budget(SECONDS, SECONDS)
+    little = Budget.of([usual, first], Options(seconds=100))
+    assert little.longest(usual, 100, []) == 50  # as ever
     budget = Budget.of([usual, first], Options())
     assert budget.seconds == LONG_SECONDS
     assert budget.longest(usual, 600, []) == pytest.approx(90)

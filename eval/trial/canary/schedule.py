@@ -9,13 +9,13 @@ from pathlib import Path
 from eval.errors import UserError
 from eval.trial.canary.finding import Script
 from eval.trial.canary.plan import REMEDIES, Plan
-from eval.trial.canary.sources import SOURCES
+from eval.trial.canary.sources import LONG_TARGETS, SOURCES
 from eval.trial.canary.table import Sizes, as_number
 
 SECONDS = 180.0
 LONG_SECONDS = 600.0  # where a script counts in hashed tables
-SHARE_OF_A_RUN = 0.5  # of all the time, at most
-SHARE_BESIDE_LONG = 0.15  # the same where long runs are planned
+SHARE_OF_A_RUN = 0.5  # of the time of the usual runs, at most
+SHARE_OF_THE_USUAL = 0.3  # of all the time, where long runs are planned too
 SHARE_OF_THE_LONG = 0.6  # of what is left, for each try of the first long run
 SLOWER = 1.1  # a stream of twice as many tokens may take so much longer than twice the time
 FEWEST_SECONDS = 10.0  # below these no run is started
@@ -25,7 +25,6 @@ LONG_RANKS = 2  # some caches are on only where there are several ranks
 # Half as many targets as a table has buckets are enough that many collide.
 USUAL_BUCKETS = 1 << 22
 FEWEST_LONG_TARGETS = 1 << 17
-MOST_LONG_TARGETS = 1 << 22
 FIRST_LONG_TARGETS = 1 << 20  # tried before any longer stream
 # At the scale of hashed tables nothing but the number of tokens matters.
 LONG_SIZES = Sizes(
@@ -195,9 +194,9 @@ def buckets_of(script: Script, given: Mapping[str, str]) -> int | None:
 
 
 def long_targets(buckets: int | None) -> int:
-    """Targets of the long stream for a table of so many buckets."""
+    """Targets of the long stream for a table of so many buckets, at most those of its source."""
     half = (buckets or USUAL_BUCKETS) // 2
-    return min(max(half, FEWEST_LONG_TARGETS), MOST_LONG_TARGETS)
+    return min(max(half, FEWEST_LONG_TARGETS), LONG_TARGETS)
 
 
 # --- Settings of the long stream ---
@@ -240,22 +239,23 @@ class Spent:
 
 @dataclass(frozen=True)
 class Budget:
-    """Seconds for all `runs` of a script."""
+    """Seconds for all runs of a script, and of these for the usual ones where it comes to them."""
 
     seconds: float
-    share: float
+    usual: float
 
     @classmethod
     def of(cls, runs: Sequence[PlannedRun], options: Options) -> "Budget":
         has_long = any(run.is_long for run in runs)
-        usual = LONG_SECONDS if has_long else SECONDS
-        seconds = usual if options.seconds is None else options.seconds
-        return cls(seconds, SHARE_BESIDE_LONG if has_long else SHARE_OF_A_RUN)
+        default = LONG_SECONDS if has_long else SECONDS
+        seconds = default if options.seconds is None else options.seconds
+        beside_long = max(min(seconds, SECONDS), SHARE_OF_THE_USUAL * seconds)
+        return cls(seconds, beside_long if has_long else seconds)
 
     def longest(self, run: PlannedRun, left: float, made: Sequence[Spent]) -> float:
         """Seconds that a try of a run may take of those `left`, so that others can follow."""
         if not run.is_long:
-            return max(1.0, min(left, self.share * self.seconds))
+            return max(1.0, min(left, SHARE_OF_A_RUN * self.usual))
         ended = any(spent.ended_well for spent in _long(made))
         return max(1.0, left if ended else SHARE_OF_THE_LONG * left)
 
