@@ -37,13 +37,15 @@ NUMERAL = re.compile(NUMBER)
 # text that a script has already scored and adapted to.
 CLOSING = {"final", "result", "results", "exact", "done", "quantized"}
 PROGRESS = re.compile(
-    r"\[\s*\d+(?:\.\d+)?%|\[\d+/\d+\]|\bchunks?\b\W{0,3}\d"
+    r"\[\s*\d+(?:\.\d+)?%|\[\d+/\d+\]|\bchunk\b\W{0,3}\d"
     r"|\d/\d+\s+(?:windows?|chunks?|batch(?:es)?|docs?|documents|seqs?|sequences|tokens)\b",
     re.I,
 )
 OTHER_QUANTITIES = {"delta", "diff", "difference", "gain", "improvement", "improved", "improves"}
 QUOTED = {"baseline", "claimed", "expected", "goal", "leaderboard", "prev", "previous"}
 QUOTED |= {"published", "reference", "sota", "target", "threshold"}
+PLACES = {"chunk", "chunks", "probe", "progress"}  # in names of values: `chunk_idx=3`
+LENGTHS = {"tokens", "size", "len", "count"}  # but for these
 PARTIAL = {"train", "training", "probe", "running", "chunk", "progress"}  # but for closing lines
 PLACEHOLDERS = {0.0, -1.0}  # what scripts print where nothing was measured
 
@@ -249,16 +251,24 @@ class Named:
     def no_score(self) -> str | None:
         """Why the line itself says that this is no score of the set; None where it does not."""
         own = WORD.findall(self.prefix.lower())
-        if self.step is None and PROGRESS.search(self.head):
+        head = "" if self.step is not None else self.head.lower()
+        around = WORD.findall(PAIR.sub(" ", head))
+        is_closing = bool(CLOSING & set(around))
+        if PROGRESS.search(head) or (not is_closing and _names_a_place(head)):
             return "progress over part of the set"
-        around = [] if self.step is not None else WORD.findall(PAIR.sub(" ", self.head).lower())
         excluding = OTHER_QUANTITIES | QUOTED
-        if not CLOSING & set(around):
+        if not is_closing:
             excluding = excluding | PARTIAL
         for word in (*own, *around):
             if word in excluding or (word in own and word in PARTIAL):
                 return f"the line calls it `{word}`"
         return None
+
+
+def _names_a_place(head: str) -> bool:
+    """Whether some value before a score says how far a script has come."""
+    names = [set(WORD.findall(pair)) for pair in PAIR.findall(head)]
+    return any(name & PLACES and not name & LENGTHS for name in names)
 
 
 def scores_of(line: str) -> Iterator[Named]:
