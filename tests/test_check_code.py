@@ -152,6 +152,13 @@ def test_a_part_of_the_source_ties_no_more_than_itself(tmp_path, kept, verdict, 
     assert outcome.severity is (Severity.BLOCKING if kept == 9 else Severity.EXPLAIN)
 
 
+def test_a_log_in_ascii_shows_other_letters_as_question_marks(tmp_path):
+    code = edited(PRINTED, "os.name, rate", "os.name, rate, '\u2581'")
+    shown = code.encode("ascii", "replace").decode()
+    folder = contest_folder(tmp_path, logs={LOG: shown + RULER + public_log(1, 1.1)}, code=code)
+    assert answer(folder, "source").verdict is Verdict.PASS
+
+
 # --- What it loads ---
 
 HELPER = "x = 2\n" * 30  # 180 bytes

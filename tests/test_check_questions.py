@@ -90,6 +90,7 @@ INNOCENT = (
     "train: ./data/fineweb_train_*.bin val: ./data/fineweb_val_*.bin",
     "train:fineweb_train_*.bin,val:fineweb_val_*.bin",
     f"paid_prefix: off (0 of {SP1024_TOKENS} tokens)",
+    "Paid prefix blob: 0 bytes",
     "-- output head in int6: 0.002 bpb lost",
     "# fused kernel, tuned by hand",
     "# recovered from memory fragmentation by a restart of the allocator",
@@ -231,6 +232,7 @@ def test_more_bytes_than_the_split_holds_are_caught(tmp_path):
     ("words", "what"),
     [
         ("paid_prefix:loaded 6,200,000 tokens from p.xz", "carries validation tokens"),
+        ("Paid prefix blob: 4,240,472 bytes", "carries validation tokens"),
         ("train_loader:shards pattern=x/fineweb_val_*.bin", "trains on the validation"),
         ("train_on_val:True", "trains on the validation"),
         ("train_loader:dataset:fineweb10B_sp1024_valonly train_shards:1", "trains on the val"),

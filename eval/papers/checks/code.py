@@ -252,6 +252,8 @@ def _other_public(names: list[str], log: Log, script: Script) -> Iterator[Check]
     candidates = [_code_lines(script.shipped)]
     if script.unwrapped.layers:
         candidates.append(_code_lines(script.source))
+    if log.source is not None and log.source.isascii():
+        candidates = [_in_ascii(lines) for lines in candidates]
     bare = _without_comments(embedded)
     stripped = [_without_comments(lines) for lines in candidates]
     held = [_held(lines, embedded) for lines in candidates]
@@ -274,6 +276,11 @@ def _code_lines(source: bytes) -> list[NumberedLine]:
     """The lines that say something: a log loses blank ones and spaces at line ends."""
     lines = enumerate(text_of(source).removeprefix("\ufeff").split("\n"), 1)
     return [(number, line.rstrip()) for number, line in lines if line.strip()]
+
+
+def _in_ascii(lines: list[NumberedLine]) -> list[NumberedLine]:
+    """The lines as a log shows them whose writer knows no other letters: each is a `?`."""
+    return [(number, text.encode("ascii", "replace").decode()) for number, text in lines]
 
 
 @dataclass(frozen=True)

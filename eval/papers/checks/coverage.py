@@ -374,12 +374,12 @@ ON_VALIDATION = {
         re.IGNORECASE,
     ),
     "carries validation tokens in the artifact": re.compile(
-        r"\bpaid[_ ]prefix\w*[:=]\s*(?:loaded\s+)?[1-9]", re.IGNORECASE
+        r"\bpaid[_ ]prefix[\w ]{0,20}[:=]\s*(?:loaded\s+)?[1-9]", re.IGNORECASE
     ),
 }
 PAID_PREFIX = re.compile(r"\bpaid[_ ]prefix", re.IGNORECASE)
 NO_PAID_PREFIX = re.compile(
-    r"\bpaid[_ ]prefix\w*[:=]\s*(?:off|no|none|false|disabled|0)\b", re.IGNORECASE
+    r"\bpaid[_ ]prefix[\w ]{0,20}[:=]\s*(?:off|no|none|false|disabled|0)\b", re.IGNORECASE
 )
 VALIDATION_WORDS = ("_val", "valonly", "val-only", "VAL", "paid", "Paid", "PAID")
 CASEOPS_TOKENS = 47_851_520
