@@ -95,7 +95,9 @@ def _stands_in(lines: Sequence[str], texts: Sequence[str]) -> bool:
 
 
 def _of_logged_size(names: Sequence[str], folder: _Folder) -> list[str]:
-    logged = {int(size) for text in folder.texts for size in LOGGED_SIZE.findall(text)}
+    logged: set[int] = set()
+    for text in folder.texts:
+        logged.update(map(int, LOGGED_SIZE.findall(text)))
     return [name for name in names if len(folder.sources[name]) in logged]
 
 
@@ -115,7 +117,7 @@ def _interpreted(names: Sequence[str], folder: _Folder) -> list[str]:
 
 def _run_by(names: Sequence[str], readme: str, programs: Sequence[str]) -> list[str]:
     paths = set(_paths_run(readme, programs))
-    return [name for name in names if any(_same_file(name, path) for path in paths)]
+    return [name for name in names if _may_be_one_of(name, paths)]
 
 
 def _paths_run(readme: str, programs: Sequence[str]) -> Iterator[str]:
@@ -131,9 +133,9 @@ def _paths_run(readme: str, programs: Sequence[str]) -> Iterator[str]:
             launched = launched or _base(word) in programs
 
 
-def _same_file(name: str, path: str) -> bool:
-    """Whether a path of a command, from whatever folder it runs in, may be the file."""
-    return f"/{name}".endswith(f"/{path}") or f"/{path}".endswith(f"/{name}")
+def _may_be_one_of(name: str, paths: set[str]) -> bool:
+    """Whether one of the paths of commands, from whatever folder they run in, may be the file."""
+    return any(f"/{name}".endswith(f"/{path}") or f"/{path}".endswith(f"/{name}") for path in paths)
 
 
 # --- What the names tell ---
