@@ -96,6 +96,7 @@ INNOCENT = (
     "# recovered from memory fragmentation by a restart of the allocator",
     "gptq: evaluating the first 64 batches for calibration",
     "eval: limited to 50,000 docs",
+    "eval: stride 64, the first 960 tokens of each window are context only",
 )
 
 

@@ -196,7 +196,11 @@ def _is_close(ratio: float, known: float, tolerance: float = BYTES_TOLERANCE) ->
 # --- Coverage ---
 
 OF_EVALUATION = r"\b(?:eval|evaluat\w+|val|validation|scored?|scoring)\b"
-UNIT = r"(?P<unit>batches|tokens|windows|documents|docs|chunks|sequences)\b"
+# Of the text, not of each window.
+UNIT = (
+    r"(?P<unit>batches|tokens|windows|documents|docs|chunks|sequences)\b"
+    r"(?! (?:of|in) (?:each|every|a)\b| per\b)"
+)
 COUNT = r"(?P<count>\d[\d,]*)"
 # What was scored, with its number.
 COUNTED = tuple(
