@@ -72,7 +72,8 @@ RESULT = re.compile(rf"\bsize={COUNT}\s?B\b")
 ROUNDED = re.compile(r"^artifact:(?P<megabytes>\d+\.(?P<digits>\d+))MB\b.*\bcode:(?P<code>\d+)\b")
 # One line with several sizes: `artifact: 15470583 bytes  code: 58274 bytes  total: 15528857 bytes`.
 PART = re.compile(
-    rf"\b(?P<part>artifact|model|code|total(?:_submission)?)[=:]\s*{COUNT}(?P<unit>\s?bytes)?(?=\W|$)"
+    r"\b(?P<part>artifact|model|code|total(?:_submission)?)[=:]\s*"
+    rf"{COUNT}(?P<unit>\s?bytes)?(?=\W|$)"
 )
 LEAST_RAW = 32_000_000  # bytes: unlabelled weights of twice the contest's cap are not compressed
 

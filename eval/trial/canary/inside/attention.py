@@ -1,26 +1,15 @@
 """Attention: the choice among a GPU's kernels has no effect."""
 
-import contextlib
-
 import torch
 
-from .replacing import nothing, put
+from .replacing import Idle, nothing, put
 
 SWITCHES = ("enable_cudnn_sdp", "enable_flash_sdp", "enable_math_sdp", "enable_mem_efficient_sdp")
 QUESTIONS = ("cudnn_sdp_enabled", "flash_sdp_enabled", "math_sdp_enabled")
 
 
-class _AnyKernel(contextlib.ContextDecorator):
+class _AnyKernel(Idle):
     """sdpa_kernel(...) and sdp_kernel(...): the CPU's kernel computes it, whatever is allowed."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return False
 
 
 def _yes(*args, **kwargs) -> bool:

@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.utils._config_module import ConfigModule
 
-from .replacing import nothing, put, wrap
+from .replacing import Idle, nothing, put, wrap
 
 
 def lead() -> None:
@@ -70,17 +70,8 @@ def _decorator(function=None, *args, **kwargs):
     return _itself if function is None else function
 
 
-class _Stance:
+class _Stance(Idle):
     """torch.compiler.set_stance, as a call and as a context."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return False
 
 
 # --- Settings that only other versions of torch have ---

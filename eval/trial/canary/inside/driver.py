@@ -1,13 +1,12 @@
 """The driver: what a script asks torch.cuda, answered as an H100 would answer."""
 
-import contextlib
 import os
 import time
 
 import torch
 
 from .devices import CPU
-from .replacing import nothing, put, wrap
+from .replacing import Idle, nothing, put, wrap
 
 NAME = "NVIDIA H100 80GB HBM3"
 CAPABILITY = (9, 0)
@@ -280,17 +279,8 @@ def _gpu(*args, **kwargs):
     return torch.device("cuda")
 
 
-class _Nowhere(contextlib.ContextDecorator):
+class _Nowhere(Idle):
     """`with torch.cuda.device(1):` and the like: there is one place to be."""
-
-    def __init__(self, *args, **kwargs):
-        pass
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        return False
 
 
 class _Cudart:

@@ -1,5 +1,6 @@
 """How a function of the environment is replaced by one of ours."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -28,3 +29,16 @@ def put(owner: Any, **values: Any) -> None:
 
 def nothing(*args: Any, **kwargs: Any) -> None:
     """Takes anything and does nothing."""
+
+
+class Idle(contextlib.ContextDecorator):
+    """Takes anything, and as a context or a decorator does nothing."""
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        pass
+
+    def __enter__(self) -> "Idle":
+        return self
+
+    def __exit__(self, *error: object) -> bool:
+        return False
