@@ -5,6 +5,8 @@ import math
 
 import numpy as np
 import pytest
+from board_support import pack_one
+from records_support import audit
 from scipy import stats
 
 from eval.__main__ import main
@@ -141,7 +143,7 @@ def test_prints_every_number(tmp_path, capsys):
     b = record(tmp_path, "b", [1.40, 1.41, 1.42])
     assert main(["compare", a, b]) == 0
     shown = capsys.readouterr().out
-    assert f"B is better by {0.1 * LN2:+.6f} nats/byte" in shown
+    assert f"B scores lower by {0.1 * LN2:.6f} nats/byte (0.100000 bpb)" in shown
     for word in (
         "n 3",
         "mean",
@@ -153,20 +155,28 @@ def test_prints_every_number(tmp_path, capsys):
         "p < 0.01: met",
     ):
         assert word in shown
-    assert main(["compare", b, a]) == 0
-    assert "below the bar" in capsys.readouterr().out
+    assert main(["compare", b, a]) == 1
+    shown = capsys.readouterr().out
+    assert f"B scores higher by {0.1 * LN2:.6f} nats/byte" in shown
+    assert shown.endswith("verdict: not better; below the bar\n")
 
 
-@pytest.mark.parametrize(("gain", "verdict"), [(0.0030, "met"), (0.0024, "below the bar")])
-def test_bar_counts_nats_per_token(tmp_path, capsys, gain, verdict):
+@pytest.mark.parametrize(
+    ("gain", "code", "verdict"),
+    [
+        (0.0030, 0, "better; above the bar, p < 0.01: met"),
+        (0.0024, 1, "not better; below the bar"),
+    ],
+)
+def test_bar_counts_nats_per_token(tmp_path, capsys, gain, code, verdict):
     """0.0030 nats/byte at half a token per byte are 0.0060 nats/token: above the bar of 0.005.
 
     0.0024 nats/byte (0.0048 nats/token) are not."""
     values = [1.0, 1.00001, 1.00002]
     a = record(tmp_path, "a", values)
     b = record(tmp_path, "b", [bits - gain / LN2 for bits in values])
-    assert main(["compare", a, b]) == 0
-    assert capsys.readouterr().out.rstrip().endswith(verdict)
+    assert main(["compare", a, b]) == code
+    assert capsys.readouterr().out.endswith(f"verdict: {verdict}\n")
 
 
 def test_an_improvement_just_above_the_bar_needs_more_seeds(tmp_path, capsys):
@@ -176,11 +186,63 @@ def test_an_improvement_just_above_the_bar_needs_more_seeds(tmp_path, capsys):
     values = [1.0, 1.0 + 0.0005 / LN2, 1.0 - 0.0005 / LN2]
     a = record(tmp_path, "a", values)
     b = record(tmp_path, "b", [bits - 0.0026 / LN2 for bits in values])
-    assert main(["compare", a, b]) == 0
+    assert main(["compare", a, b]) == 3
     shown = capsys.readouterr().out
     assert "p 0.0015" in shown
     assert "improvement above the bar: p 0.4" in shown
-    assert shown.rstrip().endswith("p >= 0.01: not met")
+    assert shown.endswith("verdict: cannot tell; above the bar, p >= 0.01: not met\n")
+    one = record(tmp_path, "one", values[:1])
+    assert main(["compare", one, record(tmp_path, "much", [0.5])]) == 3
+    assert capsys.readouterr().out.endswith("above the bar, significance not tested\n")
+
+
+def test_an_audit_that_rejects_decides(tmp_path, capsys):
+    """However low its numbers are, a refuted record beats none, and none is measured by it."""
+    sound = pack_one(tmp_path, "Sound", 1.0)
+    refuted = pack_one(tmp_path, "Refuted", 0.5)
+    audit(sound, "PASS")
+    audit(refuted, "INVALID")
+    capsys.readouterr()
+    assert main(["compare", str(sound), str(refuted)]) == 1
+    shown = capsys.readouterr().out
+    assert [line.rpartition("audit: ")[2] for line in shown.splitlines()[:2]] == [
+        "PASS (quick)",
+        "INVALID (quick)",
+    ]
+    assert "verdict: not better; B's audit says INVALID (quick)" in shown
+    assert main(["compare", str(refuted), str(sound)]) == 3
+    assert "verdict: cannot tell; A's audit says INVALID (quick)" in capsys.readouterr().out
+
+
+def test_numbers_that_no_audit_covers_are_named(tmp_path, capsys):
+    audited = pack_one(tmp_path, "Audited", 1.0)
+    claimed = pack_one(tmp_path, "Claimed", 0.5)
+    audit(audited, "WARN")
+    capsys.readouterr()
+    assert main(["compare", str(audited), str(claimed)]) == 0
+    shown = capsys.readouterr().out
+    assert f"no audit that counts: {claimed.name}; audit before you believe" in shown
+    assert "audit: not audited" in shown
+    (claimed / "audit.json").write_text("{")
+    assert main(["compare", str(audited), str(claimed)]) == 0
+    assert "audit: audit cannot be read" in capsys.readouterr().out
+
+
+def test_json_holds_what_the_text_says(tmp_path, capsys):
+    a = record(tmp_path, "a", [1.50, 1.51, 1.52])
+    b = record(tmp_path, "b", [1.40, 1.41, 1.42])
+    assert main(["compare", a, b, "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["verdict"] == "better"
+    assert told["difference_bpb"] == pytest.approx(0.1)
+    assert told["difference_nats_per_token"] == pytest.approx(0.2 * LN2)
+    assert told["p_bar"] < told["level"] == 0.01
+    assert told["a"]["values"] == pytest.approx([1.50 * LN2, 1.51 * LN2, 1.52 * LN2])
+    assert (told["b"]["seeds"], told["b"]["audit"]) == (3, "unaudited")
+    one = record(tmp_path, "one", [1.0])
+    assert main(["compare", a, one, "--json"]) == 3
+    told = json.loads(capsys.readouterr().out)
+    assert (told["p"], told["t"], told["b"]["sd"]) == (None, None, None)
 
 
 def public(folder, name, bits, tokens):
@@ -201,6 +263,7 @@ def test_public_records_are_compared_by_their_logs(tmp_path, capsys):
     b = public(tmp_path, "b", [1.0, 1.01, 1.02], 40_540_160)
     assert main(["compare", a, b]) == 0
     shown = capsys.readouterr().out
+    assert "audit: not audited" in shown
     assert "(val_bpb 1.110000)" in shown
     assert "(val_bpb 1.010000)" in shown
     bar = 0.005 * 40_540_160 / 151.076e6

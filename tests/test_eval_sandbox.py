@@ -310,6 +310,14 @@ import socket
 with socket.socket() as s:
     s.bind(("0.0.0.0", 0))
 """,
+    "bytecode that is not there": """
+import os, sys
+os.mkdir("/tmp/own")
+open("/tmp/own/helper.py", "w").close()
+sys.path.insert(0, "/tmp/own")
+sys.dont_write_bytecode = True
+import helper
+""",
     "the root": """
 import os
 os.listdir("/")

@@ -8,7 +8,10 @@ from check_support import named, verdicts
 from records_support import audit, cli, pack_three, three_seeds
 
 from eval.commands import pack
+from eval.papers.audits.report import Finding, TestResult
+from eval.papers.audits.standing import reason_of
 from eval.papers.checks.run import check_folder
+from eval.papers.rendering.audits import figure
 from eval.rules import Verdict
 
 
@@ -168,3 +171,35 @@ def test_an_audit_of_weights_outside_git_needs_one_score(tmp_path):
     assert "seed: expected one of 1337, 42, 2025, found given" in verdicts(folder)["audit"]
     rewrite_audit(folder, scores=[])
     assert "audit" in verdicts(folder)
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (1371156.0, "1,371,156"),
+        (0.0, "0"),
+        (-4574856.9162, "-4,574,856.9"),
+        (969.0499999999978, "969.05"),
+        (8.881784197001252e-16, "8.88178e-16"),
+    ],
+)
+def test_counts_are_shown_to_the_last_digit(value, shown):
+    assert figure(value) == shown
+
+
+FINDING = Finding(
+    verdict="INVALID",
+    where="seed 42",
+    expected="sum 1 ± 0.001",
+    found="969.05; 498 of 507 rows above",
+    rule="one distribution",
+)
+TOLD = TestResult(name="normalisation", verdict="INVALID", reason="seed 42: …", findings=[FINDING])
+
+
+def test_a_reason_has_at_most_ten_words():
+    reason = reason_of(TOLD)
+    assert reason.brief == "normalisation: expected sum 1 ± 0.001, found 969.05"
+    assert reason.anchor == "AUDIT.md#normalisation-invalid"
+    wordy = TOLD.model_copy(update={"findings": [], "reason": "a b c d e f g h i, j k"})
+    assert reason_of(wordy).brief == "normalisation: a b c d e f g h i …"

@@ -35,6 +35,7 @@ from eval.papers.submission.schema import (
 if TYPE_CHECKING:
     from eval.papers.audits.reading import AuditReading
     from eval.papers.audits.report import AuditReport
+    from eval.papers.audits.standing import Standing
 
 SIZE_FILE = CODE_FILE + ".size"  # stands for the script where a folder is kept as data only
 LOSS_PICTURE = "loss.png"
@@ -266,6 +267,14 @@ class Record:
     def audit_lines(self) -> tuple[str, ...]:
         """The lines of audit.json."""
         return self._audit.lines if self._audit else ()
+
+    @cached_property
+    def standing(self) -> "Standing":
+        """What the audit is worth: whether it counts, its verdict in a word, and the reasons."""
+        from eval.papers.audits.standing import standing
+
+        problem = self.audit_problem or self.problem
+        return standing(self.audit, problem, self.files, self.submission)
 
     # --- The claims ---
 

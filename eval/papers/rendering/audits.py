@@ -17,6 +17,7 @@ from eval.papers.submission.schema import AUDIT_FILE, AUDIT_TEXT
 
 LABEL_WIDTHS = (9,)  # characters: of the terminal's lines about the whole audit
 TEST_WIDTHS = (9, 14)  # of its lines about one test: verdict and name
+LARGE = 10_000  # a measure of that size is shown with one decimal
 FURTHER_FINDINGS = 3  # that the terminal shows of each test, beside its reason
 
 
@@ -134,7 +135,7 @@ def _section(test: TestResult) -> str:
     if test.tolerance:
         parts.append(f"Tolerance: {test.tolerance}. How it was obtained: {test.tolerance_source}.")
     if test.figures:
-        figures = [[name.replace("_", " "), f"{v:.6g}"] for name, v in test.figures.items()]
+        figures = [[name.replace("_", " "), figure(v)] for name, v in test.figures.items()]
         parts.append(markdown_table(["figure", "value"], figures))
     if test.findings:
         findings = []
@@ -146,6 +147,13 @@ def _section(test: TestResult) -> str:
     if test.more_findings:
         parts.append(f"{test.more_findings} more findings of the same kinds are left out.")
     return "\n\n".join(parts)
+
+
+def figure(value: float) -> str:
+    """A number of a test: counts to the last digit, measures to six digits or one decimal."""
+    if value.is_integer():
+        return f"{value:,.0f}"
+    return f"{value:,.1f}" if abs(value) >= LARGE else f"{value:.6g}"
 
 
 def _runs(runs: list[ScorerRun]) -> list[str]:

@@ -108,7 +108,7 @@ class Witness:
             return "outside"
         if folder.startswith(self.writable) and not os.path.isdir(os.path.dirname(full)):
             # A file of the home folder that may be missing, or a path that lies below /tmp outside.
-            return "absent"
+            return None if is_bytecode(full) and by_import() else "absent"
         below_emptied = folder.startswith(self.emptied) and folder not in self.emptied
         if below_emptied and not folder.startswith(self.shown) and not by_import():
             return "outside"
@@ -116,6 +116,11 @@ class Witness:
         if opens and is_text and not by_import():
             return "environment"
         return None
+
+
+def is_bytecode(full: str) -> bool:
+    """Whether a path is where an import looks for compiled code, which may never have been made."""
+    return os.path.basename(os.path.dirname(full)) == "__pycache__" and full.endswith(".pyc")
 
 
 def by_import() -> bool:
