@@ -72,17 +72,8 @@ class ByteTable:
     def decode(self, ids: np.ndarray) -> bytes:
         """Text of one document. Control tokens are nothing; byte pieces stay as they are, even
         where they are not UTF-8."""
-        out = []
-        at_start = self.eats_prefix
-        for index in ids.tolist():
-            text = self.surface[index]
-            if at_start and self.leading[index]:
-                text = text[1:]
-                at_start = self.eats_all_leading and not text
-            elif text:
-                at_start = False
-            out.append(text)
-        return b"".join(out)
+        text = b"".join(map(self.surface.__getitem__, ids.tolist()))
+        return text[self._eaten_bytes(ids) :] if self.eats_prefix else text
 
     def decoded_bytes(self, tokens: np.ndarray) -> int:
         """Sum of len(decode(document)) over a stream's documents, without building the text."""

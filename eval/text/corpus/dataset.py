@@ -25,6 +25,9 @@ HEADER_INTS = 256
 HEADER_BYTES = 4 * HEADER_INTS
 MANIFEST = "manifest.json"
 Sha256 = Field(pattern=r"^[0-9a-f]{64}$")
+# Decoded versions by the sha256 of tokenizer and shards: a process that audits many records of one
+# corpus decodes it once.
+VERSIONS: dict[tuple[str, ...], str] = {}
 
 
 class Lenient(BaseModel):
@@ -72,12 +75,14 @@ class Split:
     `tokens` int64 [N]: the shards concatenated in name order.
     `complaints`: where shards and manifest disagree.
     `sidecar` int64 [N]: bytes of each token, where a context-dependent transform (CaseOps) makes
-    them no function of the token alone."""
+    them no function of the token alone.
+    `digests`: sha256 of each shard, as found."""
 
     stated: ManifestSplit
     tokens: np.ndarray
     complaints: list[str]
     sidecar: np.ndarray | None = None
+    digests: tuple[str, ...] = ()
 
     @cached_property
     def sidecar_complaint(self) -> str | None:
@@ -166,10 +171,10 @@ class Dataset:
             known = ", ".join(self.manifest.splits)
             raise UserError(f"{self.folder / MANIFEST}: no split {name!r}; it has {known}")
         complaints: list[str] = []
-        stream = self._read_files(stated.files, limit, complaints)
+        stream, digests = self._read_files(stated.files, limit, complaints)
         sidecar = None
         if stated.byte_files:
-            sidecar = self._read_files(stated.byte_files, limit, complaints)
+            sidecar, _ = self._read_files(stated.byte_files, limit, complaints)
         if limit is None and len(stream) != stated.tokens:
             complaints.append(
                 f"{self.folder.name}: {name} holds {len(stream):,} tokens, "
@@ -185,16 +190,19 @@ class Dataset:
                 f"{self.folder}: the {name} byte sidecar has {len(sidecar):,} entries "
                 f"for {len(stream):,} tokens; build it again"
             )
-        return Split(stated, stream[:limit], complaints, sidecar)
+        return Split(stated, stream[:limit], complaints, sidecar, digests)
 
     def _read_files(
         self, files: list[ManifestFile], limit: int | None, complaints: list[str]
-    ) -> np.ndarray:
-        """int64 entries of the files in name order; disagreements are added to `complaints`."""
+    ) -> tuple[np.ndarray, tuple[str, ...]]:
+        """int64 entries of the files in name order, and the sha256 of each file read.
+
+        Disagreements are added to `complaints`."""
         in_order = sorted(files, key=lambda file: file.name)
         if files != in_order:
             complaints.append(f"{self.folder.name}: shards are not listed in name order")
         parts = [np.zeros(0, np.uint16)]
+        digests: list[str] = []
         held = 0
         for file in in_order:
             tokens, found = read_shard(self.folder / file.name)
@@ -207,15 +215,23 @@ class Dataset:
                     f"{file.name}: {len(tokens):,} tokens, the manifest says {file.tokens:,}"
                 )
             parts.append(tokens)
+            digests.append(found)
             held += len(tokens)
             if limit is not None and held >= limit:
                 break
-        return np.concatenate(parts).astype(np.int64)
+        return np.concatenate(parts).astype(np.int64), tuple(digests)
 
     def decoded_version(self) -> str:
         """Corpus version recomputed from the decoded shards; for lossless tokenizers only.
 
         It is the sha256 over the sha256 of every document, train, then val."""
+        tokenizer = sha256_of(self.tokenizer_path)
+        contents = (tokenizer, *self.split("train").digests, *self.split("val").digests)
+        if contents not in VERSIONS:
+            VERSIONS[contents] = self._decode_version()
+        return VERSIONS[contents]
+
+    def _decode_version(self) -> str:
         version = hashlib.sha256()
         for name in ("train", "val"):
             tokens = self.split(name).tokens

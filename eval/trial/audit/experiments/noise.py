@@ -1,6 +1,6 @@
 """How much scores differ that should be equal."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,30 +11,22 @@ from eval.rules import Rules
 class Noise:
     """Measured differences, in nats, between scores that should be equal.
 
-    `limit` is the tolerance that follows."""
+    `largest` of all; `p99` and `rms` of each comparison of reruns, then the largest, so that one
+    long quiet run does not hide what short streams show. `limit` is the tolerance that follows."""
 
     rules: Rules
-    samples: list[np.ndarray] = field(default_factory=list)
+    largest: float = 0.0
+    p99: float = 0.0
+    rms: float = 0.0
 
     def add(self, difference: np.ndarray) -> None:
         """Signed differences [n] of one comparison of reruns."""
-        if len(difference):
-            self.samples.append(np.abs(difference))
-
-    @property
-    def largest(self) -> float:
-        return max((float(s.max()) for s in self.samples), default=0.0)
-
-    @property
-    def p99(self) -> float:
-        """Of each comparison of reruns, then the largest.
-
-        So one long quiet run does not hide what short streams show."""
-        return max((float(np.percentile(s, 99)) for s in self.samples), default=0.0)
-
-    @property
-    def rms(self) -> float:
-        return max((float(np.sqrt(np.square(s).mean())) for s in self.samples), default=0.0)
+        if not len(difference):
+            return
+        size = np.abs(difference)
+        self.largest = max(self.largest, float(size.max()))
+        self.p99 = max(self.p99, float(np.percentile(size, 99)))
+        self.rms = max(self.rms, float(np.sqrt(np.square(size).mean())))
 
     @property
     def limit(self) -> float:
