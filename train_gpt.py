@@ -32,6 +32,7 @@ import ctypes
 import dataclasses
 import functools
 import hashlib
+import importlib
 import io
 import itertools
 import json
@@ -125,6 +126,7 @@ def accepted(f: dataclasses.Field) -> str:
     return f"a finite {f.name}"
 
 
+SINKS = ("none", "tensorboard", "wandb", "trackio")
 MATRIX_FORMATS = ("fp16", "fp32", "int8", "int6", "int5")
 CONTROL_FORMATS = ("fp16", "fp32")  # gates are too few to pay for row scales
 
@@ -140,6 +142,7 @@ class RunConfig:
         0, "between checkpoints; 0 = only on SIGTERM or SIGINT", "steps"
     )
     resume: int = switch(0, "go on from the newest checkpoint in --out, if there is one")
+    sink: str = choice("none", "package that also receives the numbers of metrics.jsonl", SINKS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +190,7 @@ class TrainingConfig:
     compile: int = switch(1, "use torch.compile; on a CPU it needs a C++ compiler")
     log_every: int = setting(50, "between lines of the log", "steps", low=1, high=2**20)
     val_every: int = setting(1000, "between validations; 0 = only the final score", "steps")
+    val_tokens: int = setting(0, "that such a validation reads; 0 = the whole split", "tokens")
     muon_lr: float = setting(0.025, "learning rate of matrices")
     muon_momentum: float = setting(0.99, "momentum of matrices after its warm-up", below=1)
     muon_momentum_start: float = setting(0.92, "momentum of matrices at the first step", below=1)
@@ -210,6 +214,9 @@ class ExportConfig:
     embed_format: str = choice("fp16", "format of embedding and bigram", MATRIX_FORMATS)
     control_format: str = choice("fp32", "format of gains and scales", CONTROL_FORMATS)
     late_k_fp16_layers: int = setting(0, "number of last blocks whose key projections stay fp16")
+    size_cap: int = setting(
+        SIZE_CAP_BYTES, "for code + artifact; the contest's or less", "bytes", high=SIZE_CAP_BYTES
+    )
     fit_cap: int = switch(1, "coarsen the quantisation just enough to stay under the size cap")
 
 
@@ -280,7 +287,8 @@ PRESETS = {
             warmdown_steps=320,
             compile=0,
             log_every=20,
-            val_every=0,
+            val_every=80,
+            val_tokens=65_536,  # a tenth of the split: one second on 2 cores, outside the clock
             muon_momentum=0.95,
             muon_momentum_start=0.85,
             muon_momentum_warmup_steps=100,
@@ -345,6 +353,11 @@ def check_relations(cfg: Config) -> None:
     divides("train_seq_len", training.train_seq_len, "micro_batch_tokens", micro_batch)
     batch = training.train_batch_tokens
     divides("micro_batch_tokens", micro_batch, "train_batch_tokens", batch)
+    require(
+        training.val_tokens != 1,
+        "val_tokens to be 0 or at least 2, for one target",
+        val_tokens=training.val_tokens,
+    )
     require(
         model.model_dim // model.num_heads % 2 == 0,
         "an even head size, for rotary pairs",
@@ -428,8 +441,16 @@ def parse_config(argv: Sequence[str], environ: Mapping[str, str]) -> tuple[Confi
     for name, value in changes.items():
         if value != base[name]:
             default = f"default {base[name]}, from {sources[name]}"
-            lines.append(f"config:override {name}={value} ({default})")
+            lines.append(f"config:override {name}={published(value)} ({default})")
     return cfg, [*lines, f"config sha256:{config_sha256(cfg)}"]
+
+
+def published(value: Any) -> Any:
+    """A setting as a log that others will read shows it: no folders of this machine."""
+    if not isinstance(value, str) or not os.path.isabs(value):
+        return value
+    relative = os.path.relpath(value)
+    return f".../{Path(value).name}" if relative.startswith(os.pardir) else relative
 
 
 def parse_variable(variable: str, raw: str, kind: type) -> Any:
@@ -597,12 +618,123 @@ def multiplies_bfloat16_fast(device: torch.device) -> bool:
     return bool(capabilities.get("avx512_bf16"))
 
 
+class TensorBoard:
+    """TensorBoard's writer behind the two functions of wandb and trackio that are used here."""
+
+    def __init__(self, folder: Path):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.writer = SummaryWriter(folder)
+
+    def log(self, numbers: Mapping[str, float], step: int) -> None:
+        for name, value in numbers.items():
+            self.writer.add_scalar(name, value, step)
+        self.writer.flush()
+
+    def finish(self) -> None:
+        self.writer.close()
+
+
+def open_sink(cfg: Config) -> Any:
+    """What --sink asks for, imported only then; None for none. Raises UserError."""
+    name = cfg.run.sink
+    folder = Path(cfg.run.out)
+    if name == "none":
+        return None
+    try:
+        if name == "tensorboard":
+            return TensorBoard(folder / "tensorboard")
+        tracker = importlib.import_module(name)
+    except ImportError as error:
+        raise UserError(
+            f"--sink {name}: expected the package {name}, found {error}; "
+            f"install it with `{typed_python()} -m pip install {name}` or leave --sink out"
+        ) from None
+    tracker.init(project="parameter-golf", name=folder.name, config=cfg.flat())
+    return tracker
+
+
+class Metrics:
+    """metrics.jsonl: the numbers of the log for programs, one JSON object a line.
+
+    The file stays locked while the run lives, so a reader can tell a run at work from a killed one.
+    """
+
+    def __init__(self, path: Path, sink: Any = None):
+        self.path = path
+        self.sink = sink
+        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        with contextlib.suppress(ImportError, OSError):  # Windows, or a disk without locks
+            import fcntl
+
+            fcntl.flock(self.file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def write(self, event: str, step: int, numbers: Mapping[str, Any]) -> None:
+        """Appends a whole line at once, so no reader finds two lines mixed."""
+        record = {"event": event, "step": step, **numbers}
+        os.write(self.file, json.dumps(record).encode() + b"\n")
+        if self.sink is None:
+            return
+        values = {name: value for name, value in numbers.items() if not isinstance(value, str)}
+        try:
+            self.sink.log({f"{event}/{name}": value for name, value in values.items()}, step=step)
+        except Exception as error:  # whatever a package raises: the run is worth more
+            print(f"--sink: {error}; the run goes on without", file=sys.stderr, flush=True)
+            self.sink = None
+
+    def forget_after(self, step: int) -> None:
+        """Cuts off what an interrupted run wrote later than the checkpoint at this step."""
+        kept = 0
+        for line in self.path.read_bytes().splitlines(keepends=True):
+            if not 0 <= training_step_of(line) <= step:
+                break
+            kept += len(line)
+        os.ftruncate(self.file, kept)
+
+    def close(self) -> None:
+        if self.sink is not None:
+            self.sink.finish()
+        os.close(self.file)
+
+
+def training_step_of(line: bytes) -> int:
+    """Of a line of metrics.jsonl; -1 where it is half a line or tells what came after training."""
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        record = json.loads(line)
+        if record["event"] in ("step", "validation"):
+            return int(record["step"])
+    return -1
+
+
+def peak_memory_mib(device: torch.device) -> int | None:
+    """The most that this process has used of the GPU's memory or, without one, of the host's."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) >> 20
+    with contextlib.suppress(ImportError):  # Windows
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB elsewhere
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit >> 20
+    return None
+
+
 @dataclass(frozen=True)
 class Log:
     """Rank 0 appends to a file and prints; the other ranks, with active False, do neither."""
 
     path: Path | None = None
     active: bool = True
+    metrics: Metrics | None = None
+
+    def point(self, text: str, event: str, step: int, **numbers: Any) -> None:
+        """A line of the log whose numbers also go to metrics.jsonl."""
+        self(text)
+        if self.metrics is not None:
+            self.metrics.write(event, step, numbers)
+
+    def close(self) -> None:
+        if self.metrics is not None:
+            self.metrics.close()
 
     def __call__(self, text: str, echo: bool = True) -> None:
         if not self.active:
@@ -612,6 +744,48 @@ class Log:
         if self.path is not None:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(text + "\n")
+
+
+class Meter:
+    """How far a long piece of work is, on stderr: it is no evidence, so no log holds it.
+
+    On a terminal one line is written over and over, elsewhere there is a line every 15 s. Work
+    without a name is not shown.
+    """
+
+    def __init__(self, what: str = "", total: int = 0, shown: bool = True):
+        self.what = what
+        self.total = total
+        self.done = 0
+        self.started = time.perf_counter()
+        self.in_place = sys.stderr.isatty()
+        self.interval = 0.2 if self.in_place else 15.0
+        self.next_line = self.started + self.interval if shown and what else math.inf
+
+    def advance(self) -> None:
+        """One of `total` pieces is done."""
+        self.reach(self.done + 1)
+
+    def reach(self, done: int) -> None:
+        self.done = done
+        now = time.perf_counter()
+        if now < self.next_line or not done:
+            return
+        self.next_line = now + self.interval
+        seconds = now - self.started
+        left = seconds * (self.total - done) / done
+        share = 100 * done // self.total
+        self.show(f"{self.what}: {share}% after {seconds:.0f} s, about {left:.0f} s left")
+
+    def show(self, text: str) -> None:
+        line = f"\r{text:<79}\r" if self.in_place else f"{text}\n"
+        with contextlib.suppress(OSError):  # nobody looks any more
+            print(line, end="", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves an empty line on a terminal."""
+        if self.in_place and math.isfinite(self.next_line):
+            self.show("")
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -631,6 +805,14 @@ def write_atomically(path: Path, data: bytes) -> None:
             f"{path}: expected a writable place, found {error.strerror}; "
             "choose another --out or free space"
         ) from None
+
+
+def typed_python() -> str:
+    """This interpreter as a user can type it in the current folder."""
+    path = Path(sys.executable)
+    with contextlib.suppress(ValueError):
+        return str(path.relative_to(Path.cwd()))
+    return path.name if shutil.which(path.name) == str(path) else str(path)
 
 
 def sha256_file(path: Path) -> str:
@@ -757,6 +939,20 @@ def map_on_cores(job: Callable, items: Sequence) -> Iterator:
 # --- 3. Data ---
 
 
+def how_to_get(folder: Path) -> str:
+    """The command that makes a data set, which the name of its folder tells."""
+    command = f"{typed_python()} -m data"
+    corpus, _, vocab_size = folder.name.rpartition("_sp")
+    if corpus == "docs":
+        return f"build it with `{command} docs --vocab-size {vocab_size}`"
+    if corpus == "fineweb10B":
+        return (
+            f"download it with `{command} fineweb --variant sp{vocab_size}`, "
+            "or train on the embedded corpus with --preset docs_cpu"
+        )
+    return f"build it with `{command} text FILES --name {corpus or folder.name}`"
+
+
 def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
     """Read-only memory map of a token shard, uint16 [num_tokens].
 
@@ -770,8 +966,7 @@ def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
     except (OSError, ValueError) as error:  # a ValueError: no operating system takes this name
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"{path}: expected a token shard, found {reason}; "
-            "run `python -m data` to (re)build the data set"
+            f"{path}: expected a token shard, found {reason}; {how_to_get(path.parent)}"
         ) from None
     if len(header) < SHARD_HEADER_INTS or tuple(header[:2]) != (SHARD_MAGIC, SHARD_VERSION):
         found = f"{size} bytes"
@@ -779,14 +974,14 @@ def open_shard(path: Path, vocab_size: int | None = None) -> np.ndarray:
             found = f"magic {header[0]}, version {header[1]}"
         raise UserError(
             f"{path}: expected shard magic {SHARD_MAGIC}, version {SHARD_VERSION}, found {found}; "
-            "rebuild it with `python -m data`"
+            f"{how_to_get(path.parent)}"
         )
     num_tokens = int(header[2])
     if num_tokens < 1 or size != header_bytes + 2 * num_tokens:
         held = (size - header_bytes) // 2
         raise UserError(
             f"{path}: header promises {num_tokens:,} tokens, file holds {held:,}; "
-            "delete it and rebuild with `python -m data`"
+            f"delete it and {how_to_get(path.parent)}"
         )
     tokens = np.memmap(path, dtype="<u2", mode="r", offset=header_bytes, shape=(num_tokens,))
     if vocab_size is not None:
@@ -910,8 +1105,7 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = parse_manifest(path.read_bytes(), folder)
     except OSError as error:
         raise UserError(
-            f"{path}: expected a data set's manifest, found {error.strerror}; "
-            "build one with `python -m data docs`"
+            f"{path}: expected a data set's manifest, found {error.strerror}; {how_to_get(folder)}"
         ) from None
     except MANIFEST_DAMAGE as error:
         raise UserError(
@@ -1865,10 +2059,11 @@ def score_streams(
     cfg: ScoringConfig,
     ranks: Ranks,
     probes: Sequence[Sequence[int]] = (),
+    what: str = "",
 ) -> list[StreamScores]:
     """Sliding-window scores of every stream, each from a fresh state.
 
-    Ranks share the batches, and all receive all results.
+    Ranks share the batches, and all receive all results. `what` names the work while it is shown.
     """
     vocab_size = model.cfg.vocab_size
     table = ScoreTable(streams, probes, vocab_size, ranks.device)
@@ -1885,8 +2080,10 @@ def score_streams(
             table.write(given, part, model.logits(states[part]))
 
     batches = plan_batches([len(stream) for stream in streams], cfg)
-    for _ in ranks.map(score, batches[ranks.rank :: ranks.world_size]):
-        pass
+    own_batches = batches[ranks.rank :: ranks.world_size]
+    with contextlib.closing(Meter(what, len(own_batches), ranks.rank == 0)) as meter:
+        for _ in ranks.map(score, own_batches):
+            meter.advance()
     table.sum_over_ranks(ranks)
     return table.by_stream()
 
@@ -2051,9 +2248,14 @@ class Chain(NamedTuple):
 
 
 def ngram_chain(
-    tokens_N: Tensor, p_N: Tensor, n_max: int, vocab_size: int, run: Map = map
+    tokens_N: Tensor,
+    p_N: Tensor,
+    n_max: int,
+    vocab_size: int,
+    run: Map = map,
+    meter: Meter | None = None,
 ) -> Chain:
-    """Backs off from p_N through all orders.
+    """Backs off from p_N through all orders, and tells the meter the order that it is at.
 
     p_N float64 [N] is the model's probability of the target after each position.
     """
@@ -2063,6 +2265,8 @@ def ngram_chain(
     match = torch.zeros(N + 1, dtype=torch.int32, device=tokens_N.device)
 
     def back_off(n: int, counts: Counts) -> None:
+        if meter is not None:
+            meter.reach(n - 2)
         escape = counts.distinct.double().mul_(NGRAM_ESCAPE)
         shorter = p.index_select(0, counts.at)
         longer = shorter.mul_(escape).add_(counts.pair).div_(escape.add_(counts.context))
@@ -2172,12 +2376,13 @@ def log_mix(alpha: Tensor, log_model: Tensor, p_chain: Tensor) -> Tensor:
 
 
 def final_scores(
-    scores: StreamScores, stream: np.ndarray, cfg: Config, run: Map = map
+    scores: StreamScores, stream: np.ndarray, cfg: Config, run: Map = map, what: str = ""
 ) -> tuple[Tensor, dict[int, Tensor]]:
     """What is reported: nll float64 [M], nats, and ln p [V] at each probed position.
 
     The model's scores, mixed with the n-gram chain. Entry i depends on x[0..i] and the model's
-    outputs at 0..i alone, whatever the blocks, batches and ranks.
+    outputs at 0..i alone, whatever the blocks, batches and ranks. `what` names the work while it
+    is shown.
     """
     n_max = cfg.scoring.ngram_order
     if n_max < 2:
@@ -2185,7 +2390,9 @@ def final_scores(
     tokens_N = torch.from_numpy(stream.astype(np.int64)).to(scores.nll.device)
     log_model_N = -F.pad(scores.nll, (0, 1))
     floored_N = log_model_N.clamp(min=-NLL_CLAMP)
-    chain = ngram_chain(tokens_N, floored_N.exp(), n_max, cfg.model.vocab_size, run)
+    with contextlib.closing(Meter(what, n_max - 1)) as meter:
+        p_N = floored_N.exp()
+        chain = ngram_chain(tokens_N, p_N, n_max, cfg.model.vocab_size, run, meter)
     gain_N = torch.log(chain.p_N) - floored_N
     bucket_N, num_buckets = gate_buckets(gain_N, chain, scores, n_max)
     alpha_N = bayes_gate(gain_N, bucket_N, num_buckets)
@@ -2216,7 +2423,7 @@ def mix_streams(
     for long, group in itertools.groupby(zip(scores, streams, strict=True), is_long):
         if long:
             for stream_scores, stream in group:
-                yield final_scores(stream_scores, stream, cfg, ranks.map)
+                yield final_scores(stream_scores, stream, cfg, ranks.map, "mixing n-grams")
         else:
             yield from ranks.map(mix, list(group))
 
@@ -2423,11 +2630,14 @@ def pack(model: GPT, cfg: Config, tokenizer_sha256: str, coarsen: float = 1.0) -
     parameters = dict(model.named_parameters())
     tensors = {}
     coded = {}
-    for name, storage in export_formats(model, cfg).items():
-        stored = store(name, parameters[name].detach().float(), storage, coarsen)
-        planes = itertools.chain.from_iterable(map(byte_planes, stored.parts()))
-        tensors[name] = stored
-        coded[name] = b"".join(map(encode, planes))
+    formats = export_formats(model, cfg)
+    with contextlib.closing(Meter("export", len(formats))) as meter:
+        for name, storage in formats.items():
+            stored = store(name, parameters[name].detach().float(), storage, coarsen)
+            planes = itertools.chain.from_iterable(map(byte_planes, stored.parts()))
+            tensors[name] = stored
+            coded[name] = b"".join(map(encode, planes))
+            meter.advance()
     payload = b"".join(coded.values())
     header = {group: asdict(getattr(cfg, group)) for group in STORED_GROUPS}
     header["tokenizer_sha256"] = tokenizer_sha256
@@ -2448,7 +2658,7 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, code_bytes: int, log:
     With fit_cap, quantisation steps are widened just enough: entropy falls by log2 of the factor
     per weight.
     """
-    limit = SIZE_CAP_BYTES - code_bytes
+    limit = cfg.export.size_cap - code_bytes
     formats = export_formats(model, cfg)
     integers = [p for name, p in model.named_parameters() if formats[name] in LEVELS]
     quantised = sum(p.numel() for p in integers)
@@ -2466,7 +2676,7 @@ def export(model: GPT, cfg: Config, tokenizer_sha256: str, code_bytes: int, log:
             by_size = sorted(packed.coded_bytes.items(), key=lambda item: -item[1])
             heaviest = ", ".join(f"{name} {size:,}" for name, size in by_size[:5])
             raise UserError(
-                f"export: expected code + artifact <= {SIZE_CAP_BYTES:,} bytes, "
+                f"export: expected code + artifact <= {cfg.export.size_cap:,} bytes, "
                 f"found {len(packed.data) + code_bytes:,}, {excess:,} over; "
                 f"heaviest tensors (bytes): {heaviest}; "
                 "use a smaller format, model or --fit-cap 1"
@@ -3051,6 +3261,8 @@ def resume(
     if not cfg.run.resume:
         return Progress(cfg)
     found = checkpoints.load(log)
+    if log.metrics is not None:
+        log.metrics.forget_after(found.step or -1)
     loader.row = found.row
     average.snapshots = found.snapshots
     return Progress(cfg, found.step, found.seconds, resumed_at=found.step or None)
@@ -3078,17 +3290,30 @@ def stop(progress: Progress, saved: bool, log: Log) -> None:
 def log_validation(
     model: GPT, dataset: Dataset, progress: Progress, seconds: float, ranks: Ranks, log: Log
 ) -> None:
-    """Logs val_loss and val_bpb of the model alone; `seconds` of training have passed.
+    """Logs val_loss of the model alone, and val_bpb where the whole split was read.
 
-    On non-overlapping windows: cheaper and a little worse than the final sliding score.
+    On non-overlapping windows: cheaper and a little worse than the final sliding score. `seconds`
+    of training have passed.
     """
+    training = progress.cfg.training
+    tokens = dataset.val[: training.val_tokens or None]
     sliding = progress.cfg.scoring
     side_by_side = dataclasses.replace(sliding, eval_stride=sliding.eval_seq_len)
-    nll = score_streams(model, [dataset.val], side_by_side, ranks)[0].nll
-    val_bpb = nll.sum() / math.log(2) / dataset.manifest.val_bytes
-    log(
-        f"step:{progress.step}/{progress.cfg.training.iterations} val_loss:{nll.mean():.4f} "
-        f"val_bpb:{val_bpb:.4f} train_time:{1000 * seconds:.0f}ms"
+    nll = score_streams(model, [tokens], side_by_side, ranks)[0].nll
+    numbers = {"val_loss": nll.mean().item()}
+    extent = f"val_tokens:{len(tokens)}"
+    if len(tokens) == len(dataset.val):  # nothing tells the bytes of a part
+        val_bpb = nll.sum().item() / math.log(2) / dataset.manifest.val_bytes
+        numbers["val_bpb"] = val_bpb
+        extent = f"val_bpb:{val_bpb:.4f}"
+    log.point(
+        f"step:{progress.step}/{training.iterations} val_loss:{numbers['val_loss']:.4f} "
+        f"{extent} train_time:{1000 * seconds:.0f}ms",
+        "validation",
+        progress.step,
+        val_tokens=len(tokens),
+        train_s=seconds,
+        **numbers,
     )
 
 
@@ -3102,12 +3327,25 @@ def log_step(progress: Progress, health: Health, checkpoints: Checkpoints, log: 
     left = (training.iterations - step) * seconds / step
     if training.train_seconds > 0:
         left = min(left, training.train_seconds - seconds)
-    log(
+    lr_scale = progress.learning_rate_scale()
+    tokens = step * training.train_batch_tokens
+    log.point(
         f"step:{step}/{training.iterations} train_loss:{mean_loss:.6f} "
-        f"lr_scale:{progress.learning_rate_scale():.4f} train_time:{1000 * seconds:.0f}ms "
+        f"lr_scale:{lr_scale:.4f} train_time:{1000 * seconds:.0f}ms "
         f"step_avg:{1000 * seconds / step:.2f}ms "
-        f"tokens_per_s:{step * training.train_batch_tokens / seconds:.0f} "
-        f"left:{max(0.0, left):.0f}s"
+        f"tokens_per_s:{tokens / seconds:.0f} "
+        f"left:{max(0.0, left):.0f}s",
+        "step",
+        step,
+        steps=training.iterations,
+        tokens=tokens,
+        train_loss=mean_loss,
+        lr_scale=lr_scale,
+        muon_lr=lr_scale * training.muon_lr,
+        tokens_per_s=tokens / seconds,
+        train_s=seconds,
+        left_s=max(0.0, left),
+        peak_memory_mib=peak_memory_mib(checkpoints.ranks.device),
     )
 
 
@@ -3137,15 +3375,20 @@ def check_finite(step: int, finite_steps: list[float], checkpoints: Checkpoints)
 # --- 12. Commands ---
 
 
-def start_log(out: Path, source: bytes, code_sha256: str, ranks: Ranks) -> Log:
+def start_log(cfg: Config, source: bytes, code_sha256: str, ranks: Ranks) -> Log:
     """A new log that begins with this file's source; an older run's log is kept beside it."""
-    log = Log(out / "train.log", active=ranks.rank == 0)
+    path = Path(cfg.run.out) / "train.log"
+    log = Log(path, active=ranks.rank == 0)
     with ranks.together():
         if ranks.rank == 0:
-            old = log.path.read_bytes() if log.path.is_file() else b""
+            sink = open_sink(cfg)
+            old = path.read_bytes() if path.is_file() else b""
             if b"\nstep:" in old:
-                write_atomically(out / "train.log.previous", old)
-            write_atomically(log.path, b"log_format:1\n")
+                write_atomically(path.with_name("train.log.previous"), old)
+            write_atomically(path, b"log_format:1\n")
+            log = Log(path, metrics=Metrics(path.with_name("metrics.jsonl"), sink))
+            if not cfg.run.resume:
+                log.metrics.forget_after(-1)
     header = f"===== source train_gpt.py bytes:{len(source)} sha256:{code_sha256} ====="
     log(f"{header}\n{source.decode()}\n===== end source =====", echo=False)
     return log
@@ -3180,19 +3423,31 @@ class ValidationScore:
     num_bytes: int
     seconds: float  # of evaluation so far, from the artifact's bytes on
 
+    @property
+    def val_loss(self) -> float:
+        return self.nats / self.targets
+
+    @property
+    def val_bpb(self) -> float:
+        return self.nats / math.log(2) / self.num_bytes
+
     def summary(self) -> str:
-        val_loss = self.nats / self.targets
-        val_bpb = self.nats / math.log(2) / self.num_bytes
-        return f"val_loss:{val_loss:.8f} val_bpb:{val_bpb:.8f}"
+        return f"val_loss:{self.val_loss:.8f} val_bpb:{self.val_bpb:.8f}"
+
+
+class FinalScore(NamedTuple):
+    """What a run ends with: the score of the model alone, and that of the mixture, which counts."""
+
+    neural: ValidationScore
+    mixed: ValidationScore
 
 
 def score_artifact(
     artifact: bytes, dataset: Dataset, cfg: Config, ranks: Ranks, log: Log
-) -> ValidationScore | None:
+) -> FinalScore | None:
     """Loads the artifact and scores the validation split with it, on all ranks.
 
-    Rank 0 logs the score of the model alone and returns that of the mixture; the others return
-    None.
+    Rank 0 logs the score of the model alone and returns both; the others return None.
     """
     started = ranks.clock()
 
@@ -3202,13 +3457,59 @@ def score_artifact(
         return ValidationScore(nats, len(nll), dataset.manifest.val_bytes, seconds)
 
     model = unpack(artifact, "artifact.bin").model.to(ranks.device)
-    scores = score_streams(model, [dataset.val], cfg.scoring, ranks)[0]
+    scores = score_streams(model, [dataset.val], cfg.scoring, ranks, what="final scoring")[0]
     if ranks.rank != 0:
         return None
     neural = total(scores.nll)
     log(f"neural {neural.summary()} eval_time:{neural.seconds:.1f}s")
-    mixed_nll, _ = final_scores(scores, dataset.val, cfg, ranks.map)
-    return total(mixed_nll)
+    mixed_nll, _ = final_scores(scores, dataset.val, cfg, ranks.map, "mixing n-grams")
+    return FinalScore(neural, total(mixed_nll))
+
+
+def log_result(
+    score: FinalScore, progress: Progress, artifact_bytes: int, source: bytes, log: Log
+) -> None:
+    """The line that every later number comes from."""
+    mixed = score.mixed
+    seed = progress.cfg.run.seed
+    bytes_total = artifact_bytes + len(source)
+    log.point(
+        f"result {mixed.summary()} nats:{mixed.nats:.6f} "
+        f"scored_tokens:{mixed.targets} scored_bytes:{mixed.num_bytes} "
+        f"steps:{progress.step} train_s:{progress.seconds:.1f} "
+        f"eval_s:{mixed.seconds:.1f} artifact_bytes:{artifact_bytes} "
+        f"code_bytes:{len(source)} bytes_total:{bytes_total} "
+        f"code_sha256:{hashlib.sha256(source).hexdigest()} seed:{seed}",
+        "result",
+        progress.step,
+        val_loss=mixed.val_loss,
+        val_bpb=mixed.val_bpb,
+        neural_val_bpb=score.neural.val_bpb,
+        train_s=progress.seconds,
+        eval_s=mixed.seconds,
+        artifact_bytes=artifact_bytes,
+        bytes_total=bytes_total,
+    )
+
+
+def print_summary(
+    score: FinalScore, progress: Progress, bytes_total: int, xz_bpb: float | None
+) -> None:
+    """The result for people, on the terminal alone: the log ends with the line for programs."""
+    cfg = progress.cfg
+    mixed = score.mixed
+    facts = {
+        "score": f"{mixed.val_bpb:.5f} bits per byte of the validation text",
+        "model alone": f"{score.neural.val_bpb:.5f}",
+        "xz -9e": "" if xz_bpb is None else f"{xz_bpb:.4f} on the same text",
+        "bytes": f"{bytes_total:,} of {cfg.export.size_cap:,} for code and weights",
+        "time": f"{progress.seconds:.1f} s for {progress.step:,} steps of training, "
+        f"{mixed.seconds:.1f} s for evaluation",
+        "files": f"train.log, metrics.jsonl and artifact.bin in {cfg.run.out}",
+    }
+    for label, value in facts.items():
+        if value:
+            print(f"{label:<12} {value}", flush=True)
 
 
 def log_memory(ranks: Ranks, log: Log) -> None:
@@ -3224,30 +3525,26 @@ def command_train(argv: Sequence[str]) -> None:
     cfg, config_lines = parse_config(argv, os.environ)
     source = Path(__file__).read_bytes()
     code_sha256 = hashlib.sha256(source).hexdigest()
-    with open_ranks(os.environ, bf16=bool(cfg.training.bf16)) as ranks:
-        log = start_log(Path(cfg.run.out), source, code_sha256, ranks)
+    with contextlib.ExitStack() as stack:
+        ranks = stack.enter_context(open_ranks(os.environ, bf16=bool(cfg.training.bf16)))
+        log = start_log(cfg, source, code_sha256, ranks)
+        stack.callback(log.close)
         log("\n".join(environment_report(ranks) + config_lines))
         dataset = open_dataset(cfg, ranks)
         log(dataset.log_line)
         torch.manual_seed(cfg.run.seed)
         model = GPT(cfg.model).to(ranks.device)
         log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
-        seed = f"seed:{cfg.run.seed}"
-        run_id = f"{code_sha256} {config_sha256(cfg)} {seed} {dataset.log_line}"
+        run_id = f"{code_sha256} {config_sha256(cfg)} seed:{cfg.run.seed} {dataset.log_line}"
         progress = train(model, dataset, cfg, ranks, log, run_id)
         log_memory(ranks, log)
         tokenizer_sha256 = dataset.manifest.tokenizer_sha256
         artifact = export_artifact(model, cfg, tokenizer_sha256, len(source), ranks, log)
         score = score_artifact(artifact, dataset, cfg, ranks, log)
         if score is not None:
-            log(
-                f"result {score.summary()} nats:{score.nats:.6f} "
-                f"scored_tokens:{score.targets} scored_bytes:{score.num_bytes} "
-                f"steps:{progress.step} train_s:{progress.seconds:.1f} "
-                f"eval_s:{score.seconds:.1f} artifact_bytes:{len(artifact)} "
-                f"code_bytes:{len(source)} bytes_total:{len(artifact) + len(source)} "
-                f"code_sha256:{code_sha256} {seed}"
-            )
+            log_result(score, progress, len(artifact), source, log)
+            bytes_total = len(artifact) + len(source)
+            print_summary(score, progress, bytes_total, dataset.manifest.val_xz_bpb)
 
 
 def read_probes(path: Path | None, streams: Mapping[str, np.ndarray]) -> dict[str, list[int]]:
@@ -3306,18 +3603,19 @@ def command_score(argv: Sequence[str]) -> None:
         cfg = artifact.cfg
         streams = {}
         for path in args.tokens:
-            tokens = np.asarray(open_shard(path, cfg.model.vocab_size))
-            streams[path.name.removesuffix(".bin")] = tokens
+            stream = np.asarray(open_shard(path, cfg.model.vocab_size))
+            streams[path.name.removesuffix(".bin")] = stream
         if len(streams) != len(args.tokens):
             names = [path.name for path in args.tokens]
             raise UserError(f"--tokens: expected distinct file names, found {names}; rename one")
         probes = read_probes(args.probes, streams)
         model = artifact.model.to(ranks.device)
         wanted = [probes.get(stem, []) for stem in streams]
-        scores = score_streams(model, list(streams.values()), cfg.scoring, ranks, wanted)
+        tokens = list(streams.values())
+        scores = score_streams(model, tokens, cfg.scoring, ranks, wanted, "scoring")
         if ranks.rank != 0:
             return
-        mixed = mix_streams(scores, list(streams.values()), cfg, ranks)
+        mixed = mix_streams(scores, tokens, cfg, ranks)
         for stem, (nll, distributions) in zip(streams, mixed, strict=True):
             write_array(args.out / f"{stem}.nll.npy", nll)
             if stem in probes:
@@ -3328,13 +3626,19 @@ def command_score(argv: Sequence[str]) -> None:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Exit code: 0, or 2 for a user's error."""
+    """Exit code: 0, 2 for a user's error, or 141 where nobody reads what is printed."""
     command = command_train
     if argv and argv[0] in ("train", "score"):
         command = command_score if argv[0] == "score" else command_train
         argv = argv[1:]
     try:
-        command(argv)
+        try:
+            command(argv)
+        finally:
+            sys.stdout.flush()  # here, where somebody catches it
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except RuntimeError as error:
         # where another rank has died, gloo and NCCL say so, gloo with its address
         if not re.search("by peer|Broken pipe|NCCL", str(error)):
