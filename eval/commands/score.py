@@ -130,9 +130,13 @@ def score_stream(
             raise out_of_time(error) from None
         print(f"seed:{seed} failed: {error.outcome.why()}")
         return None, [str(error)]
-    if scored.nll is None or scored.problems:
-        print(f"seed:{seed} contract broken: {'; '.join(scored.problems)}")
-        return None, scored.problems
+    problems = list(scored.problems)
+    impossible = scored.impossible()
+    if impossible is not None:
+        problems.append(impossible)
+    if scored.nll is None or problems:
+        print(f"seed:{seed} contract broken: {'; '.join(problems)}")
+        return None, problems
     nats = float(scored.nll.sum())
     return Score(nats, len(scored.nll), scored_bytes, scorer.outcomes[-1].seconds), []
 

@@ -23,6 +23,11 @@ from eval.trial.sandbox.job import GIB, Job, Limits, Outcome
 from eval.trial.sandbox.running import run
 
 
+# Nats that stand for probability 0 in losses and, negated, in distributions, so that equal zeros
+# have the difference 0. Far beyond any real loss: e to this power is no float.
+ZERO_NATS = 1e4
+
+
 @dataclass(frozen=True)
 class Stream:
     """Ids [N] to score and, optionally, positions [K] in 0..N-1 to probe.
@@ -37,11 +42,20 @@ class Stream:
 class Scored:
     """`nll` float64 [N-1] nats and `probe` float64 [K, V] log-probabilities.
 
-    Each is None where it was not asked for, or broke the contract: see `problems`."""
+    Each is None where it was not asked for, or broke the contract: see `problems`. `ruled_out`
+    int64: places in `nll` whose target got probability 0; `nll` holds ZERO_NATS there."""
 
     nll: np.ndarray | None = None
     probe: np.ndarray | None = None
     problems: list[str] = field(default_factory=list)
+    ruled_out: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
+
+    def impossible(self) -> str | None:
+        """The complaint about a text that the scorer rules out, None where it does not."""
+        if not len(self.ruled_out):
+            return None
+        first = self.ruled_out[0]
+        return f"nll[{first}] is inf, {len(self.ruled_out):,} such values: a token ruled out"
 
 
 class RunFailed(Exception):
@@ -149,6 +163,8 @@ class Scorer:
         shape = (len(stream.tokens) - 1,)
         scored.nll = self._array(outcome, f"{name}.nll.npy", shape, scored.problems)
         if scored.nll is not None and len(scored.nll):
+            scored.ruled_out = np.flatnonzero(np.isposinf(scored.nll))
+            scored.nll = np.where(np.isposinf(scored.nll), ZERO_NATS, scored.nll)
             worst = int(scored.nll.argmin())
             lowest = scored.nll[worst]
             if lowest < -self.rules.score.negative_nats:
@@ -157,9 +173,9 @@ class Scorer:
                 )
         if stream.probes is not None:
             shape_of_rows = (len(stream.probes), self.vocab_size)
-            scored.probe = self._array(
-                outcome, f"{name}.probe.npy", shape_of_rows, scored.problems, zero_probability=True
-            )
+            rows = self._array(outcome, f"{name}.probe.npy", shape_of_rows, scored.problems)
+            if rows is not None:
+                scored.probe = np.where(np.isneginf(rows), -ZERO_NATS, rows)
         return scored
 
     def _array(
@@ -168,11 +184,10 @@ class Scorer:
         name: str,
         shape: tuple[int, ...],
         problems: list[str],
-        zero_probability: bool = False,
     ) -> np.ndarray | None:
         """An output file as an array; None with a complaint in `problems` where it is no such one.
 
-        `zero_probability`: -inf, ln 0, is a legitimate entry of a distribution."""
+        An infinity that means probability 0 may stand there: inf in a loss, -inf in a row."""
         what = "nll" if len(shape) == 1 else "probe"
         raw = outcome.files.get(name)
         if raw is None:
@@ -191,9 +206,8 @@ class Scorer:
         if array.dtype != np.float64:
             problems.append(f"{what} has dtype {array.dtype}, expected float64")
             return None
-        bad = ~np.isfinite(array)
-        if zero_probability:
-            bad &= array != -np.inf
+        zero = np.inf if what == "nll" else -np.inf
+        bad = ~np.isfinite(array) & (array != zero)
         if bad.any():
             place = tuple(int(i) for i in np.argwhere(bad)[0])
             problems.append(

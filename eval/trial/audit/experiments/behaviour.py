@@ -49,6 +49,7 @@ from eval.trial.audit.experiments.long_runs import (
 )
 from eval.trial.audit.experiments.material import Material
 from eval.trial.audit.experiments.pairs import Pairs, Repeats
+from eval.trial.audit.experiments.rules import RULE_CONTRACT
 from eval.trial.audit.experiments.short_streams import ProbedEverywhere, Shortest, draw_sweeps
 from eval.trial.runner.scorer import RunFailed
 from eval.trial.sandbox.job import WALL_CLOCK
@@ -130,5 +131,5 @@ def failed(error: RunFailed, into: dict[str, Collector]) -> None:
         f"{error.label} run",
         "exit code 0 and scores",
         found,
-        "scoring contract",
+        RULE_CONTRACT,
     )

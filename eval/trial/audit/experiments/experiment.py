@@ -1,10 +1,14 @@
 """What an experiment is, and the engine that runs experiments."""
 
 import itertools
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 
+import numpy as np
+
 from eval.trial.audit.collector import Collector
+from eval.trial.audit.experiments.rules import RULE_CONTRACT
 from eval.trial.runner.scorer import Scored, Scorer, Stream
 
 
@@ -37,12 +41,19 @@ class Engine:
     """Runs experiments on one scorer and sees to it that each run keeps the contract.
 
     `coverage` collects what breaks the contract; `step` is told the name of each run before it
-    starts."""
+    starts. `x` int64 [N] is the real stream: what the scorer must not rule out."""
 
-    def __init__(self, scorer: Scorer, coverage: Collector, step: Callable[[str], None]):
+    def __init__(
+        self,
+        scorer: Scorer,
+        coverage: Collector,
+        step: Callable[[str], None],
+        x: np.ndarray,
+    ):
         self.scorer = scorer
         self.coverage = coverage
         self.step = step
+        self.x = x
 
     def run(self, experiment: Experiment) -> None:
         """A run for this experiment alone. Raises RunFailed."""
@@ -80,7 +91,36 @@ class Engine:
                     where,
                     "one finite, non-negative loss for every target",
                     problem,
-                    "scoring contract",
+                    RULE_CONTRACT,
                 )
+            if len(result.ruled_out):
+                self._judge_ruled_out(streams[index], result, where)
         self.coverage.ran_check()
         return scored
+
+    def _judge_ruled_out(self, stream: Stream, scored: Scored, where: str) -> None:
+        """Probability 0 is fatal where the real stream has the token.
+
+        A token that it never has may be ruled out; one that it has elsewhere is worth a remark."""
+        if np.array_equal(stream.tokens, self.x):
+            self.coverage.add(
+                "INVALID",
+                where,
+                "one finite, non-negative loss for every target",
+                str(scored.impossible()),
+                RULE_CONTRACT,
+            )
+            return
+        tokens = stream.tokens[scored.ruled_out + 1]
+        of_the_split = np.isin(tokens, self.x)
+        never = int(np.count_nonzero(~of_the_split))
+        self.coverage.figure("targets_ruled_out_that_the_split_never_has", never, operator.add)
+        if of_the_split.any():
+            place = int(of_the_split.argmax())
+            self.coverage.add(
+                "WARN",
+                f"{where}, target {scored.ruled_out[place] + 1:,}",
+                f"a probability above 0 for id {tokens[place]}, which the split has elsewhere",
+                f"0; {np.count_nonzero(of_the_split):,} such targets in this stream",
+                RULE_CONTRACT,
+            )

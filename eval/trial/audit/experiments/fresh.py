@@ -92,7 +92,9 @@ class FreshText(Experiment):
         )
         losses: dict[str, Scores] = {}
         for (name, tokens), result in zip(self.named.items(), scored, strict=True):
-            if result.nll is not None:
+            if len(result.ruled_out):
+                self.into.skip(f"the {name} slice, of which the scorer rules tokens out")
+            elif result.nll is not None:
                 losses[name] = (tokens, result.nll)
         size = self.slices.size
         first_part = (self.slices.x[:size], self.material.official[: size - 1])

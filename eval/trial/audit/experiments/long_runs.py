@@ -50,7 +50,8 @@ class Official(Experiment):
 
     def judge(self, scored: Sequence[Scored]) -> None:
         """Hand the losses to the other experiments, None where they broke the contract."""
-        self.material.official = scored[0].nll
+        (own,) = scored
+        self.material.official = None if own.impossible() else own.nll
 
 
 class LongRun(Experiment):

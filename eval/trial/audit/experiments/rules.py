@@ -1,5 +1,6 @@
 """The rules that a finding of an experiment names."""
 
+RULE_CONTRACT = "scoring contract"
 RULE_FUTURE = "a score may depend only on the artifact and the tokens before it"
 RULE_FRESH = "each stream is scored from a fresh state, and twice gives the same"
 RULE_SUM = "the next-token probabilities sum to one"
