@@ -20,6 +20,7 @@ class Verdict(StrEnum):
 
     PASS = "PASS"
     NOT_RUN = "NOT RUN"
+    INCOMPLETE = "INCOMPLETE"
     WARN = "WARN"
     POLICY = "POLICY"
     INVALID = "INVALID"

@@ -18,13 +18,16 @@ import pytest
 from audit_support import judge, record, write_dataset
 
 from eval.__main__ import main
+from eval.commands import audit as audit_command
 from eval.errors import UserError
 from eval.papers.audits.reading import read_audit
 from eval.papers.audits.report import TEST_NAMES, AuditReport
 from eval.papers.folder import GIVEN
+from eval.papers.rendering.audits import write_audit
 from eval.papers.submission.schema import TRACKS, Environment
-from eval.rules import load_rules
+from eval.rules import Verdict, load_rules
 from eval.text.corpus.dataset import Dataset, shard_bytes
+from eval.trial.audit.audit import STOPPED_BY_HAND
 from eval.trial.audit.budget import judge_clock, over_the_clock
 from eval.trial.audit.collector import Collector
 from eval.trial.runner import claims
@@ -300,7 +303,7 @@ def test_one_changed_thing_is_reported(papers, shop, what):
 def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, capsys):
     argv = [papers, "--dataset", shop.corpus.dataset, "--fresh", shop.corpus.fresh]
     argv += ["--out", tmp_path / "out", "--random-seed", 5, "--only", "future", "documents"]
-    assert main(["audit", *map(str, argv)]) == 0
+    assert main(["audit", *map(str, argv)]) == 3  # other tests were not selected
     shown = capsys.readouterr().out
     report = AuditReport.model_validate_json((tmp_path / "out" / "audit.json").read_text())
     assert [t.name for t in report.tests] == list(TEST_NAMES)
@@ -315,12 +318,48 @@ def test_audit_writes_a_report_that_the_packager_reads(papers, shop, tmp_path, c
     assert read_audit(tmp_path / "out") == report
 
 
-def test_a_chosen_test_that_cannot_run_is_no_success(tmp_path, tiny, capsys):
-    argv = ["audit", record(tmp_path / "r"), "--dataset", tiny]
-    argv += ["--out", tmp_path / "out", "--no-sandbox", "--only"]
-    assert main([*map(str, argv), "bytes"]) == 0
-    assert main([*map(str, argv), "isolation"]) == 1
+def test_what_did_not_run_leaves_an_audit_incomplete(papers, shop, tmp_path, capsys):
+    """A selection, a sandbox that is not wanted, a time that is over: never PASS, and no such
+    report takes the place of a complete one."""
+    data = ["--dataset", shop.corpus.dataset, "--fresh", shop.corpus.fresh]
+    argv = ["audit", papers, *data, "--only"]
+    assert main([*map(str, argv), "bytes"]) == 3
+    shown = capsys.readouterr().out
+    assert "INCOMPLETE: nothing is refuted, but not every test ran (future" in shown
+    assert main([*map(str, argv), "isolation", "--no-sandbox"]) == 3
     assert "NOT RUN   isolation" in capsys.readouterr().out
+    held = read_audit(papers)
+    assert held.verdict == "INCOMPLETE"
+    write_audit(held.model_copy(update={"verdict": Verdict.PASS}), papers)
+    assert main([*map(str, argv), "bytes"]) == 3
+    assert "kept " in capsys.readouterr().out and read_audit(papers).verdict == "PASS"
+
+
+def test_an_audit_that_is_stopped_says_only_what_it_refutes(tmp_path, tiny, monkeypatch):
+    folder = record(tmp_path / "r")
+    late = judge(folder, tiny, "future", "canary", seconds=0.0)
+    assert late.verdict == "INCOMPLETE" and "--seconds" in late.stopped
+    assert not late.runs and late["canary"].verdict == "NOT RUN"
+    score = Scorer.score
+
+    def interrupted(self, streams, label):
+        if label != "official":
+            raise KeyboardInterrupt
+        return score(self, streams, label)
+
+    monkeypatch.setattr(Scorer, "score", interrupted)
+    cut = judge(folder, tiny)
+    assert cut.verdict == "INVALID", "no papers, which the runs that are missing cannot mend"
+    assert cut.stopped == STOPPED_BY_HAND and len(cut.scores) == 1
+    assert cut["future"].reason == "interrupted, after 1 runs"
+
+
+def test_a_folder_that_cannot_be_written_is_noticed_first(papers, shop, capsys, monkeypatch):
+    monkeypatch.setattr(audit_command, "audit_record", lambda *_: pytest.fail("it ran"))
+    argv = ["audit", papers, "--dataset", shop.corpus.dataset, "--out", "/proc/self/fdinfo/report"]
+    assert main([*map(str, argv)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "expected a folder to write AUDIT.md into" in said
 
 
 def test_other_artifact_given_by_hand_is_reported(papers, shop, tmp_path, capsys):
@@ -419,14 +458,18 @@ def test_equal_random_seeds_make_equal_audits(tmp_path, tiny):
     assert other["canary"].figures != first["canary"].figures
 
 
+ALL = ["42", "1337", "2025"]
+
+
 def test_quick_draws_one_seed_full_takes_all(tiny, tmp_path):
-    """Every artifact is scored at both levels; behaviour is tested on one of them, or on all."""
+    """Behaviour is tested on one artifact, or on all; so are the scores, unless all are wanted."""
     folder = record(tmp_path / "r")
     for seed in (42, 2025):
         shutil.copyfile(folder / "artifact_seed1337.bin", folder / f"artifact_seed{seed}.bin")
-    for level, count in (("quick", 1), ("full", 3)):
-        report = judge(folder, tiny, "future", level=level)
-        assert [s.seed for s in report.scores] == ["42", "1337", "2025"]
+    for level, every, count in (("quick", False, 1), ("quick", True, 1), ("full", False, 3)):
+        report = judge(folder, tiny, "future", level=level, every_seed=every)
+        scored = [score.seed for score in report.scores]
+        assert scored == (report.audited if (level, every) == ("quick", False) else ALL)
         assert len(report.audited) == count
         assert sum("splice" in run.label for run in report.runs) == count
 

@@ -7,16 +7,13 @@ bench/results/validity_classes.json and in the docs is compared with what is fou
 """
 
 import ast
-import io
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
-from eval.__main__ import main
 from eval.trial.sandbox import running as sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
@@ -72,25 +69,6 @@ def test_verdict(case: Case, outcomes: dict[str, Outcome | Exception]):
     if case.against and not case.varies and case.cls not in NO_FALSE_GAIN:
         loss = f"claims {-outcome.gain:.4f} bpb more than {case.against}"
         assert outcome.gain > 0, f"{loss}: this fixture would tempt nobody"
-
-
-@needs_sandbox
-def test_ranks_do_not_change_the_score(shop: Workshop):
-    """The one honest fixture that knows about ranks, alone and on two under torchrun.
-
-    It gets the same score, as claimed."""
-    argv = ["score", str(shop.record("honest/several_ranks"))]
-    argv += ["--dataset", str(shop.corpus.dataset)]
-    nats: list[str] = []
-    for ranks in ("1", "2"):
-        printed = io.StringIO()
-        with redirect_stdout(printed):
-            code = main([*argv, "--nproc", ranks])
-        assert code == 0, printed.getvalue()
-        words = printed.getvalue().splitlines()[0].split()
-        facts = dict(word.split(":", 1) for word in words if ":" in word)
-        nats.append(facts["nats"])
-    assert nats[0] == nats[1]
 
 
 def test_the_page_shows_the_committed_table():

@@ -34,16 +34,17 @@ class Echo(Experiment):
 
 
 def test_every_experiment_gets_its_own_scores_and_noise_comes_first():
-    labels: list[str] = []
+    told: list[str | int] = []
+    watch = SimpleNamespace(begin=told.append, finish=told.append)
     judged: list[list[int]] = []
     one_loss_a_token = SimpleNamespace(
         score=lambda streams, label: [Scored(nll=stream.tokens * 1.0) for stream in streams]
     )
-    engine = Engine(one_loss_a_token, Collector("coverage"), labels.append, np.zeros(9))
+    engine = Engine(one_loss_a_token, Collector("coverage"), watch, np.zeros(9))
     experiments = [Echo(judged, [2, 3]), Echo(judged, []), Echo(judged, [4, 5, 6], True)]
     engine.run_together(experiments, "part one", "part two")
     assert judged == [[4, 5, 6, 105, 106], [2, 3, 103], []]
-    assert labels == ["part one", "part two"]
+    assert told == ["part one", 20, "part two", 314]
 
 
 # --- Statistics of the canary ---

@@ -16,7 +16,7 @@ from eval.papers.audits.report import (
     TEST_NAMES,
     AuditReport,
     SeedScore,
-    worst,
+    conclusion,
 )
 from eval.papers.submission.files import DirectoryFiles, Files
 from eval.papers.submission.schema import (
@@ -133,11 +133,7 @@ class ReportInFolder:
             yield _differs("code_sha256", expected, self.report.code_sha256)
 
     def differing_verdict(self) -> Iterator[str]:
-        verdicts = []
-        for test in self.report.tests:
-            verdicts.append(test.verdict)
-            verdicts += [finding.verdict for finding in test.findings]
-        expected = worst(verdicts)
+        expected = conclusion(self.report.tests)
         if self.report.verdict != expected:
             yield _differs("verdict", f"{expected}, the worst of its tests", self.report.verdict)
 
@@ -165,8 +161,9 @@ class ReportInFolder:
             yield _differs("corpus_version", f"{data.version[:12]}…", self.report.corpus_version)
 
     def missing_tests(self) -> Iterator[str]:
-        ran = {test.name for test in self.report.tests if test.verdict != "NOT RUN"}
-        missing = [name for name in TEST_NAMES if name not in ran and name not in MAY_LACK_TEXT]
+        told = {test.name for test in self.report.tests}
+        missing = [name for name in TEST_NAMES if name not in told and name not in MAY_LACK_TEXT]
+        missing += [test.name for test in self.report.missing]
         if missing:
             yield _differs("tests", "all that every audit runs", f"NOT RUN {', '.join(missing)}")
 

@@ -1,5 +1,6 @@
 """The audit's report as a typed schema."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal
 
@@ -10,13 +11,26 @@ from eval.rules import Verdict
 SEVERITY = (Verdict.NOT_RUN, Verdict.PASS, Verdict.WARN, Verdict.POLICY, Verdict.INVALID)
 
 
-def _of_an_audit(value: object) -> object:
+# Verdicts of a whole audit. INCOMPLETE stands for PASS and WARN where a test did not run.
+CONCLUSIONS = (*SEVERITY, Verdict.INCOMPLETE)
+REFUTED = (Verdict.POLICY, Verdict.INVALID)
+NOT_SELECTED = "not selected"
+
+
+def _of_a_test(value: object) -> object:
     if value not in SEVERITY:
         raise ValueError(f"expected one of {', '.join(SEVERITY)}, found {value!r}")
     return value
 
 
-TestVerdict = Annotated[Verdict, BeforeValidator(_of_an_audit)]
+def _of_an_audit(value: object) -> object:
+    if value not in CONCLUSIONS:
+        raise ValueError(f"expected one of {', '.join(CONCLUSIONS)}, found {value!r}")
+    return value
+
+
+TestVerdict = Annotated[Verdict, BeforeValidator(_of_a_test)]
+AuditVerdict = Annotated[Verdict, BeforeValidator(_of_an_audit)]
 
 TEST_NAMES = (
     "future",
@@ -89,7 +103,8 @@ class Finding(Model):
 class TestResult(Model):
     """One row of the report.
 
-    `figures` are the numbers that the verdict rests on; their names hold the units.
+    `figures` are the numbers that the verdict rests on; their names hold the units. `unfinished`
+    says what kept the test from its end, empty where nothing did.
     """
 
     __test__ = False  # pytest: this is no test class
@@ -103,6 +118,15 @@ class TestResult(Model):
     findings: list[Finding] = Field(default_factory=list)
     more_findings: int = 0
     seconds: float = 0.0
+    unfinished: str = ""
+
+    @property
+    def is_missing(self) -> bool:
+        """Whether it should have run and did not: a short corpus may leave two tests no text."""
+        if self.verdict != Verdict.NOT_RUN:
+            return False
+        stopped = bool(self.unfinished) or self.reason == NOT_SELECTED
+        return stopped or self.name not in MAY_LACK_TEXT
 
 
 class SeedScore(Model):
@@ -132,12 +156,14 @@ class ScorerRun(Model):
 class AuditReport(Model):
     """audit.json.
 
-    `verdict` is the worst of all tests. `random_seed` repeats every random choice of the referee.
+    `verdict` follows from the tests, see `conclusion`. `random_seed` repeats every random choice
+    of the referee. `claimed_val_bpb` is the record's headline.
     """
 
     format: Literal[1] = 1
     record: str
-    verdict: TestVerdict
+    verdict: AuditVerdict
+    claimed_val_bpb: float | None = None
     level: str
     rules_version: str
     random_seed: int
@@ -155,6 +181,7 @@ class AuditReport(Model):
     environment: dict[str, str] = Field(default_factory=dict)
     started: datetime
     seconds: float = 0.0
+    stopped: str = Field("", description="what ended the audit before its last run")
     scores: list[SeedScore] = Field(default_factory=list)
     tests: list[TestResult]
     runs: list[ScorerRun] = Field(default_factory=list)
@@ -162,7 +189,25 @@ class AuditReport(Model):
     def __getitem__(self, name: str) -> TestResult:
         return next(test for test in self.tests if test.name == name)
 
+    @property
+    def missing(self) -> list[TestResult]:
+        """Tests that should have run and did not."""
+        return [test for test in self.tests if test.is_missing]
 
-def worst(verdicts: list[Verdict]) -> Verdict:
-    """The worst of all verdicts; NOT RUN when nothing ran."""
-    return max(verdicts, key=SEVERITY.index, default="NOT RUN")
+
+def worst(verdicts: Sequence[Verdict]) -> Verdict:
+    """The worst of all verdicts of tests; NOT RUN when nothing ran."""
+    return max(verdicts, key=SEVERITY.index, default=Verdict.NOT_RUN)
+
+
+def conclusion(tests: Sequence[TestResult]) -> Verdict:
+    """The verdict of an audit with these tests.
+
+    What one test refutes stays refuted; PASS and WARN are said only where all have run."""
+    verdicts: list[Verdict] = []
+    for test in tests:
+        verdicts.append(test.verdict)
+        verdicts += [finding.verdict for finding in test.findings]
+    found = worst(verdicts)
+    complete = not any(test.is_missing for test in tests)
+    return found if complete or found in REFUTED else Verdict.INCOMPLETE

@@ -12,6 +12,7 @@ from eval.papers.audits.report import (
     SeedScore,
     TestResult,
 )
+from eval.papers.rendering.opening import opening, strongest
 from eval.papers.rendering.tables import aligned, markdown_table
 from eval.papers.submission.schema import AUDIT_FILE, AUDIT_TEXT
 
@@ -36,18 +37,21 @@ def to_json(report: AuditReport) -> str:
 
 
 def to_terminal(report: AuditReport) -> str:
-    """The report as plain text: the record, its scores, one line for each test, the verdict."""
+    """The report as plain text: claim, scores, verdict and why, then one line for each test."""
+    claim, _, verdict = opening(report)
     rules = (
         f"{report.rules_version}, {report.level}, random seed {report.random_seed}, "
         f"sandbox {report.sandbox}"
     )
-    opening = [("record", report.record)]
-    opening += [("score", _score_line(score)) for score in report.scores]
-    opening.append(("rules", rules))
+    head = [("record", report.record), ("claim", claim)]
+    head += [("score", _score_line(score)) for score in report.scores]
+    head.append(("verdict", f"{verdict}  ({report.seconds:.0f} s)"))
+    head += [("because", sentence) for sentence in strongest(report)]
+    head.append(("rules", rules))
     tests = list(itertools.chain.from_iterable(map(_test_rows, report.tests)))
-    closing = [("verdict", f"{report.verdict}  ({report.seconds:.0f} s)")]
+    closing = [("verdict", str(report.verdict))]
     parts = [
-        aligned(opening, LABEL_WIDTHS),
+        aligned(head, LABEL_WIDTHS),
         aligned(tests, TEST_WIDTHS),
         aligned(closing, LABEL_WIDTHS),
     ]
@@ -81,11 +85,13 @@ def _test_rows(test: TestResult) -> list[tuple[str, str, str]]:
 
 
 def to_markdown(report: AuditReport) -> str:
-    """AUDIT.md: verdict, scores, one row per test, then the findings, the numbers and the runs."""
+    """AUDIT.md: claim, score, verdict and why; one row per test; then all findings and numbers."""
     verdicts = [[test.name, f"**{test.verdict}**", _cell(test.reason)] for test in report.tests]
     environment = "; ".join(f"{key} {value}" for key, value in report.environment.items())
     parts = [
         f"# Audit of {report.record}: {report.verdict}",
+        " ".join(opening(report)),
+        *_evidence(strongest(report)),
         _circumstances(report),
         *_scores(report.scores),
         "## Verdicts",
@@ -95,6 +101,13 @@ def to_markdown(report: AuditReport) -> str:
         f"Machine of the referee: {environment}.",
     ]
     return "\n\n".join(parts) + "\n"
+
+
+def _evidence(sentences: list[str]) -> list[str]:
+    if not sentences:
+        return []
+    numbered = [f"{n}. {sentence}" for n, sentence in enumerate(sentences, 1)]
+    return ["The strongest evidence:", "\n".join(numbered)]
 
 
 def _circumstances(report: AuditReport) -> str:

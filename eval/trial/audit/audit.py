@@ -14,14 +14,16 @@ import numpy as np
 from eval.errors import UserError
 from eval.files import sha256_of
 from eval.papers.audits.report import (
+    NOT_SELECTED,
     TEST_NAMES,
     AuditReport,
     ScorerRun,
     SeedScore,
     TestResult,
-    worst,
+    conclusion,
 )
 from eval.papers.folder import Record, open_for_trial
+from eval.papers.submission.schema import allowed_difference
 from eval.rules import CURRENT, Profile, Rules, load_rules
 from eval.text.corpus.dataset import Dataset
 from eval.text.language.generator import KneserNey
@@ -30,20 +32,23 @@ from eval.trial.audit.budget import judge_clock, judge_sizes, over_the_clock
 from eval.trial.audit.collector import Collector
 from eval.trial.audit.data import judge_bytes
 from eval.trial.audit.evidence import (
+    judge_artifact,
     judge_given_artifact,
     judge_headline,
     judge_papers,
     judge_score,
+    repetition,
 )
-from eval.trial.audit.experiments.behaviour import Behaviour, failed
+from eval.trial.audit.experiments.behaviour import Behaviour, expected_work, failed
 from eval.trial.audit.experiments.comparisons import Comparisons
 from eval.trial.audit.experiments.experiment import Engine
 from eval.trial.audit.experiments.fresh import FreshText
+from eval.trial.audit.experiments.long_runs import OfficialAgain
 from eval.trial.audit.experiments.material import Material
 from eval.trial.audit.isolation import judge_isolation
 from eval.trial.audit.progress import Progress
 from eval.trial.audit.summaries import SUMMARIES
-from eval.trial.runner.claims import machine, name_given_artifact
+from eval.trial.runner.claims import machine, name_given_artifact, other_versions, tolerance
 from eval.trial.runner.python import require_python
 from eval.trial.runner.scorer import RunFailed, Scorer
 from eval.trial.runner.scores import (
@@ -59,9 +64,9 @@ from eval.trial.sandbox.running import choose
 
 BEHAVIOUR = ("future", "normalisation", "canary", "documents", "fresh")
 NEED_RUNS = (*BEHAVIOUR, "coverage", "isolation")
+STOPPED_BY_HAND = "interrupted"
 NO_RUNS = "not needed"  # what the report says instead of a sandbox's mechanism
 MIN_STREAM = 256  # tokens; below, the positions of the behaviour tests would collide
-RUNS_OF_BEHAVIOUR = 4  # of an audited artifact beside splices and tail cut: see behaviour.py
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,8 @@ class Options:
     """What to audit and how.
 
     Where `random_seed` is None, one is drawn, and the report prints it. `profile` overrides the
-    level's numbers."""
+    level's numbers. `seconds`: no run begins when so much time has passed. `every_seed`: score
+    every artifact at the level quick too."""
 
     level: str = "quick"
     only: tuple[str, ...] = ()
@@ -81,6 +87,8 @@ class Options:
     mechanism: str = "auto"
     nproc: int = 1
     wall_seconds: float | None = None
+    seconds: float | None = None
+    every_seed: bool = False
     rules: str = CURRENT
     progress: bool = False
     profile: Profile | None = None
@@ -100,6 +108,29 @@ def audit_record(folder: Path, options: Options) -> AuditReport:
 
     Raises UserError for input that cannot be audited at all."""
     return Audit(folder, options).run()
+
+
+class Stopped(Exception):
+    """The audit ends before its last run, for the reason that it says."""
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Tells `progress` of the runs of one artifact, and ends the audit when its time is over."""
+
+    name: str
+    progress: Progress
+    audit: "Audit"
+
+    def begin(self, label: str) -> None:
+        """Raises Stopped when the audit's time is over."""
+        limit = self.audit.options.seconds
+        if limit is not None and self.audit.elapsed() > limit:
+            raise Stopped(f"the time of {limit:g} s (--seconds) was over")
+        self.progress.begin(f"{self.name}: {label}")
+
+    def finish(self, tokens: int) -> None:
+        self.progress.finish(tokens)
 
 
 class Audit:
@@ -122,6 +153,9 @@ class Audit:
         self.collectors = {name: Collector(name) for name in TEST_NAMES}
         self.seconds = dict.fromkeys(TEST_NAMES, 0.0)
         self.scores: list[SeedScore] = []
+        self.comparisons: list[Comparisons] = []
+        self.stopped = ""
+        self.started = time.monotonic()
         self.runs: list[ScorerRun] = []
         self.audited: list[str] = []
         self.mechanism = NO_RUNS
@@ -146,14 +180,13 @@ class Audit:
     def run(self) -> AuditReport:
         """Run the chosen tests. Raises UserError where a run's own time limit is too short."""
         started = datetime.now(UTC)
-        clock = time.monotonic()
         wants = self.options.wants
         with Progress(self.options.progress) as progress:
             if wants("bytes", "coverage"):
                 with self._timed("bytes"):
                     judge_bytes(self.record, self.dataset, self.collectors["bytes"])
             if self.mechanism != NO_RUNS:
-                self._all_seeds(progress)
+                self._until_stopped(progress)
             if wants("budget"):
                 with self._timed("budget"):
                     judge_sizes(self.record, self.collectors["budget"])
@@ -161,9 +194,11 @@ class Audit:
                 with self._timed("evidence"):
                     self._evidence()
         tests = [self._result(name) for name in TEST_NAMES]
+        submission = self.record.submission
         return AuditReport(
             record=self.folder.name,
-            verdict=worst([t.verdict for t in tests]),
+            verdict=conclusion(tests),
+            claimed_val_bpb=submission.val_bpb if submission else None,
             level=self.options.scope,
             rules_version=self.rules.name,
             random_seed=self.random_seed,
@@ -174,11 +209,16 @@ class Audit:
             sandbox=self.mechanism,
             environment=machine(),
             started=started,
-            seconds=round(time.monotonic() - clock, 3),
+            seconds=round(self.elapsed(), 3),
+            stopped=self.stopped,
             scores=self.scores,
             tests=tests,
             runs=self.runs,
         )
+
+    def elapsed(self) -> float:
+        """Seconds since the audit was made."""
+        return time.monotonic() - self.started
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -192,32 +232,59 @@ class Audit:
             return
         into = self.collectors["evidence"]
         judge_given_artifact(self.unclaimed, into)
+        for seed in self.record.artifacts:
+            judge_artifact(self.record, seed, into)
+        noise = max((compare.noise.mean for compare in self.comparisons), default=0.0)
+        limits = [repetition(self.record, score, self.rules, noise) for score in self.scores]
+        for score, limit in zip(self.scores, limits, strict=True):
+            judge_score(self.record, score, self.dataset, limit, into)
         if self.options.seed is None and self.options.artifact is None:
-            judge_headline(self.record, self.scores, self.dataset, self.rules, into)
+            judge_headline(self.record, self.scores, self.dataset, self.rules, limits, into)
 
     def _result(self, name: str) -> TestResult:
         # A run always tells whether it kept the contract.
         told_by_runs = name == "coverage" and self.runs
         if not self.options.wants(name) and not told_by_runs:
-            return TestResult(name=name, verdict="NOT RUN", reason="not selected")
+            return TestResult(name=name, verdict="NOT RUN", reason=NOT_SELECTED)
         collector = self.collectors[name]
         return collector.result(SUMMARIES[name](collector.figures), self.seconds[name])
 
     # --- Runs of the scorer ---
 
-    def _all_seeds(self, progress: Progress) -> None:
-        """Score every artifact, and run the behaviour tests.
+    def _until_stopped(self, progress: Progress) -> None:
+        """All runs, or those before an interruption or the end of the time.
 
-        These are on all artifacts (full) or on one drawn by chance (quick)."""
+        Tests that then have not come to their end refute, or they say nothing."""
+        try:
+            self._all_seeds(progress)
+        except (Stopped, KeyboardInterrupt) as error:
+            self.stopped = str(error) or STOPPED_BY_HAND
+            for name in (*NEED_RUNS, "budget", "evidence"):
+                why = f"{self.stopped}, after {len(self.runs)} runs"
+                self.collectors[name].leave(why)
+
+    def _seeds(self) -> tuple[list[str], list[str]]:
+        """(seeds to score, those of them for the behaviour tests).
+
+        The level quick draws one seed by chance. It scores the others only where it is told to, or
+        where no behaviour test is wanted."""
         seeds = list(self.record.artifacts)
-        full = self.options.level == "full"
-        self.audited = seeds if full else [str(self.rng.choice(seeds))]
-        progress.expect(len(seeds))
+        if self.options.level == "full":
+            return seeds, seeds
+        drawn = [str(self.rng.choice(seeds))]
+        every = self.options.every_seed or not self.options.wants(*BEHAVIOUR)
+        return (seeds if every else drawn), drawn
+
+    def _all_seeds(self, progress: Progress) -> None:
+        """Score the artifacts, and run the behaviour tests on all (full) or on one (quick)."""
+        seeds, self.audited = self._seeds()
+        n = len(self.dataset.split("val").tokens)
+        progress.expect(len(seeds), n * len(seeds))
         slices: Slices | None = None
         generator: KneserNey | None = None
         if self.options.wants(*BEHAVIOUR):
-            runs = RUNS_OF_BEHAVIOUR + self.profile.tail_cut + self.profile.late_splices
-            progress.expect(len(self.audited) * runs)
+            runs, tokens = expected_work(self.profile, n, self.dataset.vocab_size)
+            progress.expect(len(self.audited) * runs, len(self.audited) * tokens)
             slices, generator = self._baseline(progress)
         for seed in seeds:
             label = "" if len(seeds) == 1 else f"seed {seed}"
@@ -278,10 +345,19 @@ class Audit:
             too_slow = over_the_clock(self.record, seed, seconds, self.options.nproc)
             if error.outcome.killed == WALL_CLOCK and was_official and not too_slow:
                 raise out_of_time(error) from None
-            failed(error, self.collectors)
-            for name in BEHAVIOUR:
-                why = f"the scorer does not run to its end ({error.label})"
-                self.collectors[name].skip(why)
+            self._failed(error, seed)
+
+    def _failed(self, error: RunFailed, seed: str) -> None:
+        """A run that did not end well, which another Python or torch may be the reason of."""
+        needed = other_versions(self.record, seed)
+        if needed is not None and error.outcome.killed is None:
+            for name in NEED_RUNS:
+                self.collectors[name].leave(f"{needed}; {error.label} run: {error.outcome.why()}")
+            return
+        failed(error, self.collectors)
+        for name in BEHAVIOUR:
+            why = f"the scorer does not run to its end ({error.label})"
+            self.collectors[name].skip(why)
 
     def _one_seed(
         self,
@@ -294,28 +370,38 @@ class Audit:
         x = self.dataset.split("val").tokens
         material = Material(x, scorer.vocab_size, generator, self.profile, self.rng)
 
-        def step(label: str) -> None:
-            progress.step(f"seed {seed}: {label}")
-
-        engine = Engine(scorer, self.collectors["coverage"], step)
-        behaviour = Behaviour(engine, material, Comparisons(self.rules, self.collectors))
+        watch = Watched(f"seed {seed}", progress, self)
+        engine = Engine(scorer, self.collectors["coverage"], watch, x)
+        compare = Comparisons(self.rules, self.collectors)
+        self.comparisons.append(compare)
+        behaviour = Behaviour(engine, material, compare)
         nll = behaviour.run_official()
         if nll is None:
             for name in BEHAVIOUR:
                 self.collectors[name].skip("the official run gave no usable scores")
             return
         seconds = scorer.outcomes[-1].seconds
-        self._score(seed, nll, seconds)
+        score = self._score(seed, nll, seconds)
         scorer.wall_seconds = max(scorer.wall_seconds, self.rules.limits.wall_factor * seconds)
         if slices is None or generator is None:
+            if self._is_off(score):
+                engine.run(OfficialAgain(material, compare))
             return
         fresh = None
         if self.options.wants("fresh"):
             fresh = FreshText(slices, material, generator, self.rules, self.collectors["fresh"])
         behaviour.run_all(fresh)
 
-    def _score(self, seed: str, nll: np.ndarray, seconds: float) -> None:
-        """The referee's score of one seed, against claim (`evidence`) and clock (`budget`)."""
+    def _is_off(self, score: SeedScore) -> bool:
+        """Whether a score is not the claimed one, so that it matters how far reruns differ."""
+        claimed = score.claimed_val_bpb
+        if claimed is None:
+            return False
+        limit, _ = tolerance(self.record, score.seed, self.rules)
+        return abs(score.val_bpb - claimed) > allowed_difference(claimed, limit)
+
+    def _score(self, seed: str, nll: np.ndarray, seconds: float) -> SeedScore:
+        """The referee's score of one seed; its seconds count for `budget`."""
         split = self.dataset.split("val")
         artifact = self.record.artifacts[seed]
         scored_bytes = denominator(split, self.dataset.table)
@@ -334,7 +420,7 @@ class Audit:
         )
         self.scores.append(reported)
         judge_clock(self.record, seed, seconds, self.options.nproc, self.collectors["budget"])
-        judge_score(self.record, reported, self.dataset, self.rules, self.collectors["evidence"])
+        return reported
 
 
 @functools.lru_cache(maxsize=2)

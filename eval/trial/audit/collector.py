@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 
-from eval.papers.audits.report import SEVERITY, Finding, TestResult
+from eval.papers.audits.report import REFUTED, SEVERITY, Finding, TestResult
 from eval.rules import Verdict
 
 MAX_FINDINGS = 12  # a broken scorer fails everywhere; the first places are enough to see why
@@ -25,6 +25,7 @@ class Collector:
         self.tolerance_source = ""
         self.ran = 0
         self.skipped: list[str] = []
+        self.unfinished = ""
 
     def ran_check(self, count: int = 1) -> None:
         """Count checks: a test without any has not run."""
@@ -34,6 +35,10 @@ class Collector:
         """Note why a check was left out."""
         if why not in self.skipped:
             self.skipped.append(why)
+
+    def leave(self, why: str) -> None:
+        """Note that the test was not brought to its end: it refutes, or it says nothing."""
+        self.unfinished = self.unfinished or why
 
     def figure(
         self, name: str, value: float, combine: Callable[[float, float], float] = max
@@ -59,17 +64,20 @@ class Collector:
     def result(self, summary: str, seconds: float = 0.0) -> TestResult:
         """The row of the report; `summary` is the reason where nothing was found."""
         ordered = sorted(self.findings, key=lambda f: -SEVERITY.index(f.verdict))
-        if ordered:
-            first = ordered[0]
-            verdict = first.verdict
-            reason = f"{first.where}: expected {first.expected}, found {first.found}"
+        worst = ordered[0] if ordered else None
+        if self.unfinished and (worst is None or worst.verdict not in REFUTED):
+            verdict = Verdict.NOT_RUN
+            reason = self.unfinished
+        elif worst is not None:
+            verdict = worst.verdict
+            reason = f"{worst.where}: expected {worst.expected}, found {worst.found}"
         elif self.ran:
-            verdict = "PASS"
+            verdict = Verdict.PASS
             reason = summary
         else:
-            verdict = "NOT RUN"
-            reason = "; ".join(self.skipped) or "not selected"
-        if verdict != "NOT RUN" and self.skipped:
+            verdict = Verdict.NOT_RUN
+            reason = "; ".join(self.skipped) or "nothing here to test"
+        if verdict != Verdict.NOT_RUN and self.skipped:
             reason += f" (left out: {'; '.join(self.skipped)})"
         return TestResult(
             name=self.name,
@@ -81,4 +89,5 @@ class Collector:
             findings=ordered,
             more_findings=self.dropped,
             seconds=round(seconds, 3),
+            unfinished=self.unfinished,
         )

@@ -1,6 +1,7 @@
 """The test `evidence`: the papers agree with each other and with the referee's own score."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -12,7 +13,7 @@ from eval.papers.submission.schema import allowed_difference
 from eval.rules import Rules, Verdict
 from eval.text.corpus.dataset import Dataset
 from eval.trial.audit.collector import Collector
-from eval.trial.runner.claims import other_artifact, tolerance
+from eval.trial.runner.claims import other_artifact, other_versions, tolerance
 
 # Checks of the papers that count for another test.
 EVIDENCE_ELSEWHERE = {
@@ -67,12 +68,31 @@ def judge_given_artifact(complaints: Sequence[str], into: Collector) -> None:
         )
 
 
-def judge_score(
-    record: Record, score: SeedScore, dataset: Dataset, rules: Rules, into: Collector
-) -> None:
-    """The referee's score of one seed against the claim."""
-    seed = score.seed
-    claim = record.claim(seed)
+@dataclass(frozen=True)
+class Repetition:
+    """How far the referee's score may be from a claim: `relative` of val_bpb, and `why`."""
+
+    relative: float
+    why: str
+
+
+def repetition(record: Record, score: SeedScore, rules: Rules, noise: float) -> Repetition:
+    """The tolerance for one seed, where reruns of equal text differ by `noise` nats a token.
+
+    A run may differ from another by no more in the mean than its tokens do in size, so that sums
+    in random order are no fault. What a scorer can win by jitter stays below what another machine
+    may change."""
+    relative, why = tolerance(record, score.seed, rules)
+    measured = noise * score.scored_tokens / max(score.nats, 1e-300)
+    if measured <= relative:
+        return Repetition(relative, why)
+    most = max(relative, rules.score.relative_elsewhere)
+    told = f"{why}, and reruns of equal text differ by {noise:.2g} nats a token"
+    return Repetition(min(measured, most), told)
+
+
+def judge_artifact(record: Record, seed: str, into: Collector) -> None:
+    """Bytes and hash of an artifact against the claim."""
     for name, found, stated in other_artifact(record, seed):
         into.add(
             "INVALID",
@@ -81,32 +101,46 @@ def judge_score(
             found,
             "the audited artifact is the claimed one",
         )
+
+
+def judge_score(
+    record: Record, score: SeedScore, dataset: Dataset, limit: Repetition, into: Collector
+) -> None:
+    """The referee's score of one seed against the claim."""
+    seed = score.seed
+    claim = record.claim(seed)
     if claim is None:
         into.skip("no claim to compare with" if record.problem is None else record.problem)
         return
-    limit, why = tolerance(record, seed, rules)
     into.ran_check()
-    into.tolerance = f"{limit:g} of val_bpb"
-    into.tolerance_source = f"{why}; the two values are the rule set's, see its comments"
+    into.tolerance = f"{limit.relative:.3g} of val_bpb"
+    into.tolerance_source = f"{limit.why}; bounds by the rule set, see its comments"
     difference = abs(score.val_bpb - claim.val_bpb)
     into.figure("largest_difference_from_claimed_bpb", difference)
     data = record.submission.data if record.submission else None
     if data is not None and data.version != dataset.manifest.version:
         into.skip("scored on another corpus version than claimed, so not compared")
-    elif difference > allowed_difference(claim.val_bpb, limit):
-        into.add(
-            "INVALID",
-            f"val_bpb of seed {seed}",
-            f"{claim.val_bpb:.8f} ± {limit * claim.val_bpb:.1e} ({why})",
-            f"{score.val_bpb:.8f}",
-            "the claim repeats",
-        )
+        return
+    if difference <= allowed_difference(claim.val_bpb, limit.relative):
+        return
+    found = f"{score.val_bpb:.8f}"
+    expected = f"{claim.val_bpb:.8f} ± {limit.relative * claim.val_bpb:.1e} ({limit.why})"
+    needed = other_versions(record, seed)
+    if needed is not None:
+        into.leave(f"seed {seed}: expected {expected}, found {found}; {needed}")
+        return
+    into.add("INVALID", f"val_bpb of seed {seed}", expected, found, "the claim repeats")
 
 
 def judge_headline(
-    record: Record, scores: Sequence[SeedScore], dataset: Dataset, rules: Rules, into: Collector
+    record: Record,
+    scores: Sequence[SeedScore],
+    dataset: Dataset,
+    rules: Rules,
+    limits: Sequence[Repetition],
+    into: Collector,
 ) -> None:
-    """The mean over all claimed seeds against the record's val_bpb."""
+    """The mean over all claimed seeds against the record's val_bpb; `limits` are the scores'."""
     submission = record.submission
     if submission is None:
         return
@@ -122,10 +156,13 @@ def judge_headline(
     data = submission.data
     if data is not None and data.version != dataset.manifest.version:
         return  # `judge_score` has said so
-    if not scores or record.missing or len(scores) != len(submission.seeds):
+    if not scores or record.missing:
+        return
+    if len(scores) != len(submission.seeds):
+        into.skip(f"the headline, with {len(scores)} of {len(submission.seeds)} seeds scored")
         return
     mean = float(np.mean([s.val_bpb for s in scores]))
-    limit = max(tolerance(record, s.seed, rules)[0] for s in scores)
+    limit = max(limit.relative for limit in limits)
     if abs(mean - submission.val_bpb) > allowed_difference(submission.val_bpb, limit):
         into.add(
             "INVALID",

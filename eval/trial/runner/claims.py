@@ -39,6 +39,29 @@ def _cpu() -> str:
     return platform.processor() or platform.machine()
 
 
+def other_versions(record: Record, seed: str) -> str | None:
+    """What the record needs where another Python or torch is here; None where they are its own.
+
+    Of Python the first two numbers count, of torch all but what follows a plus."""
+    stated = record.claimed_environment(seed)
+    if stated is None:
+        return None
+    here = machine()
+    needed: list[str] = []
+    if stated.python and _minor(stated.python) != _minor(here["python"]):
+        needed.append(f"Python {_minor(stated.python)}")
+    if stated.torch and stated.torch.split("+")[0] != here["torch"].split("+")[0]:
+        needed.append(f"torch {stated.torch}")
+    if not needed:
+        return None
+    found = f"Python {here['python']}, torch {here['torch']}"
+    return f"needs {' and '.join(needed)}, as the record states; here is {found}"
+
+
+def _minor(version: str) -> str:
+    return ".".join(version.split(".")[:2])
+
+
 def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
     """(relative tolerance on val_bpb, why).
 

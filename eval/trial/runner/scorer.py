@@ -22,7 +22,6 @@ from eval.text.corpus.dataset import shard_bytes
 from eval.trial.sandbox.job import GIB, Job, Limits, Outcome
 from eval.trial.sandbox.running import run
 
-
 # Nats that stand for probability 0 in losses and, negated, in distributions, so that equal zeros
 # have the difference 0. Far beyond any real loss: e to this power is no float.
 ZERO_NATS = 1e4

@@ -31,6 +31,7 @@ in the jitter of many tokens shows there.
 
 import numpy as np
 
+from eval.rules import Profile
 from eval.trial.audit.collector import Collector
 from eval.trial.audit.experiments.canary import Canary
 from eval.trial.audit.experiments.comparisons import Comparisons
@@ -48,9 +49,14 @@ from eval.trial.audit.experiments.long_runs import (
     splice_points,
 )
 from eval.trial.audit.experiments.material import Material
-from eval.trial.audit.experiments.pairs import Pairs, Repeats
+from eval.trial.audit.experiments.pairs import TINY, Pairs, Repeats
 from eval.trial.audit.experiments.rules import RULE_CONTRACT
-from eval.trial.audit.experiments.short_streams import ProbedEverywhere, Shortest, draw_sweeps
+from eval.trial.audit.experiments.short_streams import (
+    SHORT_SWEEP,
+    ProbedEverywhere,
+    Shortest,
+    draw_sweeps,
+)
 from eval.trial.runner.scorer import RunFailed
 from eval.trial.sandbox.job import WALL_CLOCK
 
@@ -89,10 +95,6 @@ class Behaviour:
         canary.judge(self.compare.tolerance, self.compare.into["canary"])
         self._run_many(fresh)
         self.compare.close()
-        try:
-            self.engine.run(Shortest(self.material))
-        except RunFailed as error:  # a fault, but no reason to leave other tests undone
-            failed(error, self.compare.into)
 
     def _run_probed(self, probed: Probed) -> dict[int, np.ndarray]:
         """Two more runs say why its scores moved, if they did: noise, the probes, or the tail.
@@ -114,10 +116,27 @@ class Behaviour:
             *draw_sweeps(self.material, self.compare),
             DocumentBorders(self.material, self.compare),
             Repeats(pairs),
+            Shortest(self.material),
         ]
         if fresh is not None:
             experiments.append(fresh)
         self.engine.run_together(experiments, "many, part one", "many, part two")
+
+
+def expected_work(profile: Profile, tokens: int, vocab_size: int) -> tuple[int, int]:
+    """(runs, tokens) of an artifact beside its official run, about.
+
+    `tokens` is the length of the real stream. Reruns that noise asks for are not foreseen."""
+    long = 1 + profile.late_splices + profile.tail_cut
+    swept = min(vocab_size, profile.sweep_limit)
+    short = (
+        2 * profile.pairs * profile.pair_tokens // 5
+        + 2 * profile.tiny_pairs * TINY[1]
+        + profile.dense_tokens
+        + 2 * profile.sweeps * swept * SHORT_SWEEP[1]
+        + 4 * min(profile.fresh_tokens, tokens)
+    )
+    return long + 2, long * tokens + short
 
 
 def failed(error: RunFailed, into: dict[str, Collector]) -> None:

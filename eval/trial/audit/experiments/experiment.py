@@ -3,7 +3,8 @@
 import itertools
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import Protocol
 
 import numpy as np
 
@@ -37,22 +38,26 @@ class Experiment(ABC):
         `scored` belongs to `streams()`, then to `later_streams()`."""
 
 
+class Watch(Protocol):
+    """Who wants to know of the runs. `begin` may raise, and the run does not begin."""
+
+    def begin(self, label: str) -> None:
+        """A run of this name is about to begin."""
+
+    def finish(self, tokens: int) -> None:
+        """It has ended and has scored so many tokens."""
+
+
 class Engine:
     """Runs experiments on one scorer and sees to it that each run keeps the contract.
 
-    `coverage` collects what breaks the contract; `step` is told the name of each run before it
-    starts. `x` int64 [N] is the real stream: what the scorer must not rule out."""
+    `coverage` collects what breaks the contract; `watch` is told of each run. `x` int64 [N] is the
+    real stream: what the scorer must not rule out."""
 
-    def __init__(
-        self,
-        scorer: Scorer,
-        coverage: Collector,
-        step: Callable[[str], None],
-        x: np.ndarray,
-    ):
+    def __init__(self, scorer: Scorer, coverage: Collector, watch: Watch, x: np.ndarray):
         self.scorer = scorer
         self.coverage = coverage
-        self.step = step
+        self.watch = watch
         self.x = x
 
     def run(self, experiment: Experiment) -> None:
@@ -78,8 +83,9 @@ class Engine:
         return [list(itertools.islice(scored, len(batch))) for batch in batches]
 
     def _score(self, streams: Sequence[Stream], label: str) -> list[Scored]:
-        self.step(label)
+        self.watch.begin(label)
         scored = self.scorer.score(streams, label)
+        self.watch.finish(sum(len(stream.tokens) for stream in streams))
         for index, result in enumerate(scored):
             where = f"{label} run"
             if len(scored) > 1:

@@ -154,14 +154,15 @@ def likeliest(material: Material, prefix: np.ndarray, count: int) -> np.ndarray:
 
 
 class Shortest(Experiment):
-    """Streams of one and of two tokens, which the contract allows."""
-
-    label = "shortest streams"
+    """Streams of one and of two tokens, which the contract allows, in the second run."""
 
     def __init__(self, material: Material):
         self.x = material.x
 
     def streams(self) -> list[Stream]:
+        return []
+
+    def later_streams(self, scored: Sequence[Scored]) -> list[Stream]:
         return [Stream(self.x[:1], np.array([0])), Stream(self.x[:2])]
 
     def judge(self, scored: Sequence[Scored]) -> None:
