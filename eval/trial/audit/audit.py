@@ -290,13 +290,18 @@ class Audit:
             label = "" if len(seeds) == 1 else f"seed {seed}"
             self._label_findings(label)
             scorer = self._scorer(seed)
-            with self._timed("future"):
-                own_slices = slices if seed in self.audited else None
-                self._run_seed(scorer, seed, own_slices, generator, progress)
+            try:
+                with self._timed("future"):
+                    own_slices = slices if seed in self.audited else None
+                    self._run_seed(scorer, seed, own_slices, generator, progress)
+            finally:
                 judge_isolation(scorer.outcomes, self.mechanism, self.collectors["isolation"])
-            for run in scorer.runs:
-                self.runs.append(run.model_copy(update={"label": f"{label} {run.label}".strip()}))
-        self._label_findings("")
+                self._keep_runs(scorer, label)
+                self._label_findings("")
+
+    def _keep_runs(self, scorer: Scorer, label: str) -> None:
+        for run in scorer.runs:
+            self.runs.append(run.model_copy(update={"label": f"{label} {run.label}".strip()}))
 
     def _label_findings(self, label: str) -> None:
         for collector in self.collectors.values():
