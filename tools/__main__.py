@@ -1,4 +1,4 @@
-"""`python -m tools COMMAND`: look at a record by running its own code.
+"""`python -m tools COMMAND`: look at runs and records, and run variations.
 
 Bad input prints one line and exits with code 2.
 """
@@ -9,12 +9,16 @@ import os
 import sys
 from collections.abc import Sequence
 
+import eval.errors
 from tools.errors import UserError
 
 COMMANDS = {
+    "runs": "list, compare, follow and draw runs",
+    "sweep": "train variations with several seeds, and compare them",
     "params": "parameters by group, and their bytes in the artifact",
     "generate": "continue a prompt with a record's model",
 }
+RUN_A_RECORD = ("params", "generate")
 WARNING = "This runs the record's code in your account: use it only for records that you trust."
 
 
@@ -22,7 +26,7 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
     """Parser of all commands by name; the `chosen` one also knows its arguments."""
     parser = argparse.ArgumentParser(
         prog="python -m tools",
-        description=f"Look at a record. {WARNING}",
+        description=f"Runs and records. {' and '.join(RUN_A_RECORD)}: {WARNING}",
         allow_abbrev=False,
     )
     subparsers = parser.add_subparsers(
@@ -32,14 +36,15 @@ def build_parser(chosen: str | None = None) -> argparse.ArgumentParser:
         command = subparsers.add_parser(name, help=summary, allow_abbrev=False)
         if name == chosen:
             module = importlib.import_module(f"tools.{name}")
-            command.description = f"{module.__doc__} {WARNING}"
+            warning = WARNING if name in RUN_A_RECORD else ""
+            command.description = f"{module.__doc__} {warning}".rstrip()
             module.configure(command)
             command.set_defaults(run=module.run)
     return parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Exit code: 0, 2 for bad input, 130 when interrupted."""
+    """Exit code: the command's own, 2 for bad input, 130 when interrupted, 141 when unread."""
     arguments = sys.argv[1:] if argv is None else list(argv)
     parser = build_parser(arguments[0] if arguments else None)
     args, settings = parser.parse_known_args(arguments)
@@ -47,13 +52,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     args.settings = settings
     try:
-        return args.run(args)
-    except UserError as error:
+        try:
+            return args.run(args)
+        finally:
+            sys.stdout.flush()  # here, where somebody catches a closed pipe
+    except (UserError, eval.errors.UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+        return 141
     except OSError as error:
         place = error.filename or "input or output"
         print(f"error: {place}: {error.strerror or error}", file=sys.stderr)
