@@ -95,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
         nproc=args.nproc,
         wall_seconds=args.wall_seconds,
         seconds=args.seconds,
+        device=args.device,
         every_seed=args.every_seed,
         rules=args.rules,
         progress=True,

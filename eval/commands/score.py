@@ -15,6 +15,7 @@ from eval.papers.folder import Record, open_for_trial
 from eval.papers.submission.schema import DOCS_TRACK, SeedResult, allowed_difference
 from eval.rules import CURRENT, Rules, load_rules
 from eval.trial.runner.claims import name_given_artifact, other_artifact, tolerance
+from eval.trial.runner.devices import DEVICES, require_device
 from eval.trial.runner.python import require_python
 from eval.trial.runner.scorer import RunFailed, Scorer, Stream
 from eval.trial.runner.scores import (
@@ -65,6 +66,12 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
         help="run the scorer on N ranks under torchrun (default 1)",
     )
     parser.add_argument(
+        "--device",
+        choices=DEVICES,
+        default="auto",
+        help="cuda insists on a GPU inside the sandbox, cpu hides it (default: what there is)",
+    )
+    parser.add_argument(
         "--wall-seconds",
         type=float,
         metavar="S",
@@ -88,8 +95,9 @@ def run(args: argparse.Namespace) -> int:
     mechanism = choose("none" if args.no_sandbox else "auto")
     if mechanism == "none":
         print("warning: no sandbox, the submission can read and write whatever you can")
+    require_device(args.device, mechanism)
     rng = np.random.default_rng()
-    settings = RunSettings(rules, mechanism, rng, args.nproc, args.wall_seconds)
+    settings = RunSettings(rules, mechanism, rng, args.nproc, args.wall_seconds, args.device)
     whole_split = args.tokens is None
     disagreements = name_given_artifact(record) if whole_split else []
     stream, scored_bytes = stream_to_score(args.tokens, dataset, record)

@@ -48,7 +48,14 @@ from eval.trial.audit.experiments.material import Material
 from eval.trial.audit.isolation import judge_isolation
 from eval.trial.audit.progress import Progress
 from eval.trial.audit.summaries import SUMMARIES
-from eval.trial.runner.claims import machine, name_given_artifact, other_versions, tolerance
+from eval.trial.runner.claims import (
+    gpus_here,
+    machine,
+    name_given_artifact,
+    other_versions,
+    tolerance,
+)
+from eval.trial.runner.devices import require_device
 from eval.trial.runner.python import require_python
 from eval.trial.runner.scorer import RunFailed, Scorer
 from eval.trial.runner.scores import (
@@ -89,6 +96,7 @@ class Options:
     wall_seconds: float | None = None
     seconds: float | None = None
     every_seed: bool = False
+    device: str = "auto"
     rules: str = CURRENT
     progress: bool = False
     profile: Profile | None = None
@@ -161,6 +169,7 @@ class Audit:
         self.mechanism = NO_RUNS
         if options.wants(*NEED_RUNS, "budget", "evidence"):
             self.mechanism = choose(options.mechanism)
+            require_device(options.device, self.mechanism)
         self._check_data()
 
     def _check_data(self) -> None:
@@ -207,7 +216,7 @@ class Audit:
             dataset=self.dataset.manifest.name,
             corpus_version=self.dataset.manifest.version,
             sandbox=self.mechanism,
-            environment=machine(),
+            environment=self._environment(),
             started=started,
             seconds=round(self.elapsed(), 3),
             stopped=self.stopped,
@@ -215,6 +224,11 @@ class Audit:
             tests=tests,
             runs=self.runs,
         )
+
+    def _environment(self) -> dict[str, str]:
+        """Facts of the machine, with the GPUs that the runs saw."""
+        seen = gpus_here() if self.options.device != "cpu" else []
+        return machine() | {"gpu": ", ".join(seen) or "none"}
 
     def elapsed(self) -> float:
         """Seconds since the audit was made."""
@@ -310,7 +324,12 @@ class Audit:
     def _scorer(self, seed: str) -> Scorer:
         options = self.options
         settings = RunSettings(
-            self.rules, self.mechanism, self.rng, options.nproc, options.wall_seconds
+            self.rules,
+            self.mechanism,
+            self.rng,
+            options.nproc,
+            options.wall_seconds,
+            options.device,
         )
         return make_scorer(self.record, self.record.artifacts[seed], self.dataset, settings)
 
@@ -392,6 +411,8 @@ class Audit:
             if self._is_off(score):
                 engine.run(OfficialAgain(material, compare))
             return
+        if self.options.device == "cuda":  # its kernels add in an order of their own
+            engine.run(OfficialAgain(material, compare))
         fresh = None
         if self.options.wants("fresh"):
             fresh = FreshText(slices, material, generator, self.rules, self.collectors["fresh"])

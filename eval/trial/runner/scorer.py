@@ -85,6 +85,7 @@ class Scorer:
         self.mechanism = mechanism
         self.rng = rng
         self.nproc = 1
+        self.gpu = True  # whether a run sees this machine's GPUs
         self.binds: dict[str, Path] = {}
         self.emptied: list[str] = []
         self.wall_seconds = rules.limits.wall_seconds
@@ -135,6 +136,7 @@ class Scorer:
             limits=self._limits([stream for _, stream in named]),
             binds=self.binds,
             emptied=self.emptied,
+            gpu=self.gpu,
         )
 
     def _launcher(self) -> list[str]:

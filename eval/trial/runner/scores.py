@@ -49,13 +49,14 @@ class Score:
 class RunSettings:
     """How to run a scorer: rule set, mechanism of the sandbox, source of chance, ranks, seconds.
 
-    Where `wall_seconds` is None, the rule set's limit holds."""
+    Where `wall_seconds` is None, the rule set's limit holds. `device` is one of DEVICES."""
 
     rules: Rules
     mechanism: str
     rng: np.random.Generator
     nproc: int = 1
     wall_seconds: float | None = None
+    device: str = "auto"
 
 
 def make_scorer(record: Record, artifact: Path, dataset: Dataset, settings: RunSettings) -> Scorer:
@@ -67,6 +68,7 @@ def make_scorer(record: Record, artifact: Path, dataset: Dataset, settings: RunS
         record.script, artifact, dataset.vocab_size, rules, settings.mechanism, settings.rng
     )
     scorer.nproc = settings.nproc
+    scorer.gpu = settings.device != "cpu"
     if settings.mechanism != "none":
         docs_track = record.submission is None or record.submission.track == DOCS_TRACK
         scorer.emptied, scorer.binds = visible_environment(dataset.manifest, docs_track, rules)

@@ -72,7 +72,8 @@ class Job:
     The run starts in `code`, or in the folder of its `tree`. `variables` are added to its
     environment, with the same words in their values. `programs` stand before all others in PATH.
     Every Python interpreter of the run imports the packages of `startup` (name -> folder) first.
-    `python` is another interpreter than the referee's."""
+    `python` is another interpreter than the referee's. `gpu`: whether the run sees this machine's
+    GPUs, where it has any."""
 
     code: Mapping[str, Path | bytes]
     inputs: Mapping[str, Path | bytes]
@@ -86,6 +87,7 @@ class Job:
     programs: Mapping[str, bytes] = field(default_factory=dict)
     startup: Mapping[str, Path] = field(default_factory=dict)
     python: Path | None = None
+    gpu: bool = True
 
 
 @dataclass

@@ -31,8 +31,9 @@ def uid_of_run() -> int:
 
 @functools.cache
 def cuda_devices() -> list[str]:
-    """Device files of NVIDIA's driver."""
-    return sorted(str(path) for path in Path("/dev").glob("nvidia*"))
+    """Device files of NVIDIA's driver, and the one that stands for it under WSL."""
+    found = [*Path("/dev").glob("nvidia*"), *Path("/dev").glob("dxg")]
+    return sorted(map(str, found))
 
 
 def _has_capability(number: int) -> bool:

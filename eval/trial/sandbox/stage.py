@@ -226,7 +226,7 @@ def configuration(job: Job, stage: Path, place: dict[str, str], mechanism: str, 
     limits = job.limits.fitted()
     isolated = mechanism != "none"
     privileged = privileged_here()
-    gpu = cuda_devices()
+    gpu = cuda_devices() if job.gpu else []
     tree = job.tree
     return {
         "mechanism": mechanism,
@@ -296,6 +296,8 @@ def _environment(job: Job, place: dict[str, str], gpu: bool) -> dict[str, str]:
     }
     passed = PASSED_VARIABLES + (CUDA_VARIABLES if gpu else ())
     env |= {name: os.environ[name] for name in passed if name in os.environ}
+    if not job.gpu:
+        env["CUDA_VISIBLE_DEVICES"] = ""  # without isolation the devices are still there
     for name, value in job.variables.items():
         if name not in ("PATH", "PYTHONPATH"):  # these lead to the witness and to the programs
             env[name] = _in_place(value, place)
