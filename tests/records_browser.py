@@ -153,8 +153,18 @@ class Browser:
         elif event == "Page.loadEventFired":
             self.loaded = True
 
-    def open(self, path: Path, width: int = 1280, height: int = 900, dark: bool = False) -> None:
-        """Loads a file at a viewport size. Anything narrower than 600 px counts as a phone."""
+    def open(
+        self,
+        path: Path,
+        width: int = 1280,
+        height: int = 900,
+        dark: bool = False,
+        state: str = "",
+    ) -> None:
+        """Loads a file at a viewport size. Anything narrower than 600 px counts as a phone.
+
+        `state` is what stands behind the # of the address.
+        """
         features = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call(
             "Emulation.setDeviceMetricsOverride",
@@ -164,10 +174,12 @@ class Browser:
             mobile=width < 600,
         )
         self.call("Emulation.setEmulatedMedia", features=features)
-        self.loaded = False
-        self.call("Page.navigate", url=path.resolve().as_uri())
-        while not self.loaded:
-            self._receive()
+        # From an empty page: an address that differs behind its # alone would load nothing anew.
+        for url in ("about:blank", f"{path.resolve().as_uri()}#{state}"):
+            self.loaded = False
+            self.call("Page.navigate", url=url)
+            while not self.loaded:
+                self._receive()
 
     def run(self, expression: str) -> Any:
         """Value of a JavaScript expression in the page."""

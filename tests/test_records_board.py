@@ -10,7 +10,8 @@ from records_support import audit, cli, upstream_records
 
 from eval.commands import board
 from eval.errors import UserError
-from eval.papers.rendering.board import BEGIN, END, thin
+from eval.papers.rendering.board import BEGIN, END
+from eval.papers.rendering.listing import thin
 
 __all__ = ["site"]  # a fixture
 
@@ -25,6 +26,11 @@ def copy(site, tmp_path):
     return root
 
 
+def page_data(root):
+    """What the page of all records knows."""
+    return json.loads(DATA.search((root / "records" / "index.html").read_text())[1])
+
+
 def row_of(path, name):
     """The one line of a Markdown file that names a record."""
     (row,) = [line for line in path.read_text().splitlines() if name in line]
@@ -33,7 +39,7 @@ def row_of(path, name):
 
 def test_everything_is_generated_and_in_step(site, capsys):
     assert cli(board, "--root", site, "--check") == 0
-    assert "4 files, 7 records: in step" in capsys.readouterr().out
+    assert "files, 7 records: in step" in capsys.readouterr().out
     assert cli(board, "--root", site) == 0
     assert "wrote nothing" in capsys.readouterr().out
     readme = (site / "README.md").read_text()
@@ -44,10 +50,10 @@ def test_everything_is_generated_and_in_step(site, capsys):
 
 FRONT_PAGE = """`track_docs_cpu, corpus docs aaaaaaaaaaaa`
 
-| # | val_bpb | record | code + artifact, bytes | audit |
-|---:|---:|---|---:|---|
-| 1 | 1.50500 ± 0.00707 (n = 2) | \
-[Delta audited](records/track_docs_cpu/2026-11-27_delta-audited/) | 1,217 | PASS (quick) |
+| # | val_bpb | audit | record | code + artifact, bytes |
+|---:|---:|---|---|---:|
+| 1 | 1.50500 ± 0.00707 (n = 2) | PASS (quick) | \
+[Delta audited](records/track_docs_cpu/2026-11-27_delta-audited/) | 1,221 |
 
 All records, including the rejected one: [records/README.md](records/README.md).
 """
@@ -75,7 +81,8 @@ def test_boards_rank_within_one_corpus(site):
     sections = text.split("\n## ")[1:]
     assert len(sections) == 3
     (docs,) = [s for s in sections if "aaaaaaaaaaaa" in s and s.startswith("track_docs_cpu")]
-    rows = re.findall(r"^\| (\S) \| (\S+) ± (\S+) \(n = 2\) \| \[(.*?)\]\((\S+)\)", docs, re.M)
+    row = r"^\| (\S) \| (\S+) ± (\S+) \(n = 2\) \| [^|]+ \| \[(.*?)\]\((\S+)\)"
+    rows = re.findall(row, docs, re.M)
     # Nobody has audited the others, so they have no rank, however good they claim to be.
     assert [(rank, score) for rank, score, *_ in rows] == [
         ("1", "1.50500"),
@@ -91,11 +98,15 @@ def test_boards_rank_within_one_corpus(site):
 
 def test_a_rejected_record_is_struck_through_with_its_reason(site):
     row = row_of(site / "records" / "README.md", "Hashed tables")
-    link = "~~[Hashed tables](track_docs_cpu/2026-11-26_hashed-tables/)~~"
-    assert row.startswith(f"| – | ~~0.65500 ± 0.00707 (n = 2)~~ | {link}<br>Blurb of Hashed ta | ")
-    assert row.endswith(
-        "| INVALID (quick); normalisation: sum of 512 tokens: expected 1, found 6.25 |"
+    place = "track_docs_cpu/2026-11-26_hashed-tables"
+    reason = "normalisation: sum of 512 tokens: expected 1, found 6.25"
+    link = f"[{reason}]({place}/AUDIT.md#normalisation-invalid)"
+    name = f"~~[Hashed tables]({place}/)~~<br>Blurb of Hashed ta"
+    assert row.startswith(
+        f"| – | ~~0.65500 ± 0.00707 (n = 2)~~ | INVALID (quick): {link} | {name} |"
     )
+    heading = "### normalisation: INVALID"
+    assert heading in (site / "records" / place / "AUDIT.md").read_text()
     docs = (site / "records" / "README.md").read_text().split("aaaaaaaaaaaa")[1]
     # It stands below every record that was not rejected.
     assert docs.index("Delta audited") < docs.index("Hashed tables")
@@ -107,9 +118,9 @@ def test_an_audit_of_another_script_does_not_count(copy):
     assert cli(board, "--root", copy) == 0
     row = row_of(copy / "records" / "README.md", "Delta audited")
     assert row.startswith("| – | 1.50500")
-    assert "| audit does not count; code_sha256: expected that of train_gpt.py, " in row
+    assert "| audit does not count: [code_sha256: expected that of train_gpt.py, " in row
     assert "Delta audited" not in (copy / "README.md").read_text()
-    rows = json.loads(DATA.search((copy / "records" / "index.html").read_text())[1])
+    rows = page_data(copy)["records"]
     (entry,) = [row for row in rows if row["name"] == "Delta audited"]
     assert (entry["status"], entry["label"]) == ("unaudited", "audit does not count")
     assert entry["reasons"][0].startswith("code_sha256: ")
@@ -150,6 +161,9 @@ def test_a_marker_left_in_the_table_goes_away(tmp_path):
         ("records/README.md", "1.20500", "1.10500"),
         ("records/index.html", '"bpb":1.205', '"bpb":1.105'),
         ("records/schema.json", '"nats"', '"nots"'),
+        ("records/records.json", '"rank": 1', '"rank": 2'),
+        ("records/assets/charts.js", "#0000dd", "#0000de"),
+        ("records/pages/track_docs_cpu/2026-11-25_beta-record.html", "1.20500", "1.10500"),
         ("README.md", "1.50500", "1.10500"),
     ],
 )
@@ -173,7 +187,10 @@ def test_check_names_what_is_out_of_step(copy, capsys, name, old, new):
 def test_a_changed_record_changes_the_boards(copy):
     shutil.rmtree(copy / "records" / "track_docs_cpu" / "2026-11-27_delta-audited")
     assert cli(board, "--root", copy, "--check") == 1
+    page = copy / "records" / "pages" / "track_docs_cpu" / "2026-11-27_delta-audited.html"
+    assert page.is_file()
     assert cli(board, "--root", copy) == 0
+    assert not page.exists()
     for path in (copy / "records" / "index.html", copy / "README.md"):
         assert "delta-audited" not in path.read_text()
 
@@ -220,24 +237,74 @@ def test_no_records_and_public_records(tmp_path):
     assert "records/README.md" in (tmp_path / "README.md").read_text()
 
 
-def test_page_is_one_file(site):
-    """Nothing is loaded from anywhere: no address in a tag, and a policy that forbids it."""
+def test_pages_load_their_neighbours_alone(site):
+    """No other host, no script inside the page; every file that one names is there."""
+    records = site / "records"
+    pages = [records / "index.html", *records.glob("pages/*/*.html")]
+    assert len(pages) == 8
+    for page in pages:
+        text = page.read_text()
+        loaded = re.findall(r'<(?:script|link)[^>]* (?:src|href)="(?!data:)([^"]+)"', text)
+        assert {(page.parent / name).resolve().is_file() for name in loaded} == {True}
+        assert "default-src 'none'" in text
+        assert re.findall("<script>", text) == []
+    weight = sum(path.stat().st_size for path in records.glob("assets/*"))
+    assert weight < 760_000
+    assert len((records / "index.html").read_text()) < 40_000
+
+
+def test_vendored_libraries_name_their_licence(site):
+    assets = site / "records" / "assets"
     page = (site / "records" / "index.html").read_text()
-    markup = re.sub(r"<script[^>]*>.*?</script>", "", page, flags=re.S)
-    assert not re.search(r"(src|href)=\"(?!data:)", markup)
-    assert "default-src 'none'" in page
-    assert "Chart.js v4.6.1" in page
-    assert "Released under the MIT License" in page
-    assert len(page) < 600_000
+    for name in ("chart-4.6.1", "chartjs-plugin-zoom-2.2.0", "tabulator-6.5.3"):
+        (licence,) = assets.glob(f"{name}.LICENSE*")
+        assert "MIT" in licence.read_text()
+    for name in ("Chart.js 4.6.1", "chartjs-plugin-zoom 2.2.0", "Tabulator 6.5.3"):
+        assert f"{name}, MIT licence" in page
 
 
 def test_page_takes_names_for_text(tmp_path):
     """A record may be called like a place in the template."""
-    pack_one(tmp_path, "{{ data }} {% raw %}", 1.0)
+    pack_one(tmp_path, "{{ data }} {% raw %} <b>", 1.0)
     (tmp_path / "README.md").write_text(f"{BEGIN}\n{END}\n")
     assert cli(board, "--root", tmp_path) == 0
-    (row,) = json.loads(DATA.search((tmp_path / "records" / "index.html").read_text())[1])
-    assert row["name"] == "{{ data }} {% raw %}"
+    (row,) = page_data(tmp_path)["records"]
+    assert row["name"] == "{{ data }} {% raw %} <b>"
+    page = (tmp_path / "records" / row["page"]).read_text()
+    assert "<h1>{{ data }} {% raw %} &lt;b&gt;</h1>" in page
+
+
+def test_programs_read_what_people_see(site):
+    listing = json.loads((site / "records" / "records.json").read_text())
+    (docs,) = [board for board in listing["boards"] if "aaaaaaaaaaaa" in board["board"]][:1]
+    ranks = {row["name"]: row["rank"] for row in docs["records"]}
+    assert (ranks["Delta audited"], ranks["Beta record"]) == (1, None)
+    first = docs["records"][0]
+    assert first["val_bpb"] == 1.505
+    assert first["val_bpb_by_seed"] == {"1337": 1.5, "42": 1.51}
+    assert first["settings"] == {"preset": "docs_cpu", "muon_lr": "0.03"}
+    assert first["base_record"] == "2026-11-25_beta-record"
+    assert first["audit"] == {"status": "accepted", "label": "PASS (quick)", "reasons": []}
+    assert (site / "records" / first["page"]).is_file()
+
+
+def test_every_two_records_are_compared(site):
+    """By the code of `compare`: nothing beats by numbers that an audit refutes."""
+    data = page_data(site)
+    number = {row["name"]: i for i, row in enumerate(data["records"])}
+
+    def contest(a, b):
+        return data["contests"][f"{number[a]}|{number[b]}"]
+
+    gain = contest("Alpha record", "Beta record")
+    assert gain["answer"] == "better"
+    assert gain["gain"] == pytest.approx(0.1)
+    assert gain["p_bar"] < 0.01
+    assert contest("Beta record", "Alpha record")["answer"] == "not better"
+    assert contest("Beta record", "Hashed tables")["answer"] == "not better"
+    assert contest("Hashed tables", "Beta record")["answer"] == "cannot tell"
+    other = f"{number['Beta record']}|{number['Other corpus']}"
+    assert other not in data["contests"]
 
 
 def test_thinning_keeps_the_ends():

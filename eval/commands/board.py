@@ -1,10 +1,11 @@
 """`python -m eval board`: boards from the records themselves.
 
-Writes records/README.md, records/index.html (one self-contained page, no network),
-records/schema.json and the table between the markers of the root README.md. `--check` writes
-nothing and fails where a file differs from what the records give. A record that no board can show
-is left out, with a line that says why, and makes the exit code 1. Scores of one track are compared
-only within one corpus version: each has a board of its own.
+Writes records/README.md, records/index.html, a page for each record below records/pages, the files
+that these load (records/assets; no network), records/records.json for programs, records/schema.json
+and the table between the markers of the root README.md. The page of a record that is gone goes
+too. `--check` writes nothing and fails where a file differs from what the records give. A record
+that no board can show is left out, with a line that says why, and makes the exit code 1. Scores of
+one track are compared only within one corpus version: each has a board of its own.
 """
 
 import argparse
@@ -13,7 +14,9 @@ import sys
 from pathlib import Path
 
 from eval.files import REPOSITORY, write_atomic
-from eval.papers.rendering.board import collect, generate
+from eval.papers.checks.pairs import contests
+from eval.papers.rendering.board import generate
+from eval.papers.rendering.entries import collect
 
 SHOWN_LINES = 6  # of the difference between a file and what it should hold
 SHOWN_WIDTH = 160  # characters of each
@@ -32,20 +35,34 @@ def run(args: argparse.Namespace) -> int:
     entries, left_out = collect(args.root / "records")
     for problem in left_out:
         print(f"left out: {problem}", file=sys.stderr)
-    wanted = generate(args.root, entries)
+    wanted = generate(args.root, entries, contests(entries))
     stale = [path for path, text in wanted.items() if text_of(path) != text]
+    gone = [path for path in generated(args.root) if path not in wanted]
     if args.check:
         for path in stale:
             print(difference(path, wanted[path], args.root))
-        state = f"{len(stale)} out of date; run python -m eval board" if stale else "in step"
+        for path in gone:
+            print(f"{path.relative_to(args.root)}: nothing generates it any more")
+        wrong = len(stale) + len(gone)
+        state = f"{wrong} out of date; run python -m eval board" if wrong else "in step"
         print(f"{len(wanted)} files, {len(entries)} records: {state}")
-        return int(bool(stale or left_out))
+        return int(bool(wrong or left_out))
     for path in stale:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, wanted[path])
-    written = ", ".join(str(path.relative_to(args.root)) for path in stale)
-    print(f"{len(entries)} records; wrote {written or 'nothing, all in step'}")
+    for path in gone:
+        path.unlink()
+    changes = [*(f"wrote {path.relative_to(args.root)}" for path in stale)]
+    changes += [f"removed {path.relative_to(args.root)}" for path in gone]
+    print(f"{len(entries)} records; {', '.join(changes) or 'wrote nothing, all in step'}")
     print(f"look at {args.root / 'records' / 'index.html'}")
     return int(bool(left_out))
+
+
+def generated(root: Path) -> list[Path]:
+    """Files in the folders that hold nothing but what this command writes."""
+    records = root / "records"
+    return sorted([*records.glob("pages/*/*.html"), *records.glob("assets/*.*")])
 
 
 def text_of(path: Path) -> str | None:

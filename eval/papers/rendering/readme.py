@@ -131,12 +131,13 @@ def changes_in(text: str) -> str | None:
 
 def results_table(submission: Submission) -> str:
     """Markdown table, one row per seed and one for the mean."""
-    rows = [_seed_row(seed, row) for seed, row in submission.seed_results.items()]
+    rows = [seed_row(seed, row) for seed, row in submission.seed_results.items()]
     rows.append(_mean_row(submission))
     return markdown_table(RESULT_COLUMNS, rows, ["---:"] * len(RESULT_COLUMNS))
 
 
-def _seed_row(seed: str, row: SeedResult) -> list[str]:
+def seed_row(seed: str, row: SeedResult) -> list[str]:
+    """A seed's cells under RESULT_COLUMNS."""
     neural = row.neural_val_bpb
     return [
         seed,
@@ -184,7 +185,14 @@ def audit_text(audit: AuditReport | None, linked: bool = True) -> str:
 
 
 def reproduction(submission: Submission, folder: Path) -> str:
-    """Shell commands that repeat every seed from the repository root and check the result."""
+    """Shell commands that repeat every seed and check the result, and where it was made."""
+    block = "\n".join(["```bash", *reproduction_commands(submission, folder), "```"])
+    where = ", ".join(f"{label} {value}" for label, value in environment_facts(submission))
+    return f"{block}\n\nMade with {where}."
+
+
+def reproduction_commands(submission: Submission, folder: Path) -> list[str]:
+    """What repeats every seed from the repository root and checks the result."""
     place = f"records/{submission.track}/{folder.name}"
     slug = folder.name.partition("_")[2] or folder.name
     ranks = submission.environment.world_size
@@ -193,16 +201,13 @@ def reproduction(submission: Submission, folder: Path) -> str:
     data_folder = f"data/datasets/{submission.data.dataset}"
     options = " ".join([*_settings(submission), f"--data-dir {data_folder}"])
     seeds = " ".join(map(str, submission.seeds))
-    commands = [
+    return [
         f"python -m data {submission.data.corpus}",
         f"for seed in {seeds}; do {launcher} {place}/{CODE_FILE} train {options} "
         f"--seed $seed --out runs/{slug}_seed$seed; done",
         f"python -m eval score {place}",
         f"python -m eval audit {place}",
     ]
-    block = "\n".join(["```bash", *commands, "```"])
-    where = ", ".join(f"{label} {value}" for label, value in environment_facts(submission))
-    return f"{block}\n\nMade with {where}."
 
 
 def _settings(submission: Submission) -> list[str]:
