@@ -206,7 +206,7 @@ GROUNDS = {"light": "#ffffff", "dark": "#181d24"}  # --card of page.css
 
 def linear(colours):
     """float64 [N, 3] of #rrggbb."""
-    values = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in colours]) / 255
+    values = np.array([list(bytes.fromhex(colour[1:])) for colour in colours]) / 255
     return np.where(values <= 0.04045, values / 12.92, ((values + 0.055) / 1.055) ** 2.4)
 
 

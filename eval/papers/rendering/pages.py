@@ -4,6 +4,7 @@ Pages are Jinja2 templates in `assets`. They are static files that load nothing 
 neighbours, from a disk as well as from a server.
 """
 
+import itertools
 import json
 import posixpath
 from dataclasses import dataclass
@@ -89,7 +90,7 @@ def pages(entries: list[Entry], contests: Contests) -> dict[str, str]:
 
 
 def _asset_names() -> list[str]:
-    names = {name for own in OWN.values() for name in own}
+    names = {*OWN["index"], *OWN["record"]}
     for library in LIBRARIES["index"]:
         names |= {*library.files, library.licence}
     return sorted(names)
@@ -110,7 +111,8 @@ def _environment() -> "Environment":
 
 def _render(environment: "Environment", kind: str, data: Any, **context: Any) -> str:
     libraries = LIBRARIES[kind]
-    files = [name for library in libraries for name in library.files] + list(OWN[kind])
+    vendored = itertools.chain.from_iterable(library.files for library in libraries)
+    files = [*vendored, *OWN[kind]]
     return environment.get_template(f"{kind}.html").render(
         up=UP[kind],
         libraries=libraries,
