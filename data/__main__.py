@@ -5,6 +5,7 @@ Bad input prints one line and exits with code 2.
 
 import argparse
 import hashlib
+import os
 import re
 import sys
 from collections.abc import Callable
@@ -356,16 +357,21 @@ def command_line() -> argparse.ArgumentParser:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command. Returns the exit code."""
+    """Runs one command. Returns the exit code; 141 where nobody reads what is printed."""
     for stream in (sys.stdout, sys.stderr):
         # What the terminal's encoding lacks is shown escaped: a letter must not end a command.
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
     args = command_line().parse_args(argv)
     try:
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # here, where somebody catches a closed pipe
+        return code
     except UserError as error:
         message = str(error)
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OSError as error:
         message = f"{error.filename or 'input or output'}: {error.strerror or error}"
     except BrokenProcessPool:

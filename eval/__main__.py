@@ -33,7 +33,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     chosen = arguments[0] if arguments else None
     try:
         args = build_parser(chosen).parse_args(arguments)
-        return args.run(args)
+        code = args.run(args)
+        sys.stdout.flush()  # here, where somebody catches a closed pipe
+        return code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

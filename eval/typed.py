@@ -6,6 +6,8 @@ import shutil
 import sys
 from pathlib import Path
 
+from eval.files import REPOSITORY
+
 INSTALLED = "golf-referee"
 
 
@@ -27,6 +29,34 @@ def module(package: str, *words: object) -> str:
     if package == "eval" and Path(sys.argv[0]).name == INSTALLED:
         return shlex.join([INSTALLED, *texts])
     return shlex.join([python(), "-m", package, *texts])
+
+
+def dataset(folder: Path) -> str:
+    """The command that makes a data set, which the name of its folder tells."""
+    corpus, _, vocabulary = folder.name.rpartition("_sp")
+    if corpus == "docs":
+        return module("data", "docs", "--vocab-size", vocabulary)
+    if corpus == "fineweb10B":
+        return module("data", "fineweb", "--variant", f"sp{vocabulary}")
+    return module("data", "text", "FILES", "--name", corpus or folder.name)
+
+
+def published(text: str) -> str:
+    """Text that leaves this machine, without the places that its owner gave to things."""
+    import tempfile
+
+    names = {
+        sys.executable: "python",
+        f"{sys.prefix}/": "",
+        f"{REPOSITORY}/": "",
+        f"{Path.cwd()}/": "",
+        f"{tempfile.gettempdir()}/": "",
+        f"{Path.home()}/": "~/",
+    }
+    for private in sorted(names, key=len, reverse=True):
+        if len(private) > 2:  # a home of `/` would be everywhere
+            text = text.replace(private, names[private])
+    return text
 
 
 def place(path: Path) -> str:

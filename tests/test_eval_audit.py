@@ -216,6 +216,7 @@ def test_score_agrees_with_an_honest_claim(papers, shop, capsys):
     assert found == pytest.approx(claim, abs=1e-6)
     for word in ("nats:", "tokens:", "bytes:", "seconds:", "claimed:", "tolerance:"):
         assert word in shown
+    assert re.search(r"^scoring seed \d+ \(1 of 1\), [\d,]+ tokens: 0 s", shown, flags=re.M)
 
 
 def test_score_on_two_ranks_is_the_score(shop, capsys):

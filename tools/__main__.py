@@ -52,10 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     args.settings = settings
     try:
-        try:
-            return args.run(args)
-        finally:
-            sys.stdout.flush()  # here, where somebody catches a closed pipe
+        code = args.run(args)
+        sys.stdout.flush()  # here, where somebody catches a closed pipe
+        return code
     except (UserError, eval.errors.UserError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from eval import typed
 from eval.errors import UserError
 from eval.files import DATASETS, RECORDS, REPOSITORY
 from eval.papers.logs.log import Log
@@ -108,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.logs or not args.name:
         raise UserError(
             "pack: expected LOG... and --name; example: "
-            "python -m eval pack runs/x_seed1337 runs/x_seed42 --name 'What it is'"
+            + typed.module("eval", "pack", "runs/x_seed1337", "runs/x_seed42", "--name", "My idea")
         )
     runs = [load_run(path) for path in args.logs]
     compare_runs(runs)
@@ -242,7 +243,7 @@ def summary(folder: Path, submission: Submission) -> str:
     """What `pack` prints: the figures a user wants, where they are and what to look at next."""
     place = os.path.relpath(folder)
     rows = list(submission.seed_results.values())
-    steps = ("check", "audit", "pack --refresh")
+    steps = (["check"], ["audit"], ["pack", "--refresh"])
     facts = {
         "record": place,
         "val_bpb": _headline(submission),
@@ -258,7 +259,7 @@ def summary(folder: Path, submission: Submission) -> str:
         ),
         "author": _author(submission),
         "look at": f"{place}/README.md (figures, pictures, how to repeat it)",
-        "next": "; ".join(f"python -m eval {step} {place}" for step in steps),
+        "next": "; ".join(typed.module("eval", *step, folder) for step in steps),
     }
     return aligned([(label, value) for label, value in facts.items() if value], LABEL_WIDTHS)
 

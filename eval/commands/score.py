@@ -26,6 +26,7 @@ from eval.trial.runner.scores import (
     out_of_time,
     stream_to_score,
 )
+from eval.trial.runner.waiting import Expected, waiting
 from eval.trial.sandbox.job import WALL_CLOCK
 from eval.trial.sandbox.running import choose
 
@@ -104,7 +105,10 @@ def run(args: argparse.Namespace) -> int:
     scores: dict[str, Score] = {}
     for seed, artifact in record.artifacts.items():
         scorer = make_scorer(record, artifact, dataset, settings)
-        score, problems = score_stream(scorer, seed, stream, scored_bytes)
+        number = f"{len(scores) + 1} of {len(record.artifacts)}"
+        what = f"scoring seed {seed} ({number}), {len(stream):,} tokens"
+        with waiting(what, expected_time(record, seed, scores if whole_split else None)):
+            score, problems = score_stream(scorer, seed, stream, scored_bytes)
         disagreements += problems
         if score is None:
             continue
@@ -122,6 +126,19 @@ def run(args: argparse.Namespace) -> int:
     for text in disagreements:
         print(f"DISAGREES {text}")
     return int(bool(disagreements))
+
+
+def expected_time(record: Record, seed: str, scores: dict[str, Score] | None) -> Expected | None:
+    """By the last seed that was scored here, else by the record; None for another stream."""
+    if scores is None:
+        return None
+    if scores:
+        last = list(scores)[-1]
+        return Expected(scores[last].seconds, f"seed {last} took")
+    claim = record.claim(seed)
+    if claim is None or claim.eval_s is None:
+        return None
+    return Expected(claim.eval_s, "on its own machine the record took")
 
 
 def score_stream(

@@ -117,8 +117,7 @@ def _draw_scores(axes: Axes, rows: Sequence[Row], styles: dict[int, tuple[str, s
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.set(xlabel="val_bpb, bits per byte (lower is better)")
-    title = "dots: seeds, bars: means, brackets: 95% interval of the difference from the base"
-    axes.set_title(title, fontsize=9, loc="right", wrap=True)
+    axes.set_title("dots: seeds, bars: means, lines: 95% interval against the base", fontsize=9)
     _limit_to_scores(axes, rows)
     _tidy(axes)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from eval import typed
 from eval.errors import UserError
 from eval.files import sha256_of
 from eval.papers.audits.report import (
@@ -62,7 +63,7 @@ def open_audit(folder: Path, files: Files) -> AuditReading:
     if AUDIT_FILE not in files.sizes:
         return AuditReading()
     path = folder / AUDIT_FILE
-    advice = f"audit the record again (python -m eval audit {folder})"
+    advice = f"audit the record again: {typed.module('eval', 'audit', folder)}"
     try:
         raw = files.read(AUDIT_FILE)
         report = AuditReport.model_validate_json(raw)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+from eval import typed
 from eval.errors import UserError
 from eval.papers.checks.report import (
     Check,
@@ -21,7 +22,6 @@ from eval.papers.logs.proof import derived_fields
 from eval.papers.submission.schema import AUDIT_FILE, AUDIT_TEXT, TRACKS, Submission
 
 README = "README.md"
-REFRESH = "run python -m eval pack --refresh FOLDER"
 AUDIT_SECTION = re.compile(r"^## Audit$.*?(?=^## Reproduce$)", re.MULTILINE | re.DOTALL)
 FIGURE = re.compile(r"(?<![\d.])\d\.\d+(?![\d.]*\d)")
 FEWEST_DIGITS = 4  # of a number that may be the headline in fewer digits than stated
@@ -95,14 +95,15 @@ def _check_rendered(record: Record, submission: Submission, text: str) -> Check:
         if not record.with_audit:
             found = AUDIT_SECTION.sub("", found)
             expected = AUDIT_SECTION.sub("", expected)
+    refresh = f"run {typed.module('eval', 'pack', '--refresh', record.folder)}"
     if found != expected:
         papers = "submission.json and audit.json"
         line = _first_difference(found, expected or "")
-        return fails("readme", f"differs from what {papers} give; {REFRESH}", line)
+        return fails("readme", f"differs from what {papers} give; {refresh}", line)
     pictures = (LOSS_PICTURE, SCORE_PICTURE)
     missing = [name for name in pictures if name not in record.names]
     if missing:
-        return fails("readme", f"missing: {', '.join(missing)}; {REFRESH}")
+        return fails("readme", f"missing: {', '.join(missing)}; {refresh}")
     return passes("readme", "every figure is that of submission.json, pictures in place")
 
 
@@ -144,7 +145,7 @@ def check_audit(record: Record) -> Iterator[Check]:
     """
     audit = record.audit
     submission = record.submission
-    advice = f"run python -m eval audit {record.folder}"
+    advice = f"run {typed.module('eval', 'audit', record.folder)}"
     if record.audit_problem:
         yield fails("audit", record.audit_problem)
         return

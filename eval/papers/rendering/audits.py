@@ -4,6 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
+from eval import typed
 from eval.files import write_atomic
 from eval.papers.audits.report import (
     MEANING,
@@ -23,10 +24,13 @@ FURTHER_FINDINGS = 3  # that the terminal shows of each test, beside its reason
 
 
 def write_audit(report: AuditReport, folder: Path) -> None:
-    """audit.json and AUDIT.md in `folder`. Raises OSError when they cannot be written."""
+    """audit.json and AUDIT.md in `folder`. Raises OSError when they cannot be written.
+
+    They become part of a record, so they name no folder of this machine.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / AUDIT_FILE, to_json(report))
-    write_atomic(folder / AUDIT_TEXT, to_markdown(report))
+    write_atomic(folder / AUDIT_FILE, typed.published(to_json(report)))
+    write_atomic(folder / AUDIT_TEXT, typed.published(to_markdown(report)))
 
 
 def to_json(report: AuditReport) -> str:
