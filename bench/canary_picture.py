@@ -15,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from bench.machine import RESULTS
 
 UNIFORM = ("uniform", "long")
-REFUTED, STANDING = "#c0392b", "#2980b9"
+# Verdict, colour (Okabe-Ito) and mark: nobody has to tell them by colour alone.
+LOOKS = ((True, "refuted", "#D55E00", "x"), (False, "nothing found", "#0072B2", "o"))
 MOST_LABELS = 12
 
 
@@ -48,17 +49,17 @@ def draw(found: list[Point], path: Path) -> None:
     from matplotlib import pyplot as plt
 
     figure, axis = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for refuted, colour, name in ((True, REFUTED, "refuted"), (False, STANDING, "nothing found")):
+    for refuted, name, colour, mark in LOOKS:
         places = [place for place, point in enumerate(found) if point.refuted == refuted]
         shares = [found[place].share for place in places]
-        axis.plot(places, shares, "o", color=colour, label=f"{name}: {len(places)}")
+        axis.plot(places, shares, mark, color=colour, label=f"{name}: {len(places)}")
     labelled = [point for point in enumerate(found) if point[1].refuted and point[1].share < 1]
     for place, point in labelled[:MOST_LABELS]:
         axis.annotate(point.label, (place, point.share), xytext=(6, -3), textcoords="offset points")
     axis.axhline(1.0, color="black", linewidth=1, label="the entropy: no code spends less")
     axis.set(
         xlabel="public scripts, run unmodified on uniform random tokens",
-        ylabel="claimed / entropy",
+        ylabel="lowest claim / entropy (both in bits)",
         xticks=[],
     )
     axis.set_ylim(0, None)

@@ -19,6 +19,7 @@ from train_support import tiny
 
 import train_gpt as tg
 from bench import plain
+from bench.speed import picture
 from bench.speed.measurements import synthetic_stream
 
 CFG = tiny()
@@ -287,6 +288,16 @@ def run_benchmark(script: str, *argv: object, **env: str) -> subprocess.Complete
         env=CLEAN_ENV | {"OMP_NUM_THREADS": "1"} | env,
         timeout=240,
     )
+
+
+@pytest.mark.parametrize(("step", "text"), [(20.0, " 20 ms a step"), (10.0, "15 where each")])
+def test_pieces_add_up_to_the_bar_that_is_drawn(step, text):
+    """Of a step of 20 ms 5 were not timed apart; of one of 10 ms the bar says that it is longer."""
+    pieces = {"forward and backward": 12.0, "optimizer": 2.0, "averaging": 1.0}
+    row = {"pieces_ms": pieces, "step_ms": step}
+    drawn = picture.pieces_of(row)
+    assert sum(drawn.values()) == max(step, 15.0)
+    assert text in picture.step_text(row, sum(drawn.values()))
 
 
 TINY_FLAGS = " ".join(flags(iterations=50))

@@ -11,6 +11,7 @@ from eval.commands import pack
 from eval.papers.audits.report import Finding, TestResult
 from eval.papers.audits.standing import reason_of
 from eval.papers.checks.run import check_folder
+from eval.papers.folder import open_record
 from eval.papers.rendering.audits import figure
 from eval.rules import Verdict
 
@@ -203,3 +204,18 @@ def test_a_reason_has_at_most_ten_words():
     assert reason.anchor == "AUDIT.md#normalisation-invalid"
     wordy = TOLD.model_copy(update={"findings": [], "reason": "a b c d e f g h i, j k"})
     assert reason_of(wordy).brief == "normalisation: a b c d e f g h i …"
+
+
+def test_an_incomplete_audit_is_called_so(record):
+    """It does not count, and the board says what kind it is instead of PASS."""
+    audit(record, "PASS")
+    path = record / "audit.json"
+    report = json.loads(path.read_text())
+    report["verdict"] = "INCOMPLETE"
+    for test in report["tests"]:
+        if test["name"] == "fresh":
+            test["verdict"] = "NOT RUN"
+    path.write_text(json.dumps(report))
+    standing = open_record(record).standing
+    assert (standing.status, standing.label) == ("unaudited", "INCOMPLETE (quick)")
+    assert standing.reasons

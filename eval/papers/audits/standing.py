@@ -66,7 +66,7 @@ class Standing:
         """Verdict and level, or why there is none."""
         if self.audit is None:
             return "audit cannot be read" if self.mismatch else "not audited"
-        if self.mismatch:
+        if self.mismatch and self.audit.verdict != Verdict.INCOMPLETE:
             return "audit does not count"
         return f"{self.audit.verdict} ({self.audit.level})"
 

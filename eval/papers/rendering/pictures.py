@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # Okabe–Ito: told apart without red-green vision.
 SEED_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
+SEED_LINES = ("-", "--", "-.", ":")
 SERIES = (  # of the score picture: field of a seed, label, marker, colour
     ("pre_quant_val_bpb", "before quantisation", "|", "#666666"),
     ("neural_val_bpb", "model alone", "o", SEED_COLOURS[4]),
@@ -26,20 +27,22 @@ def loss_picture(submission: Submission, logs: dict[str, Log]) -> bytes:
 
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    for (seed, log), colour in zip(logs.items(), _colours(len(logs)), strict=True):
+    for i, (seed, log) in enumerate(logs.items()):
+        colour = SEED_COLOURS[i % len(SEED_COLOURS)]
+        line = SEED_LINES[i % len(SEED_LINES)]
         train = [step for step in log.steps if step.train_loss is not None]
         validation = [step for step in log.steps if step.val_loss is not None]
         if train:
             steps = [step.step for step in train]
             losses = [step.train_loss for step in train]
             label = f"seed {seed}, training"
-            axes.plot(steps, losses, color=colour, linewidth=1, label=label)
+            axes.plot(steps, losses, line, color=colour, linewidth=1, label=label)
         if validation:
             steps = [step.step for step in validation]
             losses = [step.val_loss for step in validation]
             label = f"seed {seed}, validation"
             axes.plot(steps, losses, "o", color=colour, markersize=4, label=label)
-    axes.set(xlabel="step", ylabel="nats per token", title=submission.name)
+    axes.set(xlabel="step", ylabel="loss, nats per token", title=submission.name)
     if axes.get_legend_handles_labels()[0]:
         axes.legend(frameon=False, fontsize=8)
     return _png(figure, axes)
@@ -58,20 +61,16 @@ def score_picture(submission: Submission) -> bytes:
         stated = [values[i] for i in places]
         if stated:
             axes.plot(stated, places, marker, color=colour, markersize=8, label=label)
-    axes.axvline(submission.val_bpb, color=SEED_COLOURS[0], linewidth=1, alpha=0.5)
+    style = {"color": SEED_COLOURS[0], "linewidth": 1, "alpha": 0.5}
+    axes.axvline(submission.val_bpb, label="mean of the record", **style)
     if submission.data.xz_bytes:
         scale = bits_per_byte(submission.data)
-        style = {"linewidth": 1, "linestyle": "--"}
-        axes.axvline(scale, color=SEED_COLOURS[1], label="xz -9e", **style)
+        axes.axvline(scale, color=SEED_COLOURS[1], linewidth=1, linestyle="--", label="xz -9e")
     axes.set_yticks(range(len(rows)), [f"seed {seed}" for seed in rows])
     axes.set(xlabel="bits per byte, lower is better", ylim=(-0.6, len(rows) - 0.4))
     axes.invert_yaxis()
-    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=4)
+    figure.legend(frameon=False, fontsize=8, loc="outside upper center", ncols=5)
     return _png(figure, axes)
-
-
-def _colours(count: int) -> list[str]:
-    return [SEED_COLOURS[i % len(SEED_COLOURS)] for i in range(count)]
 
 
 def _png(figure: "Figure", axes: "Axes") -> bytes:
