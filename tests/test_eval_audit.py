@@ -341,14 +341,14 @@ def test_an_audit_that_is_stopped_says_only_what_it_refutes(tmp_path, tiny, monk
     late = judge(folder, tiny, "future", "canary", seconds=0.0)
     assert late.verdict == "INCOMPLETE" and "--seconds" in late.stopped
     assert not late.runs and late["canary"].verdict == "NOT RUN"
-    score = Scorer.score
+    score_apart = Scorer.score_apart
 
-    def interrupted(self, streams, label):
-        if label != "official":
+    def interrupted(self, runs):
+        if runs[0].label != "official":
             raise KeyboardInterrupt
-        return score(self, streams, label)
+        return score_apart(self, runs)
 
-    monkeypatch.setattr(Scorer, "score", interrupted)
+    monkeypatch.setattr(Scorer, "score_apart", interrupted)
     cut = judge(folder, tiny)
     assert cut.verdict == "INVALID", "no papers, which the runs that are missing cannot mend"
     assert cut.stopped == STOPPED_BY_HAND and len(cut.scores) == 1

@@ -11,7 +11,7 @@ from eval.trial.audit.collector import Collector
 from eval.trial.audit.experiments.canary import LAMBDAS, Canary
 from eval.trial.audit.experiments.experiment import Engine, Experiment
 from eval.trial.audit.experiments.noise import Noise
-from eval.trial.runner.scorer import Scored, Stream
+from eval.trial.runner.scorer import Run, Scored, Stream
 
 
 class Echo(Experiment):
@@ -33,14 +33,37 @@ class Echo(Experiment):
         self.judged.append([len(one.nll) for one in scored])
 
 
+class OneLossAToken:
+    """A scorer; `at_once` is what it says of this machine, `sides` the runs it had side by side."""
+
+    def __init__(self, at_once: int = 1):
+        self.at_once = lambda: at_once
+        self.sides: list[list[str]] = []
+
+    def score_apart(self, runs: Sequence[Run]) -> list[list[Scored]]:
+        self.sides.append([run.label for run in runs])
+        return [[Scored(nll=stream.tokens * 1.0) for stream in run.streams] for run in runs]
+
+
+def test_runs_go_side_by_side_as_far_as_there_is_room():
+    told: list[str | int] = []
+    judged: list[list[int]] = []
+    scorer = OneLossAToken(at_once=2)
+    watch = SimpleNamespace(begin=told.append, finish=told.append)
+    engine = Engine(scorer, Collector("coverage"), watch, np.zeros(9))
+    experiments = [Echo(judged, [size]) for size in (2, 3, 4)]
+    for experiment, name in zip(experiments, "abc", strict=True):
+        experiment.label = name
+    engine.run_apart(experiments)
+    assert scorer.sides == [["a", "b"], ["c"]] and judged == [[2], [3], [4]]
+    assert told == ["a | b", 2, 3, "c", 4]
+
+
 def test_every_experiment_gets_its_own_scores_and_noise_comes_first():
     told: list[str | int] = []
     watch = SimpleNamespace(begin=told.append, finish=told.append)
     judged: list[list[int]] = []
-    one_loss_a_token = SimpleNamespace(
-        score=lambda streams, label: [Scored(nll=stream.tokens * 1.0) for stream in streams]
-    )
-    engine = Engine(one_loss_a_token, Collector("coverage"), watch, np.zeros(9))
+    engine = Engine(OneLossAToken(), Collector("coverage"), watch, np.zeros(9))
     experiments = [Echo(judged, [2, 3]), Echo(judged, []), Echo(judged, [4, 5, 6], True)]
     engine.run_together(experiments, "part one", "part two")
     assert judged == [[4, 5, 6, 105, 106], [2, 3, 103], []]

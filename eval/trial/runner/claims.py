@@ -65,7 +65,8 @@ def _minor(version: str) -> str:
 def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
     """(relative tolerance on val_bpb, why).
 
-    It is the tight one where processor and torch are those of the claim."""
+    It is the tight one where processor, number of cores and torch are those of the claim: sums run
+    in another order with another number of threads."""
     stated = record.claimed_environment(seed)
     if stated is None or stated.cpu is None:
         return rules.score.relative_elsewhere, "the record does not say where it ran"
@@ -74,11 +75,13 @@ def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
     differ = [
         name for name, value in claimed.items() if value.split("+")[0] != here[name].split("+")[0]
     ]
+    if stated.cores is not None and str(stated.cores) != here["cores"]:
+        differ.append("number of cores")
     if stated.gpu is not None:
         differ.append("gpu")
     if differ:
         return rules.score.relative_elsewhere, f"another {' and '.join(differ)} than the record's"
-    return rules.score.relative_same_machine, "same processor and torch"
+    return rules.score.relative_same_machine, "same processor, cores and torch"
 
 
 def gpus_here() -> list[str]:

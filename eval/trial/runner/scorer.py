@@ -9,6 +9,7 @@ import functools
 import io
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,11 +21,16 @@ from eval.papers.submission.schema import CODE_FILE
 from eval.rules import Rules
 from eval.text.corpus.dataset import shard_bytes
 from eval.trial.sandbox.job import GIB, Job, Limits, Outcome
-from eval.trial.sandbox.running import run
+from eval.trial.sandbox.machine import cuda_devices
+from eval.trial.sandbox.running import run_side_by_side
 
 # Nats that stand for probability 0 in losses and, negated, in distributions, so that equal zeros
 # have the difference 0. Far beyond any real loss: e to this power is no float.
 ZERO_NATS = 1e4
+THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
+MOST_AT_ONCE = 4  # runs
+SHARED_CORES = 0.2  # part of a core that runs side by side may lack
+SHARED_MEMORY = 0.5  # of the machine's, for all of them
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,15 @@ class Stream:
 
     tokens: np.ndarray
     probes: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Run:
+    """Streams to score in one process. `threads`: another number than the usual one."""
+
+    streams: Sequence[Stream]
+    label: str
+    threads: int | None = None
 
 
 @dataclass
@@ -96,22 +111,57 @@ class Scorer:
         """Scores of `streams`, in their order.
 
         Raises RunFailed when the process fails, is killed, or overruns."""
-        drawn = self.rng.choice(1 << 47, size=len(streams), replace=False)
-        names = [f"{value:012x}" for value in drawn]
-        named = [(names[k], streams[k]) for k in self.rng.permutation(len(streams))]
-        outcome = run(self._job(named), self.mechanism)
-        self.outcomes.append(outcome)
-        self.runs.append(_described(outcome, streams, label))
-        if not outcome.ok:
-            raise RunFailed(label, outcome)
-        scored = [
-            self._read(outcome, name, stream) for name, stream in zip(names, streams, strict=True)
+        (scored,) = self.score_apart([Run(streams, label)])
+        return scored
+
+    def score_apart(self, runs: Sequence[Run]) -> list[list[Scored]]:
+        """Scores of the streams of each run, all runs side by side, each in a sandbox of its own.
+
+        Raises RunFailed for the first that fails, is killed, or overruns."""
+        named = [self._name(run) for run in runs]
+        jobs = [self._job(one, run.threads) for one, run in zip(named, runs, strict=True)]
+        outcomes = run_side_by_side(jobs, self.mechanism)
+        for outcome, run in zip(outcomes, runs, strict=True):
+            self.outcomes.append(outcome)
+            self.runs.append(_described(outcome, run))
+        return [
+            self._take(outcome, one, run)
+            for outcome, one, run in zip(outcomes, named, runs, strict=True)
         ]
+
+    def at_once(self) -> int:
+        """How many runs like the last one this machine has room for.
+
+        On a GPU it is one: its memory and its clock are not shared."""
+        last = self.outcomes[-1]
+        if last.cpu_seconds is None or (self.gpu and cuda_devices()):
+            return 1
+        used = max(last.cpu_seconds / max(last.seconds, 1e-3), 1.0)
+        machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        by_cores = int((os.cpu_count() or 1) / used + SHARED_CORES)
+        by_memory = int(SHARED_MEMORY * machine / max(last.peak_memory, 1))
+        return max(1, min(by_cores, by_memory, MOST_AT_ONCE))
+
+    def _name(self, run: Run) -> list[tuple[str, Stream]]:
+        """The streams under random names, in the order of `run`."""
+        drawn = self.rng.choice(1 << 47, size=len(run.streams), replace=False)
+        return [(f"{v:012x}", stream) for v, stream in zip(drawn, run.streams, strict=True)]
+
+    def _take(
+        self, outcome: Outcome, named: Sequence[tuple[str, Stream]], run: Run
+    ) -> list[Scored]:
+        """What a run has left. Raises RunFailed where it did not end well."""
+        if not outcome.ok:
+            raise RunFailed(run.label, outcome)
+        scored = [self._read(outcome, name, stream) for name, stream in named]
         outcome.files.clear()
         return scored
 
-    def _job(self, named: Sequence[tuple[str, Stream]]) -> Job:
-        """The run that the contract describes, with its inputs and expected outputs."""
+    def _job(self, named: Sequence[tuple[str, Stream]], threads: int | None) -> Job:
+        """The run that the contract describes, with its inputs and expected outputs.
+
+        The scorer meets the streams in an order drawn by chance."""
+        named = [named[k] for k in self.rng.permutation(len(named))]
         inputs: dict[str, Path | bytes] = {"artifact.bin": self.artifact}
         collect: list[str] = []
         probes: dict[str, list[int]] = {}
@@ -137,6 +187,7 @@ class Scorer:
             binds=self.binds,
             emptied=self.emptied,
             gpu=self.gpu,
+            variables={} if threads is None else dict.fromkeys(THREADS, str(threads)),
         )
 
     def _launcher(self) -> list[str]:
@@ -237,9 +288,10 @@ def _array_of(raw: bytes, shape: tuple[int, ...]) -> np.ndarray:
     return np.load(io.BytesIO(raw), allow_pickle=False)
 
 
-def _described(outcome: Outcome, streams: Sequence[Stream], label: str) -> ScorerRun:
+def _described(outcome: Outcome, run: Run) -> ScorerRun:
+    streams = run.streams
     return ScorerRun(
-        label=label,
+        label=run.label,
         streams=len(streams),
         tokens=sum(len(stream.tokens) for stream in streams),
         probes=sum(len(stream.probes) for stream in streams if stream.probes is not None),

@@ -34,7 +34,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from pathlib import Path
 
 from eval.errors import UserError
@@ -90,7 +91,7 @@ def unavailable(mechanism: str) -> str | None:
     return None if outcome.ok and outcome.stdout.strip() == "alive" else outcome.why()
 
 
-def run(job: Job, mechanism: str) -> Outcome:
+def run(job: Job, mechanism: str, team: "_Team | None" = None) -> Outcome:
     """Run `job`; returns when no process of it is left.
 
     Raises SandboxError when the sandbox could not be built. SIGTERM raises SystemExit meanwhile,
@@ -98,9 +99,50 @@ def run(job: Job, mechanism: str) -> Outcome:
     with _sigterm_exits():
         stage = Path(tempfile.mkdtemp(prefix="referee-", dir=_fast_folder(job)))
         try:
-            return _run(job, stage, mechanism)
+            return _run(job, stage, mechanism, team or _Team())
         finally:
             shutil.rmtree(stage, ignore_errors=True)
+
+
+def run_side_by_side(jobs: Sequence[Job], mechanism: str) -> list[Outcome]:
+    """Run all jobs at once; returns when no process of any is left.
+
+    Raises what `run` raises, and what interrupts this process, when the others have been ended."""
+    if len(jobs) == 1:
+        return [run(jobs[0], mechanism)]
+    team = _Team()
+    with _sigterm_exits(), ThreadPoolExecutor(max(len(jobs), 1)) as pool:
+        running = [pool.submit(run, job, mechanism, team) for job in jobs]
+        try:
+            wait(running, return_when=FIRST_EXCEPTION)
+            failed = [one for one in running if one.done() and one.exception()]
+            return [one.result() for one in failed or running]
+        except BaseException:
+            team.kill("ended with the others")
+            raise
+
+
+class _Team:
+    """The runs that end together."""
+
+    def __init__(self) -> None:
+        self.members: list[_Reins] = []
+        self.reason: str | None = None
+        self.lock = threading.Lock()
+
+    def join(self, reins: "_Reins") -> None:
+        """Add a run; it is ended at once where the others have been."""
+        with self.lock:
+            self.members.append(reins)
+            if self.reason is not None:
+                reins.kill(self.reason)
+
+    def kill(self, reason: str) -> None:
+        with self.lock:
+            self.reason = reason
+            for reins in self.members:
+                if not reins.over:
+                    reins.kill(reason)
 
 
 @contextlib.contextmanager
@@ -138,7 +180,7 @@ def _fast_folder(job: Job) -> str | None:
     return "/dev/shm" if plenty and os.access("/dev/shm", os.W_OK) else None
 
 
-def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
+def _run(job: Job, stage: Path, mechanism: str, team: _Team) -> Outcome:
     uid = uid_of_run() if mechanism != "none" else os.getuid()
     place = stage_files(job, stage, mechanism, uid)
     config = configuration(job, stage, place, mechanism, uid)
@@ -162,6 +204,7 @@ def _run(job: Job, stage: Path, mechanism: str) -> Outcome:
     for fd in (config_fd, result_write, info_write):
         os.close(fd)
     reins = _Reins(process, info_read, mechanism)
+    team.join(reins)
     printed = _Printed(process, job.limits, reins)
     alarm = threading.Timer(job.limits.wall_seconds + KILL_GRACE_S, reins.kill, [WALL_CLOCK])
     alarm.daemon = True
@@ -192,6 +235,7 @@ class _Reins:
         self.process = process
         self.reason: str | None = None
         self.handle: int | None = None
+        self.over = False
         with os.fdopen(info_read) as handle:
             text = "" if mechanism == "none" else handle.read()
         if text:
@@ -216,6 +260,7 @@ class _Reins:
     def wait(self) -> None:
         """Return when no process of the run is left. Raises SandboxError if one stays."""
         self.process.wait()
+        self.over = True
         if self.handle is not None:
             with selectors.DefaultSelector() as selector:
                 selector.register(self.handle, selectors.EVENT_READ)

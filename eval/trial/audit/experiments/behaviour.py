@@ -84,14 +84,16 @@ class Behaviour:
         canary = Canary()
         wished = CONTROL_AT * len(self.material.x)
         with_control = min(splices, key=lambda t: abs(t - wished))
+        runs: list[Experiment] = []
         for t in splices:
             control = fresh.control() if fresh is not None and t == with_control else None
-            splice = Splice(probed, t, rows, control, canary)
-            self.engine.run(splice)
-            if splice.control_scored is not None:
-                fresh.later = splice.control_scored
+            runs.append(Splice(probed, t, rows, control, canary))
         if self.material.profile.tail_cut:
-            self.engine.run(TailCut(probed, rows))
+            runs.append(TailCut(probed, rows))
+        self.engine.run_apart(runs)
+        for run in runs:
+            if isinstance(run, Splice) and run.control_scored is not None:
+                fresh.later = run.control_scored
         canary.judge(self.compare.tolerance, self.compare.into["canary"])
         self._run_many(fresh)
         self.compare.close()

@@ -2,6 +2,7 @@
 
 import itertools
 import operator
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Protocol
@@ -10,7 +11,7 @@ import numpy as np
 
 from eval.trial.audit.collector import Collector
 from eval.trial.audit.experiments.rules import RULE_CONTRACT
-from eval.trial.runner.scorer import Scored, Scorer, Stream
+from eval.trial.runner.scorer import Run, Scored, Scorer, Stream
 
 
 class Experiment(ABC):
@@ -62,30 +63,58 @@ class Engine:
 
     def run(self, experiment: Experiment) -> None:
         """A run for this experiment alone. Raises RunFailed."""
-        experiment.judge(self._score(experiment.streams(), experiment.label))
+        self.run_apart([experiment])
+
+    def run_apart(self, experiments: Sequence[Experiment]) -> None:
+        """A run for each experiment, as many side by side as this machine has room for.
+
+        All draw before the first begins. Raises RunFailed."""
+        runs = [Run(experiment.streams(), experiment.label) for experiment in experiments]
+        left = list(zip(experiments, runs, strict=True))
+        while left:
+            at_once = self.scorer.at_once() if len(left) > 1 else 1
+            now = left[:at_once]
+            left = left[at_once:]
+            scored = self._score([run for _, run in now])
+            for (experiment, _), own in zip(now, scored, strict=True):
+                experiment.judge(own)
 
     def run_together(self, experiments: Sequence[Experiment], first: str, second: str) -> None:
-        """Two runs, named `first` and `second`, that all experiments share. Raises RunFailed."""
+        """Two runs, named `first` and `second`, that all experiments share. Raises RunFailed.
+
+        The second one has another number of threads, so that reruns of equal streams measure what
+        that changes too."""
         scored = self._score_shared([e.streams() for e in experiments], first)
         asked_later = [
             experiment.later_streams(own)
             for experiment, own in zip(experiments, scored, strict=True)
         ]
-        scored_later = self._score_shared(asked_later, second)
+        scored_later = self._score_shared(asked_later, second, other_threads())
         judged = list(zip(experiments, scored, scored_later, strict=True))
         judged.sort(key=lambda one: not one[0].measures_noise)
         for experiment, own, later in judged:
             experiment.judge([*own, *later])
 
-    def _score_shared(self, batches: Sequence[Sequence[Stream]], label: str) -> list[list[Scored]]:
+    def _score_shared(
+        self, batches: Sequence[Sequence[Stream]], label: str, threads: int | None = None
+    ) -> list[list[Scored]]:
         """The scores of each batch, from one run with the streams of all."""
-        scored = iter(self._score(list(itertools.chain(*batches)), label))
+        (all_scored,) = self._score([Run(list(itertools.chain(*batches)), label, threads)])
+        scored = iter(all_scored)
         return [list(itertools.islice(scored, len(batch))) for batch in batches]
 
-    def _score(self, streams: Sequence[Stream], label: str) -> list[Scored]:
-        self.watch.begin(label)
-        scored = self.scorer.score(streams, label)
-        self.watch.finish(sum(len(stream.tokens) for stream in streams))
+    def _score(self, runs: Sequence[Run]) -> list[list[Scored]]:
+        """The scores of each run; all runs go side by side."""
+        self.watch.begin(" | ".join(run.label for run in runs))
+        scored = self.scorer.score_apart(runs)
+        for run, own in zip(runs, scored, strict=True):
+            self.watch.finish(sum(len(stream.tokens) for stream in run.streams))
+            self._judge_contract(run.streams, run.label, own)
+        return scored
+
+    def _judge_contract(
+        self, streams: Sequence[Stream], label: str, scored: Sequence[Scored]
+    ) -> None:
         for index, result in enumerate(scored):
             where = f"{label} run"
             if len(scored) > 1:
@@ -102,7 +131,6 @@ class Engine:
             if len(result.ruled_out):
                 self._judge_ruled_out(streams[index], result, where)
         self.coverage.ran_check()
-        return scored
 
     def _judge_ruled_out(self, stream: Stream, scored: Scored, where: str) -> None:
         """Probability 0 is fatal where the real stream has the token.
@@ -130,3 +158,12 @@ class Engine:
                 f"0; {np.count_nonzero(of_the_split):,} such targets in this stream",
                 RULE_CONTRACT,
             )
+
+
+def other_threads() -> int | None:
+    """Another number of threads than a scorer's libraries take here; None on a single core."""
+    cores = os.cpu_count() or 1
+    usual = os.environ.get("OMP_NUM_THREADS", "")
+    if usual.isdecimal() and int(usual) == 1:
+        return 2 if cores > 1 else None
+    return 1 if cores > 1 else None
