@@ -33,6 +33,10 @@ class Echo(Experiment):
         self.judged.append([len(one.nll) for one in scored])
 
 
+def one_loss_a_token(stream: Stream) -> Scored:
+    return Scored(nll=stream.tokens * 1.0)
+
+
 class OneLossAToken:
     """A scorer; `at_once` is what it says of this machine, `sides` the runs it had side by side."""
 
@@ -42,7 +46,7 @@ class OneLossAToken:
 
     def score_apart(self, runs: Sequence[Run]) -> list[list[Scored]]:
         self.sides.append([run.label for run in runs])
-        return [[Scored(nll=stream.tokens * 1.0) for stream in run.streams] for run in runs]
+        return [list(map(one_loss_a_token, run.streams)) for run in runs]
 
 
 def test_runs_go_side_by_side_as_far_as_there_is_room():
