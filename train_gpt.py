@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import copy
 import ctypes
 import dataclasses
 import functools
@@ -126,6 +127,7 @@ def accepted(f: dataclasses.Field) -> str:
     return f"a finite {f.name}"
 
 
+DEVICES = ("auto", "cpu", "cuda", "mps")
 SINKS = ("none", "tensorboard", "wandb", "trackio")
 MATRIX_FORMATS = ("fp16", "fp32", "int8", "int6", "int5")
 CONTROL_FORMATS = ("fp16", "fp32")  # gates are too few to pay for row scales
@@ -142,6 +144,7 @@ class RunConfig:
         0, "between checkpoints; 0 = only on SIGTERM or SIGINT", "steps"
     )
     resume: int = switch(0, "go on from the newest checkpoint in --out, if there is one")
+    device: str = choice("auto", "where to train; auto = a CUDA GPU if there is one", DEVICES)
     sink: str = choice("none", "package that also receives the numbers of metrics.jsonl", SINKS)
 
 
@@ -493,10 +496,17 @@ class Ranks:
     def on_gpu(self) -> bool:
         return self.device.type == "cuda"
 
+    @property
+    def on_metal(self) -> bool:
+        """Apple's GPUs. They have no float64, so scores and their sums are made on the CPU."""
+        return self.device.type == "mps"
+
     def clock(self) -> float:
         """Seconds, after the device has finished its queue."""
         if self.on_gpu:
             torch.cuda.synchronize(self.device)
+        elif self.on_metal:
+            torch.mps.synchronize()
         return time.perf_counter()
 
     def all_reduce(self, tensor: Tensor, op: dist.ReduceOp = dist.ReduceOp.SUM) -> Tensor:
@@ -548,12 +558,12 @@ class Ranks:
 
     def map(self, job: Callable, items: Sequence) -> Iterator:
         """map(job, items), in order. A CPU works on several items at once."""
-        return map(job, items) if self.on_gpu else map_on_cores(job, items)
+        return map_on_cores(job, items) if self.device == CPU else map(job, items)
 
 
 @contextlib.contextmanager
 def open_ranks(
-    environ: Mapping[str, str], bf16: bool = True, tune_cpu: bool = True
+    environ: Mapping[str, str], bf16: bool = True, tune_cpu: bool = True, device_name: str = "auto"
 ) -> Iterator[Ranks]:
     """Opens the process group, and closes it at the end. Raises UserError.
 
@@ -568,7 +578,9 @@ def open_ranks(
             "start with torchrun or unset them"
         )
     rank, world_size, local_rank, local_world_size = map(int, found)
-    device = open_device(local_rank)
+    device = open_metal(environ, world_size) if device_name == "mps" else CPU
+    if device_name in ("auto", "cuda"):
+        device = open_device(local_rank, device_name)
     if device.type == "cpu":
         # torchrun sets one thread for each process: share the cores instead
         given = "OMP_NUM_THREADS" in environ and world_size == 1
@@ -594,9 +606,37 @@ def open_ranks(
             dist.destroy_process_group()
 
 
-def open_device(local_rank: int) -> torch.device:
+def open_metal(environ: Mapping[str, str], world_size: int) -> torch.device:
+    """An Apple GPU. Raises UserError.
+
+    torch reads PYTORCH_ENABLE_MPS_FALLBACK when it is imported, so only the user can set it. It
+    then computes an operator that Metal lacks on the CPU, with a warning that names the operator.
+    """
+    if not torch.backends.mps.is_available():
+        raise UserError(
+            "--device mps: expected an Apple GPU and a torch built for it, found none; "
+            "leave --device out"
+        )
+    if world_size > 1:
+        raise UserError(
+            f"--device mps: expected one process, found {world_size}; start without torchrun"
+        )
+    if environ.get("PYTORCH_ENABLE_MPS_FALLBACK") != "1":
+        raise UserError(
+            "--device mps: expected PYTORCH_ENABLE_MPS_FALLBACK=1 in the environment, so that an "
+            "operator that Metal lacks runs on the CPU; set it and start again"
+        )
+    return torch.device("mps")
+
+
+def open_device(local_rank: int, name: str = "auto") -> torch.device:
     """This process's GPU where there is one, else the CPU. Raises UserError."""
     if not torch.cuda.is_available():
+        if name == "cuda":
+            raise UserError(
+                "--device cuda: expected a CUDA GPU, found none that torch can use; "
+                "leave --device out"
+            )
         return CPU
     visible = torch.cuda.device_count()
     if local_rank >= visible:
@@ -854,7 +894,7 @@ def environment_line(ranks: Ranks) -> str:
         "driver": output_of(*driver_query) if cuda else "",
         "cpu": cpu_name(),
         "gpus": torch.cuda.device_count() if cuda else 0,
-        "gpu": torch.cuda.get_device_name(ranks.device) if cuda else "",
+        "gpu": torch.cuda.get_device_name(ranks.device) if cuda else "Metal" * ranks.on_metal,
         "cores": os.cpu_count(),
         "platform": platform.platform(),
         "git_commit": output_of("git", "rev-parse", "HEAD"),
@@ -1302,12 +1342,14 @@ def rotary_tables(positions_T: Tensor, head_size: int, base: float) -> Rotary:
 
     Angles are in float64, because position x frequency exceeds the precision of float32.
     """
-    exponents = torch.arange(0, head_size, 2, dtype=torch.float64, device=positions_T.device)
+    device = positions_T.device
+    exact = CPU if device.type == "mps" else device  # Metal has no float64
+    exponents = torch.arange(0, head_size, 2, dtype=torch.float64, device=exact)
     frequencies = base ** (-exponents / head_size)
-    angles = positions_T.double()[:, None] * frequencies
+    angles = positions_T.to(exact).double()[:, None] * frequencies
     cos = torch.cat((angles.cos(), angles.cos()), dim=1)
     sin = torch.cat((-angles.sin(), angles.sin()), dim=1)
-    return Rotary(cos.float(), sin.float())
+    return Rotary(cos.float().to(device), sin.float().to(device))
 
 
 def rotate(x_BTHK: Tensor, rotary: Rotary) -> Tensor:
@@ -3005,9 +3047,10 @@ class Health:
 
     def by_rank(self) -> tuple[list[float], list[float]]:
         """Each rank's last loss, nats, and its number of finite steps."""
-        seen = torch.zeros(2, self.ranks.world_size, dtype=torch.float64, device=self.ranks.device)
-        seen[0, self.ranks.rank] = self.loss.double()
-        seen[1, self.ranks.rank] = self.finite_steps.double()
+        device = CPU if self.ranks.on_metal else self.ranks.device
+        seen = torch.zeros(2, self.ranks.world_size, dtype=torch.float64, device=device)
+        seen[0, self.ranks.rank] = self.loss.to(device).double()
+        seen[1, self.ranks.rank] = self.finite_steps.to(device).double()
         losses, counts = self.ranks.all_reduce(seen).tolist()
         return losses, counts
 
@@ -3287,6 +3330,13 @@ def stop(progress: Progress, saved: bool, log: Log) -> None:
     raise SystemExit(0 if saved else 2)
 
 
+def where_float64_is(model: GPT, ranks: Ranks) -> tuple[GPT, Ranks]:
+    """Both as they are, or copies on the CPU where the device has no float64 to score in."""
+    if not ranks.on_metal:
+        return model, ranks
+    return copy.deepcopy(model).to(CPU), dataclasses.replace(ranks, device=CPU)
+
+
 def log_validation(
     model: GPT, dataset: Dataset, progress: Progress, seconds: float, ranks: Ranks, log: Log
 ) -> None:
@@ -3299,7 +3349,8 @@ def log_validation(
     tokens = dataset.val[: training.val_tokens or None]
     sliding = progress.cfg.scoring
     side_by_side = dataclasses.replace(sliding, eval_stride=sliding.eval_seq_len)
-    nll = score_streams(model, [tokens], side_by_side, ranks)[0].nll
+    exact_model, exact_ranks = where_float64_is(model, ranks)
+    nll = score_streams(exact_model, [tokens], side_by_side, exact_ranks)[0].nll
     numbers = {"val_loss": nll.mean().item()}
     extent = f"val_tokens:{len(tokens)}"
     if len(tokens) == len(dataset.val):  # nothing tells the bytes of a part
@@ -3526,7 +3577,9 @@ def command_train(argv: Sequence[str]) -> None:
     source = Path(__file__).read_bytes()
     code_sha256 = hashlib.sha256(source).hexdigest()
     with contextlib.ExitStack() as stack:
-        ranks = stack.enter_context(open_ranks(os.environ, bf16=bool(cfg.training.bf16)))
+        bf16 = bool(cfg.training.bf16)
+        opened = open_ranks(os.environ, bf16=bf16, device_name=cfg.run.device)
+        ranks = stack.enter_context(opened)
         log = start_log(cfg, source, code_sha256, ranks)
         stack.callback(log.close)
         log("\n".join(environment_report(ranks) + config_lines))
@@ -3538,6 +3591,7 @@ def command_train(argv: Sequence[str]) -> None:
         run_id = f"{code_sha256} {config_sha256(cfg)} seed:{cfg.run.seed} {dataset.log_line}"
         progress = train(model, dataset, cfg, ranks, log, run_id)
         log_memory(ranks, log)
+        model, ranks = where_float64_is(model, ranks)
         tokenizer_sha256 = dataset.manifest.tokenizer_sha256
         artifact = export_artifact(model, cfg, tokenizer_sha256, len(source), ranks, log)
         score = score_artifact(artifact, dataset, cfg, ranks, log)

@@ -77,7 +77,7 @@ def test_runs_are_listed_whatever_became_of_them(runs, capsys):
     lines = printed(capsys, "runs").splitlines()
     assert lines[0].split("  ")[0] == "run"
     rows = {line.split()[0]: line for line in lines[1:]}
-    assert list(rows) == [f"runs/{name}" for name in sorted(path.name for path in runs.iterdir())]
+    assert list(rows) == [f"runs/{path.name}" for path in sorted(runs.iterdir())]
     assert re.search(
         r"done +docs_cpu +2 +400 +1\.47000 +99\.0 +[\d,]+ +depth=3$", rows["runs/b_seed2"]
     )
@@ -114,7 +114,7 @@ def test_what_holds_no_runs_is_refused(tmp_path, capsys):
 
 
 def test_a_comparison_shows_settings_curves_and_paired_differences(runs, capsys):
-    places = [f"runs/{name}_seed{seed}" for name in "ab" for seed in (1, 2)]
+    places = [f"runs/{name}" for name in ("a_seed1", "a_seed2", "b_seed1", "b_seed2")]
     said = printed(capsys, "runs", *places, "--compare")
     assert re.search(r"^ +A +B\ndepth +0 +3$", said, flags=re.M)
     assert re.search(r"A +█[▁-█]+ +3\.\d{4} at step 400 +runs/a_seed1", said)

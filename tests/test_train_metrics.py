@@ -1,6 +1,7 @@
-"""What a run tells while it works: metrics.jsonl, sinks, progress, the summary, and its errors."""
+"""What a run tells while it works: metrics.jsonl, sinks, progress, summary, errors; its device."""
 
 import fcntl
+import functools
 import json
 import math
 import os
@@ -11,8 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from conftest import flags, run_script
 from runs_support import changed_script, checkpoints, log_of, result_field, result_of, steps_of
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from train_support import tiny
 
 import train_gpt as tg
@@ -317,3 +320,84 @@ def test_a_closed_pipe_is_silent(monkeypatch, capfd):
         patch.setattr(sys, "stdout", pipe)
         assert tg.main(["--help"]) == 141
     assert capfd.readouterr().err == ""
+
+
+# --- devices --------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_not_there_is_refused(monkeypatch):
+    missing = r"--device mps: expected an Apple GPU and a torch built for it, found none"
+    with pytest.raises(tg.UserError, match=missing), tg.open_ranks({}, device_name="mps"):
+        pass
+    if not torch.cuda.is_available():
+        expected = "--device cuda: expected a CUDA GPU, found none"
+        with pytest.raises(tg.UserError, match=expected), tg.open_ranks({}, device_name="cuda"):
+            pass
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with tg.open_ranks({"OMP_NUM_THREADS": "1"}, tune_cpu=False, device_name="cpu") as ranks:
+        assert ranks.device == tg.CPU
+
+
+def test_metal_falls_back_only_where_the_user_lets_it(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    fallback = {"PYTORCH_ENABLE_MPS_FALLBACK": "1"}
+    with pytest.raises(tg.UserError, match="expected PYTORCH_ENABLE_MPS_FALLBACK=1"):
+        tg.open_metal({}, world_size=1)
+    with pytest.raises(tg.UserError, match="expected one process, found 2"):
+        tg.open_metal(fallback, world_size=2)
+    assert tg.open_metal(fallback, world_size=1) == torch.device("mps")
+
+
+class Float64Found(TorchDispatchMode):
+    """Collects the operators that make float64 tensors, which Metal cannot."""
+
+    def __init__(self):
+        super().__init__()
+        self.found: set[str] = set()
+
+    def __torch_dispatch__(self, operator, types, args=(), kwargs=None):
+        result = operator(*args, **(kwargs or {}))
+        made = result if isinstance(result, (tuple, list)) else [result]
+        if any(isinstance(t, torch.Tensor) and t.dtype == torch.float64 for t in made):
+            self.found.add(str(operator))
+        return result
+
+
+def test_training_needs_no_float64_on_its_device(monkeypatch):
+    """But for rotary tables and logged losses, both of which Metal leaves to the CPU."""
+    make_tables = tg.rotary_tables
+
+    def tables_elsewhere(*arguments):
+        with _disable_current_modes():
+            return make_tables(*arguments)
+
+    monkeypatch.setattr(tg, "rotary_tables", tables_elsewhere)
+    cfg = tiny(qat_lr_scale=2.0, swa_every=1)
+    model = tg.GPT(cfg.model)
+    ranks = tg.Ranks()
+    optimizers = tg.Optimizers(model, cfg.training, ranks)
+    average = tg.Average(model, cfg.training)
+    health = tg.Health(ranks, 0)
+    tg.quantize_matrices(model, tg.export_formats(model, cfg))
+    tokens = torch.randint(2, 260, (4, 33))
+    with Float64Found() as mode:
+        compute = functools.partial(model, dtype=torch.float32)
+        batch = [(tokens[:, :-1], tokens[:, 1:])]
+        loss = tg.training_step(compute, batch, optimizers.params, ranks)
+        health.observe(loss, optimizers.params)
+        optimizers.step(0, 1.0)
+        average.update(snapshot=True)
+        average.copy_to_model()
+    assert mode.found == set()
+    with mode:
+        health.by_rank()
+    assert mode.found
+
+
+def test_metal_scores_on_the_cpu():
+    model = tg.GPT(tiny().model)
+    on_metal = tg.Ranks(device=torch.device("mps"))
+    scored, ranks = tg.where_float64_is(model, on_metal)
+    assert scored is not model and scored.embed.device == tg.CPU and ranks.device == tg.CPU
+    assert torch.equal(scored.embed, model.embed)
+    assert tg.where_float64_is(model, ranks) == (model, ranks)

@@ -187,7 +187,9 @@ def report(folder: Path, plan: Plan, failures: list[str]) -> int:
 
 def results_csv(runs: list[Run]) -> str:
     """One line a run."""
-    settings = list(dict.fromkeys(name for run in runs for name in run.settings))
+    settings: dict[str, None] = {}  # in order of appearance
+    for run in runs:
+        settings |= dict.fromkeys(run.settings)
     facts = ["val_bpb", "neural_bpb", "train_s", "eval_s", "bytes_total"]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -89,7 +89,9 @@ def against_first(experiments: Sequence[Experiment]) -> list[Row]:
 
 def losses_at_last_common_step(runs: Sequence[Run]) -> tuple[int, list[float]] | None:
     """The last step at which every run logged its training loss, and those losses, nats a token."""
-    by_run = [{p.step: p.train_loss for p in run.train_points()} for run in runs]
+    by_run = []
+    for run in runs:
+        by_run.append({point.step: point.train_loss for point in run.train_points()})
     common = set.intersection(*map(set, by_run)) if by_run else set()
     if not common:
         return None

@@ -124,7 +124,9 @@ def _draw_scores(axes: Axes, rows: Sequence[Row], styles: dict[int, tuple[str, s
 
 def _limit_to_scores(axes: Axes, rows: Sequence[Row]) -> None:
     """Intervals of few seeds may be so wide that all dots would be one: they are cut instead."""
-    scores = [score for row in rows for score in row.experiment.scores().values()]
+    scores: list[float] = []
+    for row in rows:
+        scores += row.experiment.scores().values()
     if scores:
         room = (max(scores) - min(scores)) or 0.01
         axes.set_xlim(min(scores) - 0.6 * room, max(scores) + 0.6 * room)

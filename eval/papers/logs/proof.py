@@ -10,7 +10,7 @@ from eval.papers.logs.values import tokens_of
 from eval.papers.submission.schema import Data, Environment, RunConfig, SeedResult, Track, mean, sd
 
 # Settings that make no other experiment.
-NO_EXPERIMENT = ("seed", "data_dir", "out", "checkpoint_every", "resume", "sink")
+NO_EXPERIMENT = ("seed", "data_dir", "out", "checkpoint_every", "resume", "sink", "device")
 MACHINE = ("gpu", "gpus", "world_size", "cpu", "cores", "torch", "cuda", "python", "train_dtype")
 ENVIRONMENT_TEXTS = (
     "python",
