@@ -3,7 +3,7 @@
 # make audit    run the referee on that record, LEVEL=quick or full
 # make test     set up and run the tests
 # Options: SEEDS="1337 42 2025"   NAME="My idea"   SLUG=my-idea   AUTHOR="..."   GITHUB_ID=...
-#          BLURB="..."   PYTHON=python3.12
+#          BLURB="..."   BASE=2026-11-30_ema-ngram   PYTHON=python3.12
 
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
@@ -40,7 +40,7 @@ record: data
 	  $$launch train_gpt.py --preset docs_cpu --seed $$seed --data-dir $(DATA) --out runs/$(SLUG)_seed$$seed; \
 	done
 	$(BIN)/python -m eval pack $(foreach seed,$(SEEDS),runs/$(SLUG)_seed$(seed)/train.log) --name "$(NAME)" --slug $(SLUG) --track track_docs_cpu --replace \
-	  --blurb "$(BLURB)" $(if $(AUTHOR),--author "$(AUTHOR)") $(if $(GITHUB_ID),--github-id $(GITHUB_ID))
+	  --blurb "$(BLURB)" $(if $(AUTHOR),--author "$(AUTHOR)") $(if $(GITHUB_ID),--github-id $(GITHUB_ID)) $(if $(BASE),--base $(BASE))
 	@$(NEWEST); $(BIN)/python -m eval check "$$record"; $(BIN)/python -m eval board; \
 	echo "record: $$record (README.md; records/index.html shows it on the board). Next: make audit SLUG=$(SLUG)"
 

@@ -262,13 +262,14 @@ def test_two_records_side_by_side(page):
     choose(page, "a", "Alpha record")
     choose(page, "b", "Beta record")
     answer = "document.getElementById('answer').textContent"
-    assert page.run(answer).startswith("B is better: above the bar, p < 0.01: met.")
-    assert "one-sided Welch p 0.00" in page.run(answer)
+    assert page.run(answer).startswith("B is better; above the bar, p < 0.01: met.")
+    assert "One-sided Welch: p 0.00" in page.run(answer)
     lines = "[...document.querySelectorAll('#side-rows tr')]"
     rows = f"{lines}.map(row => [...row.children].map(cell => cell.textContent))"
     assert page.run(rows)[0] == ["bits per byte", "1.30500", "1.20500"]
     choose(page, "b", "Hashed tables")
-    assert page.run(answer).startswith("B is not better: B's audit says INVALID (quick)")
+    assert page.run(answer).startswith("B is not better; B's audit says INVALID (quick)")
+    assert "Welch" not in page.run(answer)
     choose(page, "b", "Delta audited")
     assert ["muon_lr", "–", "0.03"] in page.run(rows)
     choose(page, "a", "Delta audited")

@@ -11,8 +11,9 @@ from board_support import NASTY, site
 from records_support import FakeRun
 
 from eval.papers.rendering.entries import collect
+from eval.papers.rendering.listing import settings_of
 from eval.papers.rendering.pages import ASSETS, byte_bars, pages
-from eval.papers.rendering.tensors import MAGIC, SIZES, read_artifact
+from eval.papers.rendering.tensors import MAGIC, SIZES, Artifact, read_artifact
 
 __all__ = ["site"]  # a fixture
 
@@ -49,7 +50,8 @@ def test_a_record_is_held_against_its_base(page):
     assert (
         '<a href="../../pages/track_docs_cpu/2026-11-25_beta-record.html">Beta record</a>' in base
     )
-    assert "It scores 0.30000 more bits per byte. Better than its base? Not better" in base
+    assert "It scores 0.30000 more bits per byte. Is it (B) better than its base (A)?" in base
+    assert "Not better; below the bar" in base
     rows = [cells(row) for row in ROW.findall(base)]
     assert rows == [
         ["setting", "2026-11-25_beta-record", "2026-11-27_delta-audited"],
@@ -106,6 +108,18 @@ def test_an_authors_words_are_rendered_without_tags_of_theirs(site, tmp_path):
 
 
 # --- Artifacts ---
+
+
+def test_settings_inside_an_artifact_are_text_of_others(site):
+    entries, _ = collect(site / "records")
+    entry = entries[0]
+    inside = {"ok": 2, "\ud800": "\ud800<b>", "long": "x" * 1000}
+    entry.__dict__["artifact"] = Artifact(1, (), inside)
+    settings = settings_of(entry)
+    assert settings["ok"] == "2"
+    assert len(settings["long"]) == 100
+    page = pages(entries, {})[f"pages/{entry.place}.html"]
+    assert "\\ud800&lt;b&gt;" in page.encode().decode()
 
 
 def packed(tensors, payload, version=3):

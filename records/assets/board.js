@@ -57,7 +57,7 @@ function auditCell(record) {
 
 function nameCell(record) {
   const link = element("a", {href: record.page, textContent: record.name});
-  return element("div", {className: record.status}, link, small(record.blurb));
+  return element("div", {className: record.status}, link, element("small", {className: "blurb", textContent: record.blurb, title: record.blurb}));
 }
 
 function pickCell(record, box) {
@@ -206,8 +206,10 @@ function contestText(a, b) {
   if (a === b) return "Choose two records.";
   const contest = contests[`${a.number}|${b.number}`];
   if (contest.problem) return contest.problem;
-  const p = value => value === null ? "not tested" : value < 1e-4 ? value.toExponential(1) : value.toFixed(4);
-  return `B is ${contest.answer === "cannot tell" ? "better? Cannot tell" : contest.answer}: ${contest.reason}. Gain of B ${contest.gain.toFixed(5)} bits per byte; one-sided Welch p ${p(contest.p)} (no gain), ${p(contest.p_bar)} (a gain within the bar).`;
+  const answer = contest.answer === "cannot tell" ? "Whether B is better: cannot tell" : `B is ${contest.answer}`;
+  const p = value => value < 1e-4 ? value.toExponential(1) : value.toFixed(4);
+  const test = contest.p === null ? "" : ` One-sided Welch: p ${p(contest.p)} of no gain, ${p(contest.p_bar)} of a gain within the bar.`;
+  return `${answer}; ${contest.reason}. Gain of B: ${contest.gain.toFixed(5)} bits per byte.${test}`;
 }
 
 function drawSides() {

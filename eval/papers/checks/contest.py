@@ -40,6 +40,11 @@ class Contest:
         return self.test.difference / self.tokens_per_byte
 
     @property
+    def refuted(self) -> bool:
+        """Whether an audit decided, so that no test of the numbers means anything."""
+        return REJECTED in (self.audit_a.status, self.audit_b.status)
+
+    @property
     def unaudited(self) -> list[str]:
         """Names of the sides whose numbers no audit covers."""
         sides = ((self.a, self.audit_a), (self.b, self.audit_b))

@@ -33,7 +33,10 @@ def _after_the_path(error: UserError) -> str:
 
 
 def contest(a: Side | str, b: Side | str) -> dict[str, Any]:
-    """`answer` with its `reason`, `gain` in bits per byte, `p` and `p_bar`; or the `problem`."""
+    """`answer` with its `reason`, `gain` in bits per byte, `p` and `p_bar`; or the `problem`.
+
+    Both p are None where no test is possible, or where an audit refutes a side.
+    """
     if isinstance(a, str) or isinstance(b, str):
         return {"problem": a if isinstance(a, str) else b}
     try:
@@ -44,6 +47,6 @@ def contest(a: Side | str, b: Side | str) -> dict[str, Any]:
         "answer": found.answer,
         "reason": found.reason,
         "gain": found.test.difference / LN2,
-        "p": found.test.p,
-        "p_bar": found.test.p_bar,
+        "p": None if found.refuted else found.test.p,
+        "p_bar": None if found.refuted else found.test.p_bar,
     }

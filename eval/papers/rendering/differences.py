@@ -62,8 +62,8 @@ def improvement(found: dict[str, Any] | None) -> str:
     p = found["p_bar"]
     tested = "" if p is None else f", p {p:.2g} of a gain within the bar"
     return (
-        f"It scores {_signed(found['gain'])} bits per byte. Better than its base? "
-        f"{str(found['answer']).capitalize()}: {found['reason']}{tested}."
+        f"It scores {_signed(found['gain'])} bits per byte. Is it (B) better than its base (A)? "
+        f"{str(found['answer']).capitalize()}; {found['reason']}{tested}."
     )
 
 

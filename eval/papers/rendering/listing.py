@@ -6,10 +6,12 @@ from typing import Any
 
 from eval.papers.logs.log import Log, Step
 from eval.papers.rendering.entries import Entry, boards, ranks
+from eval.papers.rendering.tables import printable
 
 JSON_SCHEMA = 1  # changes when a key changes its meaning
 # Per seed. That is finer than a phone's pixels; a hundred records still make a page of a few MB.
 CURVE_POINTS = 240
+LONGEST_SETTING = 100  # characters of a value inside an artifact, which anybody may have written
 
 # What `compare A B` says of two records of a board, by the places of A and B below records/.
 Contests = dict[tuple[str, str], dict[str, Any]]
@@ -145,5 +147,6 @@ def settings_of(entry: Entry) -> dict[str, str]:
             settings[name] = value
     inside = entry.artifact.settings if entry.artifact else {}
     for name, value in inside.items():
-        settings.setdefault(str(name), json.dumps(value, ensure_ascii=False))
+        shown = json.dumps(value, ensure_ascii=False)
+        settings.setdefault(printable(str(name)), printable(shown[:LONGEST_SETTING]))
     return settings

@@ -310,7 +310,7 @@ def byte_bars(entry: Entry) -> dict[str, Any] | None:
         bars.append(bar)
     track = TRACKS.get(entry.track)
     cap = f" of {track.bytes_cap:,} allowed" if track else ""
-    caption = f"{total:,}{cap}, largest seed, by group of tensors"
+    caption = f"{total:,}{cap}, largest seed" + ("" if note else ", by group of tensors")
     return {"caption": caption, "bars": bars, "note": note}
 
 

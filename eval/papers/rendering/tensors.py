@@ -18,6 +18,7 @@ MAGIC = b"PGOLFART"
 VERSION = 3
 SIZES = struct.Struct("<IIQ")  # version, bytes of the header, bytes of the payload
 PLANE = struct.Struct("<I")  # bytes of the coded plane that follows; 0 for a plane as it is
+SETTINGS = ("config", "model", "scoring")  # groups of a header, of version 1 and of later ones
 VALUE_PLANES = {"fp32": 4, "fp16": 2, "bf16": 2}  # bytes of a value; integer symbols have one
 SCALE_PLANES = 2  # bytes of a row's scale, which only integer symbols have
 # What a layer's number and the kind of a tensor add to the name of its group.
@@ -48,7 +49,7 @@ class Artifact:
     """An artifact as it lies on the disk.
 
     `groups` are largest first and end with what belongs to no tensor; none where the container is
-    unknown. `settings` are those of the model; none where the file states none.
+    unknown. `settings` are those of model and scoring; none where the file states none.
     """
 
     size: int
@@ -62,8 +63,8 @@ def read_artifact(data: bytes) -> Artifact:
     try:
         if data.startswith(MAGIC):
             header = _header(data)
-            model = header.get("model", header.get("config"))
-            settings = model if isinstance(model, dict) else {}
+            for group in SETTINGS:
+                settings |= header.get(group, {})
             tensors = list(_coded_tensors(data, header))
         else:
             tensors = list(_zipped_tensors(data))

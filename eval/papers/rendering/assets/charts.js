@@ -91,12 +91,13 @@ function curvesOf(series, kind, wanted) {
   return [{seed: `mean of ${all.length}`, points}];
 }
 
+// Later records are drawn above earlier ones, so that their dashes let an equal curve be seen.
 function lossSets(picked, state) {
   const column = state.axis === "seconds" ? 1 : 0;
   const drawn = point => point[column] !== null && !(state.logx === "1" && point[column] <= 0);
   const sets = [];
   for (const {series, slot} of picked) {
-    const look = {borderColor: colourOf(slot), backgroundColor: colourOf(slot), borderWidth: 1.7, borderDash: DASHES[slot], record: series.id};
+    const look = {borderColor: colourOf(slot), backgroundColor: colourOf(slot), borderWidth: 1.7, borderDash: DASHES[slot], order: -slot, record: series.id};
     for (const [kind, more] of [["train", {showLine: true, pointRadius: 0}], ["val", {showLine: false, pointRadius: 4.5, pointStyle: MARKERS[slot], borderDash: []}]]) {
       for (const curve of curvesOf(series, kind, state.seeds)) {
         const points = curve.points.filter(drawn).map(point => ({x: point[column], y: point[2]}));
