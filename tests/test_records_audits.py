@@ -9,7 +9,7 @@ from records_support import audit, cli, pack_three, three_seeds
 
 from eval.commands import pack
 from eval.papers.audits.report import Finding, TestResult
-from eval.papers.audits.standing import reason_of
+from eval.papers.audits.standing import UNAUDITED, reason_of
 from eval.papers.checks.run import check_folder
 from eval.papers.folder import open_record
 from eval.papers.rendering.audits import figure
@@ -96,6 +96,22 @@ def changed_rows(folder, name, **change) -> list[dict]:
     return [row | change for row in json.loads((folder / "audit.json").read_text())[name]]
 
 
+def test_an_audit_that_tells_too_little_refutes_nothing_and_gives_no_rank(record):
+    """One seed of three at the level quick, or tests that did not run."""
+    audit(record, "PASS")
+    cli(pack, "--refresh", record)
+    rewrite_audit(record, scores=changed_rows(record, "scores")[:1])
+    assert verdicts(record) == {}
+    open_questions = verdicts(record, Verdict.CANNOT_TELL)
+    assert "level quick scored 1 of 3 seeds" in open_questions["audit"]
+    tests = changed_rows(record, "tests")
+    tests[0] |= {"verdict": "NOT RUN", "reason": "interrupted", "unfinished": "interrupted"}
+    rewrite_audit(record, tests=tests, verdict="INCOMPLETE")
+    assert "audit" not in verdicts(record)
+    assert "future did not run" in verdicts(record, Verdict.CANNOT_TELL)["audit"]
+    assert open_record(record).standing.status == UNAUDITED
+
+
 @pytest.mark.parametrize(
     ("change", "text"),
     [
@@ -104,7 +120,10 @@ def changed_rows(folder, name, **change) -> list[dict]:
             lambda f: {"scores": []},
             "scores: expected one for each of the seeds 1337, 42, 2025, found none",
         ),
-        (lambda f: {"scores": changed_rows(f, "scores")[:2]}, "scores: expected one for each"),
+        (
+            lambda f: {"scores": changed_rows(f, "scores")[:2], "level": "full"},
+            "scores: expected one for each",
+        ),
         (
             lambda f: {"scores": changed_rows(f, "scores", seed="7", artifact_sha256="0" * 64)},
             "seed: expected one of 1337, 42, 2025, found 7",

@@ -28,7 +28,7 @@ from eval.papers.submission.schema import (
     Submission,
     allowed_difference,
 )
-from eval.rules import Rules, load_rules
+from eval.rules import Rules, Verdict, load_rules
 
 NO_SANDBOX = ("", "none", "not needed")
 SHA256_DIGITS = 64
@@ -94,6 +94,20 @@ def mismatch(report: AuditReport, files: Files, submission: Submission) -> str |
     Says nothing about who wrote the report: only auditing again does.
     """
     return next(ReportInFolder(report, files, submission).differences(), None)
+
+
+def too_little(report: AuditReport, submission: Submission) -> str | None:
+    """Why a report that contradicts nothing is not enough; None where it is.
+
+    Tests are missing, or the level quick has scored one seed of several."""
+    if report.verdict == Verdict.INCOMPLETE:
+        names = ", ".join(test.name for test in report.missing)
+        return f"INCOMPLETE, level {report.level}: {names} did not run"
+    scored = {score.seed for score in report.scores}
+    stated = {str(seed) for seed in submission.seeds}
+    if report.level == "quick" and scored and scored < stated:
+        return f"level quick scored {len(scored)} of {len(stated)} seeds"
+    return None
 
 
 @dataclass(frozen=True)

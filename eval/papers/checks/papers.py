@@ -154,9 +154,14 @@ def check_audit(record: Record) -> Iterator[Check]:
         return
     if AUDIT_TEXT not in record.names:
         yield fails("audit", f"{AUDIT_TEXT} is missing beside {AUDIT_FILE}; audit again")
-    from eval.papers.audits.reading import audit_findings, mismatch
+    from eval.papers.audits.reading import audit_findings, mismatch, too_little
 
     why = mismatch(audit, record.files, submission)
+    short = too_little(audit, submission)
+    if why and short and why.startswith(("tests:", "scores:")):
+        told = f"{short}; {advice} --full"
+        yield cannot_tell("audit", told, severity=Severity.NOTE)
+        return
     if why:
         fact = cite_audit(record, why.partition(":")[0])
         yield fails(
