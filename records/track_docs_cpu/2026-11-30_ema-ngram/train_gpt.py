@@ -1340,7 +1340,8 @@ class Block(nn.Module):
         if cfg.phase_init:
             depth = layer / max(1, cfg.num_layers - 1)
             keep = 1 / (1 + math.exp(-3 * (depth - 0.5)))
-        self.mix = nn.Parameter(torch.tensor([[keep], [1 - keep]]).repeat(1, cfg.model_dim))
+        self.mix = nn.Parameter(torch.full((2, cfg.model_dim), keep))
+        nn.init.constant_(self.mix[1], 1 - keep)
         self.attention_scale = nn.Parameter(torch.ones(cfg.model_dim))
         self.mlp_scale = nn.Parameter(torch.ones(cfg.model_dim))
 
@@ -1357,11 +1358,12 @@ class Block(nn.Module):
         return torch.addcmul(x, self.mlp_scale.to(dtype), self.mlp(rms_norm(x)))
 
 
-def overtone_embedding(vocab_size: int, dim: int, std: float) -> Tensor:
+@torch.no_grad()
+def overtone_(weight: Tensor, std: float) -> None:
     """Random [V, D] with singular values S_k = S_1 k^(-1/2), the decay of trained embeddings."""
-    u, s, vh = torch.linalg.svd(torch.randn(vocab_size, dim) * std, full_matrices=False)
+    u, s, vh = torch.linalg.svd(torch.randn(weight.shape) * std, full_matrices=False)
     overtones = s[0] * torch.arange(1, len(s) + 1).rsqrt()
-    return u * overtones @ vh
+    weight.copy_(u * overtones @ vh)
 
 
 class GPT(nn.Module):
@@ -1375,9 +1377,11 @@ class GPT(nn.Module):
         super().__init__()
         self.cfg = cfg
         self.plan = plan_depth(cfg)
-        embedding = overtone_embedding(cfg.vocab_size, cfg.model_dim, cfg.embed_init_std)
-        self.embed = nn.Parameter(embedding)
-        self.bigram = nn.Parameter(torch.randn(cfg.bigram_buckets, cfg.bigram_dim) * 0.01)
+        self.embed = nn.Parameter(torch.empty(cfg.vocab_size, cfg.model_dim))
+        self.bigram = nn.Parameter(torch.empty(cfg.bigram_buckets, cfg.bigram_dim))
+        if not self.embed.is_meta:  # torch's arithmetic on bare shapes would load its compiler
+            overtone_(self.embed, cfg.embed_init_std)
+            nn.init.normal_(self.bigram, std=0.01)
         self.bigram_proj = Linear(cfg.bigram_dim, cfg.model_dim)
         self.smear = nn.Parameter(torch.full((cfg.model_dim,), 3.0))
         self.enrich_in = Linear(cfg.model_dim, cfg.pre_enrich_hidden)
@@ -2192,6 +2196,29 @@ def final_scores(
         chain_V = probe_chain(tokens_N, i, p_V, n_max)
         probes[i] = log_mix(alpha_N[i], log_model_V, chain_V)
     return nll_N[:-1], probes
+
+
+def mix_streams(
+    scores: Sequence[StreamScores], streams: Sequence[np.ndarray], cfg: Config, ranks: Ranks
+) -> Iterator[tuple[Tensor, dict[int, Tensor]]]:
+    """`final_scores` of every stream, in order.
+
+    A stream of several blocks has them worked on side by side. Shorter streams are side by side
+    themselves.
+    """
+
+    def mix(pair: tuple[StreamScores, np.ndarray]) -> tuple[Tensor, dict[int, Tensor]]:
+        return final_scores(*pair, cfg)
+
+    def is_long(pair: tuple[StreamScores, np.ndarray]) -> bool:
+        return len(pair[1]) > COUNT_CHUNK
+
+    for long, group in itertools.groupby(zip(scores, streams, strict=True), is_long):
+        if long:
+            for stream_scores, stream in group:
+                yield final_scores(stream_scores, stream, cfg, ranks.map)
+        else:
+            yield from ranks.map(mix, list(group))
 
 
 # --- 10. Export ---
@@ -3290,8 +3317,8 @@ def command_score(argv: Sequence[str]) -> None:
         scores = score_streams(model, list(streams.values()), cfg.scoring, ranks, wanted)
         if ranks.rank != 0:
             return
-        for (stem, stream), stream_scores in zip(streams.items(), scores, strict=True):
-            nll, distributions = final_scores(stream_scores, stream, cfg, ranks.map)
+        mixed = mix_streams(scores, list(streams.values()), cfg, ranks)
+        for stem, (nll, distributions) in zip(streams, mixed, strict=True):
             write_array(args.out / f"{stem}.nll.npy", nll)
             if stem in probes:
                 rows = [distributions[i] for i in probes[stem]]
