@@ -253,7 +253,7 @@ def test_a_view_can_be_sent(page, site):
     assert page.run("document.getElementById('axis').value") == "seconds"
     assert page.run("document.getElementById('b').selectedOptions[0].text") == "Beta record"
     assert page.run(NAMES)[0] == "Beta record"
-    start(page, site, state="board=none&series=x,y&zoom=&sort=bad-bad&a=nobody")
+    start(page, site, state="board=none&series=x,y&zoom=1,x&smooth=9&axis=z&sort=b-d&a=me")
     assert page.run(NAMES)[0] == "Delta audited"
 
 

@@ -1,8 +1,8 @@
 "use strict";
 // What the pages share: theme, colours, and the chart of losses.
 
-// Eight colours for each ground. Chosen so that the smallest distance of any two in OKLab, as seen with
-// normal sight, protanopia, deuteranopia and (weighted) tritanopia, is as large as it can be at a contrast of 3.
+// Eight colours for each ground, found by search: the smallest distance of any two in OKLab, as seen
+// with normal sight, protanopia, deuteranopia and tritanopia, is large, and their contrast is above 3.
 const COLOURS = {
   light: ["#0000dd", "#dd7700", "#550000", "#5577ff", "#bb1111", "#aa88aa", "#002266", "#775588"],
   dark: ["#ff9900", "#99ffff", "#ee1111", "#aa88ff", "#ffff66", "#338888", "#55ccbb", "#9933dd"],
@@ -25,9 +25,14 @@ function element(tag, properties = {}, ...children) {
 }
 
 function startTheme(redraw) {
-  const set = name => { document.documentElement.dataset.theme = name; redraw(); };
+  const set = name => {
+    document.documentElement.dataset.theme = name;
+    redraw();
+  };
   $("theme").addEventListener("click", () => set(theme() === "dark" ? "light" : "dark"));
-  document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light";
+  document.documentElement.dataset.theme = matchMedia("(prefers-color-scheme: dark)").matches
+    ? "dark"
+    : "light";
   Chart.defaults.font.family = getComputedStyle(document.body).fontFamily;
 }
 
@@ -35,7 +40,8 @@ function startTheme(redraw) {
 
 function readState(defaults) {
   const state = {...defaults};
-  for (const [key, text] of new URLSearchParams(location.hash.slice(1))) if (key in defaults) state[key] = text;
+  for (const [key, text] of new URLSearchParams(location.hash.slice(1)))
+    if (key in defaults) state[key] = text;
   return state;
 }
 
@@ -50,7 +56,13 @@ function writeState(state, defaults) {
 function axis(title, range = {}, logarithmic = false, ticks = {}) {
   const grid = {color: css("--line")};
   const named = {display: true, text: title, color: css("--muted")};
-  const shown = {color: css("--muted"), maxRotation: 0, autoSkipPadding: 18, includeBounds: false, ...ticks};
+  const shown = {
+    color: css("--muted"),
+    maxRotation: 0,
+    autoSkipPadding: 18,
+    includeBounds: false,
+    ...ticks,
+  };
   return {type: logarithmic ? "logarithmic" : "linear", grid, title: named, ticks: shown, ...range};
 }
 
@@ -58,21 +70,29 @@ const charts = {};
 function draw(id, datasets, scales, tooltip, zoom = {}) {
   charts[id]?.destroy();
   charts[id] = new Chart($(id), {
-    type: "scatter", data: {datasets},
+    type: "scatter",
+    data: {datasets},
     options: {
-      animation: false, responsive: true, maintainAspectRatio: false, interaction: {mode: "nearest", intersect: false},
-      scales, plugins: {legend: {display: false}, tooltip: {callbacks: tooltip}, zoom},
+      animation: false,
+      responsive: true,
+      maintainAspectRatio: false,
+      interaction: {mode: "nearest", intersect: false},
+      scales,
+      plugins: {legend: {display: false}, tooltip: {callbacks: tooltip}, zoom},
     },
   });
 }
 
 // --- Losses ---
 
+const LABELS = {train: "", val: "validation, "};
 const CURVES = {axis: "step", seeds: "mean", smooth: "0", logx: "0", logy: "0", zoom: ""};
 
-// An exponential mean without the pull of its start (as Adam's, Kingma and Ba 2015). Points are {x, y}.
+// An exponential mean without the pull of its start (as Adam's, Kingma and Ba 2015).
+// Points are {x, y}.
 function smoothed(points, weight) {
-  let sum = 0, mass = 0;
+  let sum = 0,
+    mass = 0;
   return points.map(point => {
     sum = weight * sum + (1 - weight) * point.y;
     mass = weight * mass + (1 - weight);
@@ -82,27 +102,44 @@ function smoothed(points, weight) {
 
 // One curve of the means where all seeds log the same steps; else every seed's own.
 function curvesOf(series, kind, wanted) {
-  const all = series.curves.map(curve => ({seed: curve.seed, points: curve[kind]})).filter(curve => curve.points.length);
+  const all = series.curves
+    .map(curve => ({name: `seed ${curve.seed ?? "not stated"}`, points: curve[kind]}))
+    .filter(curve => curve.points.length);
   const steps = points => points.map(point => point[0]).join();
   const alike = all.length > 1 && all.every(curve => steps(curve.points) === steps(all[0].points));
   if (wanted !== "mean" || !alike) return all;
-  const mean = values => values.some(value => value === null) ? null : values.reduce((a, b) => a + b, 0) / values.length;
-  const points = all[0].points.map((point, i) => [point[0], mean(all.map(c => c.points[i][1])), mean(all.map(c => c.points[i][2]))]);
-  return [{seed: `mean of ${all.length}`, points}];
+  const mean = values =>
+    values.some(value => value === null) ? null : values.reduce((a, b) => a + b, 0) / values.length;
+  const points = all[0].points.map((point, i) => [
+    point[0],
+    mean(all.map(c => c.points[i][1])),
+    mean(all.map(c => c.points[i][2])),
+  ]);
+  return [{name: `mean of ${all.length} seeds`, points}];
 }
 
 // Later records are drawn above earlier ones, so that their dashes let an equal curve be seen.
 function lossSets(picked, state) {
+  const weight = Math.min(0.95, Math.max(0, Number(state.smooth) || 0));
   const column = state.axis === "seconds" ? 1 : 0;
   const drawn = point => point[column] !== null && !(state.logx === "1" && point[column] <= 0);
   const sets = [];
   for (const {series, slot} of picked) {
-    const look = {borderColor: colourOf(slot), backgroundColor: colourOf(slot), borderWidth: 1.7, borderDash: DASHES[slot], order: -slot, record: series.id};
-    for (const [kind, more] of [["train", {showLine: true, pointRadius: 0}], ["val", {showLine: false, pointRadius: 4.5, pointStyle: MARKERS[slot], borderDash: []}]]) {
+    const look = {
+      borderColor: colourOf(slot),
+      backgroundColor: colourOf(slot),
+      borderWidth: 1.7,
+      borderDash: DASHES[slot],
+      order: -slot,
+      record: series.id,
+    };
+    const line = {showLine: true, pointRadius: 0};
+    const mark = {showLine: false, pointRadius: 4.5, pointStyle: MARKERS[slot], borderDash: []};
+    for (const [kind, more] of Object.entries({train: line, val: mark})) {
       for (const curve of curvesOf(series, kind, state.seeds)) {
         const points = curve.points.filter(drawn).map(point => ({x: point[column], y: point[2]}));
-        const data = kind === "train" ? smoothed(points, Number(state.smooth)) : points;
-        const label = `${kind === "val" ? "validation, " : ""}${series.name}, ${/^\d+$/.test(curve.seed) ? "seed " : ""}${curve.seed}`;
+        const data = kind === "train" ? smoothed(points, weight) : points;
+        const label = `${LABELS[kind]}${series.name}, ${curve.name}`;
         sets.push({...look, ...more, label, data});
       }
     }
@@ -110,40 +147,64 @@ function lossSets(picked, state) {
   return sets;
 }
 
-// The axis's own range: the first steps may jump far above a uniform guess and would flatten all that follows.
+// The axis's own range: the first steps may jump far above a uniform guess and would flatten all
+// that follows.
 function lossRange(sets) {
   const losses = sets.flatMap(set => set.data.map(point => point.y)).sort((a, b) => a - b);
   if (!losses.length) return {};
-  const top = losses[Math.floor(0.97 * (losses.length - 1))], low = losses[0], room = 0.04 * (top - low || 1);
+  const low = losses[0];
+  const top = losses[Math.floor(0.97 * (losses.length - 1))];
+  const room = 0.04 * (top - low || 1);
   return {min: Math.max(low - room, low / 2), max: top + room};
+}
+
+// [x min, x max, y min, y max] of an address, null where it says nothing of the kind.
+function zoomOf(text) {
+  const numbers = text.split(",").map(Number);
+  return numbers.length === 4 && numbers.every(Number.isFinite) ? numbers : null;
 }
 
 function drawLosses(picked, state, changed) {
   const sets = lossSets(picked, state);
-  const [x0, x1, y0, y1] = state.zoom ? state.zoom.split(",").map(Number) : [];
-  const x = state.zoom ? {min: x0, max: x1} : {};
-  const y = state.zoom ? {min: y0, max: y1} : lossRange(sets);
+  const zoomed = zoomOf(state.zoom);
+  const x = zoomed ? {min: zoomed[0], max: zoomed[1]} : {};
+  const y = zoomed ? {min: zoomed[2], max: zoomed[3]} : lossRange(sets);
   const scales = {
     x: axis(state.axis === "seconds" ? "training time, s" : "step", x, state.logx === "1"),
     y: axis("loss, nats per token", y, state.logy === "1"),
   };
-  const tooltip = {label: item => `${item.dataset.label}: ${item.parsed.y.toFixed(4)} at ${integer.format(item.parsed.x)}`};
+  const tooltip = {
+    label: item =>
+      `${item.dataset.label}: ${item.parsed.y.toFixed(4)} at ${integer.format(item.parsed.x)}`,
+  };
   const remember = ({chart}) => {
     const {x, y} = chart.scales;
     state.zoom = [x.min, x.max, y.min, y.max].map(value => value.toPrecision(6)).join();
-    setTimeout(changed);  // the chart that calls is thrown away
+    setTimeout(changed); // the chart that calls is thrown away
   };
-  const zoom = {zoom: {drag: {enabled: true}, mode: "xy", onZoomComplete: remember}, pan: {enabled: true, modifierKey: "shift", mode: "xy", onPanComplete: remember}};
+  const zoom = {
+    zoom: {drag: {enabled: true}, mode: "xy", onZoomComplete: remember},
+    pan: {enabled: true, modifierKey: "shift", mode: "xy", onPanComplete: remember},
+  };
   draw("curves", sets, scales, tooltip, zoom);
   $("legend").replaceChildren(...picked.map(({series, slot}) => legendEntry(series.name, slot)));
-  $("reset").hidden = !state.zoom;
+  $("reset").hidden = !zoomed;
 }
 
 function legendEntry(name, slot) {
   const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
-  svg.setAttribute("width", "34"); svg.setAttribute("height", "10");
+  svg.setAttribute("width", "34");
+  svg.setAttribute("height", "10");
   const line = document.createElementNS("http://www.w3.org/2000/svg", "line");
-  const look = {x1: 0, x2: 34, y1: 5, y2: 5, stroke: colourOf(slot), "stroke-width": 2.5, "stroke-dasharray": DASHES[slot].join(" ")};
+  const look = {
+    x1: 0,
+    x2: 34,
+    y1: 5,
+    y2: 5,
+    stroke: colourOf(slot),
+    "stroke-width": 2.5,
+    "stroke-dasharray": DASHES[slot].join(" "),
+  };
   for (const [key, value] of Object.entries(look)) line.setAttribute(key, value);
   svg.append(line);
   return element("li", {title: name}, svg, element("span", {textContent: name}));
@@ -161,7 +222,13 @@ function startCurves(state, changed) {
   }
   for (const key of ["logx", "logy"]) {
     $(key).checked = state[key] === "1";
-    $(key).addEventListener("change", event => { state[key] = event.target.checked ? "1" : "0"; changed(); });
+    $(key).addEventListener("change", event => {
+      state[key] = event.target.checked ? "1" : "0";
+      changed();
+    });
   }
-  $("reset").addEventListener("click", () => { state.zoom = ""; changed(); });
+  $("reset").addEventListener("click", () => {
+    state.zoom = "";
+    changed();
+  });
 }
