@@ -48,6 +48,14 @@ for path in map(Path, a.tokens):
 """
 
 
+def tiny_dataset(root: Path) -> Path:
+    """20 validation and 40 training documents of a few words."""
+    rng = np.random.default_rng(0)
+    words = ["alpha", "beta", "gamma", "delta", "of", "the", "is"]
+    texts = [" ".join(rng.choice(words, size=rng.integers(10, 60))) + "." for _ in range(60)]
+    return write_dataset(root, texts[:20], texts[20:])
+
+
 def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:
     """A dataset folder with a byte vocabulary: id = 4 + byte, BOS before each document."""
     folder = root / "datasets" / "tiny"

@@ -4,25 +4,23 @@ What a reviewer types, what the report says, and what a scorer that breaks the c
 """
 
 import json
-import os
 import re
 import shutil
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from audit_support import judge, record, write_dataset
+from audit_support import judge, record, tiny_dataset
 
 from eval.__main__ import main
 from eval.commands import audit as audit_command
 from eval.errors import UserError
 from eval.papers.audits.reading import read_audit
-from eval.papers.audits.report import TEST_NAMES, AuditReport
-from eval.papers.folder import GIVEN
+from eval.papers.audits.report import TEST_NAMES, AuditReport, SeedScore
+from eval.papers.folder import GIVEN, open_for_trial
 from eval.papers.rendering.audits import write_audit
 from eval.papers.submission.schema import TRACKS, Environment
 from eval.rules import Verdict, load_rules
@@ -30,10 +28,12 @@ from eval.text.corpus.dataset import Dataset, shard_bytes
 from eval.trial.audit.audit import STOPPED_BY_HAND
 from eval.trial.audit.budget import judge_clock, over_the_clock
 from eval.trial.audit.collector import Collector
+from eval.trial.audit.evidence import judge_score, repetition
 from eval.trial.runner import claims
 from eval.trial.runner.claims import name_given_artifact
-from eval.trial.runner.scorer import Scorer, Stream
+from eval.trial.runner.scorer import RunFailed, Scorer, Stream
 from eval.trial.sandbox import running as sandbox
+from eval.trial.sandbox.job import Outcome
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from build import Workshop
@@ -48,137 +48,7 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory) -> Path:
-    rng = np.random.default_rng(0)
-    words = ["alpha", "beta", "gamma", "delta", "of", "the", "is"]
-    texts = [" ".join(rng.choice(words, size=rng.integers(10, 60))) + "." for _ in range(60)]
-    return write_dataset(tmp_path_factory.mktemp("tiny"), texts[:20], texts[20:])
-
-
-def test_uniform_is_valid_and_its_bits_are_known(tmp_path, tiny):
-    """log2 260 bits for each target: 8.022 bits per byte but for the BOS, which is no byte."""
-    without_papers = [name for name in TEST_NAMES if name != "evidence"]
-    report = judge(record(tmp_path / "r"), tiny, *without_papers)
-    verdicts = {name: report[name].verdict for name in without_papers}
-    assert verdicts == dict.fromkeys(without_papers, "PASS"), report
-    split = Dataset(tiny).split("val")
-    (score,) = report.scores
-    assert score.scored_tokens == len(split.tokens) - 1
-    assert score.scored_bytes == len(split.tokens) - 20
-    bits = np.log2(260) * score.scored_tokens
-    assert score.val_bpb == pytest.approx(bits / score.scored_bytes, rel=1e-12)
-    assert report["normalisation"].figures["largest_sum"] == pytest.approx(1, abs=1e-12)
-
-
-BROKEN = {
-    "not a number": ("nll[3] = np.nan", "nll[3] is nan"),
-    "infinite": ("nll[3] = np.inf", "nll[3] is inf"),
-    "negative": ("nll[3] = -0.5", "nll[3] = -0.5 is negative: a probability above 1"),
-    "short": ("nll = nll[:-1]", "nll has shape"),
-    "long": ("nll = np.append(nll, 0)", "nll has shape"),
-    "single precision": ("nll = nll.astype(np.float32)", "nll has dtype float32, expected float64"),
-    "a pickle": ("nll = np.array([object()] * len(nll), dtype=object)", "is no plain array"),
-    "not written": ("continue", "no nll file was written"),
-    "a symbolic link": (
-        "os.symlink('/etc/passwd', Path(a.out, path.stem + '.nll.npy')); continue",
-        "nll file is a symbolic link",
-    ),
-    "failing": ("sys.exit(3)", "exit code 3"),
-    "no rows": ("probes = {}", "no probe file was written"),
-    "rows of another shape": ("row = row[:, :-1]", "probe has shape"),
-}
-
-
-@pytest.mark.parametrize("kind", BROKEN)
-def test_broken_output_is_invalid_and_said_plainly(tmp_path, tiny, kind):
-    change, complaint = BROKEN[kind]
-    report = judge(record(tmp_path / "r", change), tiny, "coverage", "normalisation")
-    assert report.verdict == "INVALID"
-    assert complaint in " ".join(f.found for f in report["coverage"].findings), report["coverage"]
-
-
-def test_a_pickle_is_never_loaded(tmp_path, tiny):
-    """An output that would write a file when unpickled: refused, and not executed."""
-    trace = Path(tempfile.gettempdir()) / f"unpickled-{os.getpid()}"
-    change = f"""
-class Evil:
-    def __reduce__(self):
-        return (open, ({str(trace)!r}, "w"))
-evil = np.array([Evil()], dtype=object)
-np.save(Path(a.out, path.stem + ".nll.npy"), evil, allow_pickle=True)
-continue"""
-    assert judge(record(tmp_path / "r", change), tiny, "coverage").verdict == "INVALID"
-    assert not trace.exists()
-
-
-NOISE = "nll += np.random.default_rng().normal(0, {sigma}, len(nll))"
-
-
-def test_noise_that_no_one_can_audit_is_invalid(tmp_path, tiny):
-    folder = record(tmp_path / "r", NOISE.format(sigma=0.1))
-    report = judge(folder, tiny, "future", "normalisation")
-    assert report["future"].verdict == "INVALID"
-    assert "the same run twice" in report["future"].reason
-
-
-def test_small_noise_widens_the_tolerance_and_is_stated(tmp_path, tiny):
-    """Noise of 0.002 nats, as kernels make that add in another order.
-
-    It is accepted, with the measured floor in the report."""
-    folder = record(tmp_path / "r", NOISE.format(sigma=0.002))
-    report = judge(folder, tiny, "future", "normalisation", "documents")
-    assert (report["future"].verdict, report["normalisation"].verdict) == ("PASS", "PASS"), report
-    assert 0.004 < report["future"].figures["noise_floor_nats"] < 0.02
-    assert "between reruns of equal streams" in report["future"].tolerance_source
-
-
-def test_a_large_leak_does_not_hide_behind_small_noise(tmp_path, tiny):
-    change = NOISE.format(sigma=0.002) + "\nnll[:-1] -= 0.3 * (x[2:] == 4 + 32)"
-    assert judge(record(tmp_path / "r", change), tiny, "future").verdict == "INVALID"
-
-
-JITTER = """
-rng = np.random.default_rng()
-nll += 0.04 * rng.choice([-1, 1], len(nll)) * (rng.random(len(nll)) < 0.02)
-"""
-
-
-def test_jitter_buys_no_room_for_a_gain(tmp_path, tiny):
-    """Every single difference of 0.08 nats from the rows is within the scorer's own noise.
-
-    Their mean is not."""
-    report = judge(record(tmp_path / "r", JITTER + "nll -= 0.08"), tiny, "normalisation")
-    wrong = report["normalisation"].findings
-    assert any("mean of" in finding.where for finding in wrong), wrong
-    assert not any("its own row" in finding.expected for finding in wrong), wrong
-
-
-def test_a_small_look_ahead_in_jitter_shows_in_the_mean(tmp_path, tiny):
-    """Pays less where the token after the next is ASCII.
-
-    Real text is, and half of what the uniform row gives is not."""
-    folder = record(tmp_path / "r", JITTER + "nll[:-1] -= 0.07 * (x[2:] < 4 + 128)")
-    quick = load_rules().profile["quick"]  # a mean of few differences would not show it
-    wrong = judge(folder, tiny, "future", profile=quick)["future"].findings
-    assert any("mean of" in finding.where for finding in wrong), wrong
-
-
-def test_jitter_beyond_bfloat16_is_a_warning(tmp_path, tiny):
-    # As many places each time, so that between two runs more than 1 % and less than 5 % of the
-    # losses differ, and none in short streams: a sweep over the vocabulary would add up its cost.
-    jitter = """
-count = int(0.012 * len(nll)) * (len(nll) > 1000)
-nll[np.random.default_rng().choice(len(nll), count, replace=False)] += 0.07
-"""
-    report = judge(record(tmp_path / "r", jitter), tiny, "future", "normalisation")
-    assert (report["future"].verdict, report["normalisation"].verdict) == ("WARN", "PASS"), report
-    assert "more than bfloat16 kernels explain" in report["future"].reason
-
-
-def test_running_without_a_sandbox_is_stated(tmp_path, tiny):
-    report = judge(record(tmp_path / "r"), tiny, "isolation", "coverage", mechanism="none")
-    assert report.sandbox == "none"
-    assert report["isolation"].verdict == "NOT RUN"
-    assert "--no-sandbox" in report["isolation"].reason
+    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
 
 
 # --- A record with papers ---
@@ -412,6 +282,55 @@ def test_the_referees_own_time_limit_is_no_verdict(tmp_path, tiny, capsys):
         assert "pass --wall-seconds" in said
     assert main(["score", str(folder), "--dataset", str(tiny), "--wall-seconds", "0"]) == 2
     assert "--wall-seconds: expected a number of seconds above 0" in capsys.readouterr().err
+
+
+def test_another_python_is_named_and_refutes_nothing(papers, shop, monkeypatch):
+    """A run that fails, and a score that is not the claimed one, where versions differ."""
+    here = claims.machine() | {"python": "3.99.0"}
+    monkeypatch.setattr(claims, "machine", lambda: here)
+    ended = Outcome("none", 1, 1.0, stderr="ImportError: no such name")
+
+    def fails(self, runs):
+        raise RunFailed(runs[0].label, ended)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scorer, "score_apart", fails)
+        report = judge(papers, shop.corpus.dataset)
+    assert report.verdict == "INCOMPLETE"
+    needs = "needs Python 3.11, as the record states; here is Python 3.99.0"
+    for name in ("coverage", "future", "canary"):
+        assert report[name].verdict == "NOT RUN" and needs in report[name].reason
+    path = papers / "submission.json"
+    stated = json.loads(path.read_text())
+    stated["seed_results"]["1337"]["val_bpb"] -= 0.01
+    path.write_text(json.dumps(stated))
+    held = open_for_trial(papers, None, None)
+    score = SeedScore(
+        seed="1337",
+        artifact_bytes=1,
+        artifact_sha256="0" * 64,
+        val_bpb=stated["val_bpb"],
+        nats=1.0,
+        scored_tokens=1,
+        scored_bytes=1,
+        seconds=1.0,
+    )
+    for machine, verdict in ((here, "NOT RUN"), (here | {"python": "3.11.1"}, "INVALID")):
+        monkeypatch.setattr(claims, "machine", lambda machine=machine: machine)
+        into = Collector("evidence")
+        limit = repetition(held, score, load_rules(), noise=0.0)
+        judge_score(held, score, Dataset(shop.corpus.dataset), limit, into)
+        assert into.result("").verdict == verdict
+
+
+def test_the_claim_may_be_off_by_what_reruns_are_and_no_more_than_another_machine(papers):
+    rules = load_rules()
+    held = open_for_trial(papers, None, None)
+    score = SimpleNamespace(seed="1337", scored_tokens=1000, nats=2000.0)
+    tight = rules.score.relative_same_machine
+    wide = rules.score.relative_elsewhere
+    for noise, expected in ((0.0, tight), (4e-5, 2e-5), (0.05, wide)):
+        assert repetition(held, score, rules, noise).relative == pytest.approx(expected)
 
 
 H100 = "NVIDIA H100 80GB HBM3"

@@ -38,11 +38,14 @@ def one_loss_a_token(stream: Stream) -> Scored:
 
 
 class OneLossAToken:
-    """A scorer; `at_once` is what it says of this machine, `sides` the runs it had side by side."""
+    """A scorer on a machine with room for so many runs; `sides` are those it had side by side."""
 
-    def __init__(self, at_once: int = 1):
-        self.at_once = lambda: at_once
+    def __init__(self, room: int = 1):
+        self.room = room
         self.sides: list[list[str]] = []
+
+    def at_once(self) -> int:
+        return self.room
 
     def score_apart(self, runs: Sequence[Run]) -> list[list[Scored]]:
         self.sides.append([run.label for run in runs])
@@ -52,7 +55,7 @@ class OneLossAToken:
 def test_runs_go_side_by_side_as_far_as_there_is_room():
     told: list[str | int] = []
     judged: list[list[int]] = []
-    scorer = OneLossAToken(at_once=2)
+    scorer = OneLossAToken(room=2)
     watch = SimpleNamespace(begin=told.append, finish=told.append)
     engine = Engine(scorer, Collector("coverage"), watch, np.zeros(9))
     experiments = [Echo(judged, [size]) for size in (2, 3, 4)]
