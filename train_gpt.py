@@ -914,7 +914,9 @@ def environment_report(ranks: Ranks) -> list[str]:
     """The environment line and, where there are GPUs, what nvidia-smi says of them."""
     lines = [environment_line(ranks)]
     if ranks.on_gpu:
-        lines += ["===== nvidia-smi =====", output_of("nvidia-smi"), "===== end nvidia-smi ====="]
+        # its list of processes names folders of this machine
+        listing, _, _ = output_of("nvidia-smi").partition("| Processes:")
+        lines += ["===== nvidia-smi =====", listing.rstrip(), "===== end nvidia-smi ====="]
     return lines
 
 
@@ -2951,12 +2953,16 @@ def warm_up(
     ranks = optimizers.ranks
     generator = torch.Generator().manual_seed(0)
     shape = (rows, cfg.training.train_seq_len + 1)
-    for step in range(cfg.training.warmup_steps):
-        quantised = cfg.training.qat_lr_scale > 0 and step % 2 == 1
-        quantize_matrices(model, formats if quantised else {})
-        tokens = torch.randint(cfg.model.vocab_size, shape, generator=generator).to(ranks.device)
-        training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, ranks)
-        optimizers.step(step, 1.0)
+    steps = cfg.training.warmup_steps
+    with contextlib.closing(Meter("warm-up", steps, ranks.rank == 0)) as meter:
+        for step in range(steps):
+            quantised = cfg.training.qat_lr_scale > 0 and step % 2 == 1
+            quantize_matrices(model, formats if quantised else {})
+            on_host = torch.randint(cfg.model.vocab_size, shape, generator=generator)
+            tokens = on_host.to(ranks.device)
+            training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, ranks)
+            optimizers.step(step, 1.0)
+            meter.advance()
     quantize_matrices(model, {})
     with torch.no_grad():
         torch._foreach_copy_(list(model.parameters()), saved)

@@ -388,6 +388,29 @@ def test_the_contract_gives_the_distribution_of_the_model_where_nothing_is_mixed
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+def test_every_token_is_printed_before_the_next_is_made(record, capsys, monkeypatch):
+    """The text appears as it comes, also in a pipe."""
+    printed_before: list[str] = []
+    flushed: list[str] = []
+    next_logits = ModelAlone.next_logits
+
+    def watched(self, tokens):
+        printed_before.append("".join(flushed))
+        logits = next_logits(self, tokens)
+        forced = torch.full_like(logits, -1e9)
+        forced[ord("a") + len(printed_before) + 3] = 0  # "a", then "b", then "c"
+        return forced
+
+    class Pipe(io.StringIO):
+        def flush(self) -> None:
+            flushed[:] = [self.getvalue()]
+
+    monkeypatch.setattr(ModelAlone, "next_logits", watched)
+    monkeypatch.setattr(sys, "stdout", Pipe())
+    assert main(["generate", str(record), "--prompt", "> ", "--max-new-tokens", "3"]) == 0
+    assert printed_before == ["> ", "> a", "> ab"]
+
+
 @WITH_DOCS_TOKENIZER
 def test_a_committed_record_generates_what_its_own_command_does(capsys):
     folder = next(RECORDS.glob("*_wikigpt"))

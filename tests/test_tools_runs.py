@@ -98,10 +98,47 @@ def test_half_a_line_in_metrics_is_left_out(runs):
     assert [(point.step, point.train_loss) for point in found.points] == [(10, 4.9)]
 
 
+@pytest.mark.parametrize("name", ["train.log", "metrics.jsonl"])
+def test_a_run_is_read_wherever_its_files_end(name, tmp_path):
+    """Every reader meets files that are being written."""
+    fake(tmp_path, 1, 1.5)
+    metrics = b"".join(map(metrics_line, range(10, 60, 10)))
+    (tmp_path / "metrics.jsonl").write_bytes(metrics)
+    whole = (tmp_path / name).read_bytes()
+    for size in {*range(0, len(whole), 61), len(whole) - 1}:
+        (tmp_path / name).write_bytes(whole[:size])
+        found = read_run(tmp_path)
+        assert terminal(found)
+        assert (found.val_bpb is None) == (name == "train.log")
+
+
+@pytest.mark.parametrize(
+    "line",
+    [b"\xff\x00\n", b"[1]\n", b'{"step": 5}\n', b'{"event": "step", "step": "x"}\n', b"{" * 9999],
+)
+def test_what_is_no_record_is_left_out_of_metrics(line, runs):
+    path = runs / "killed/metrics.jsonl"
+    path.write_bytes(metrics_line(10) + line + b"\n" + metrics_line(20, train_loss=math.nan))
+    found = read_run(runs / "killed")
+    assert [point.step for point in found.points] == [10, 20]
+    assert [point.train_loss for point in found.train_points()] == [4.9]
+    assert found.latest["step"] == 10 and terminal(found)
+
+
 def test_an_old_run_has_its_points_from_the_log(runs):
     points = read_run(runs / "a_seed1").points
     assert [point.step for point in points][:3] == [0, 50, 100]
     assert points[-1].val_loss == 2.9 and points[1].train_loss == pytest.approx(4.7788, abs=1e-4)
+
+
+@pytest.mark.parametrize("command", ["runs", "sweep"])
+def test_help_names_every_option(command, capsys):
+    with pytest.raises(SystemExit) as left:
+        main([command, "--help"])
+    said = capsys.readouterr().out
+    assert left.value.code == 0 and "runs the record's code" not in said
+    options = {"runs": ("--compare", "--watch", "--plot"), "sweep": ("--seeds", "--each", "--fix")}
+    assert all(option in said for option in options[command])
 
 
 def test_what_holds_no_runs_is_refused(tmp_path, capsys):

@@ -312,6 +312,15 @@ def test_a_log_names_no_folder_of_its_machine(whole, dataset):
     assert str(whole.out.parent) not in own and str(dataset.parent) not in own
 
 
+def test_the_list_of_processes_is_left_out(monkeypatch):
+    """nvidia-smi names their programs, with folders."""
+    listing = "| H200 |\n+----+\n| Processes:  |\n| 0 /home/ann/.venv/bin/python |"
+    monkeypatch.setattr(tg, "output_of", lambda *command: listing)
+    monkeypatch.setattr(tg, "environment_line", lambda ranks: "env")
+    report = tg.environment_report(tg.Ranks(device=torch.device("cuda")))
+    assert report[2] == "| H200 |\n+----+"
+
+
 def test_a_closed_pipe_is_silent(monkeypatch, capfd):
     """As of `train_gpt.py --help | head -1`."""
     reader, writer = os.pipe()

@@ -12,7 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tools.desk.plan import Plan, PlannedRun
-from tools.desk.reading import LOG, METRICS, State, is_at_work, read_metrics, read_run
+from tools.desk.reading import (
+    LOG,
+    METRICS,
+    State,
+    is_at_work,
+    read_metrics,
+    read_run,
+    training_records,
+)
 from tools.desk.watching import duration
 from tools.errors import UserError
 
@@ -110,11 +118,11 @@ class Queue:
 
 
 def _how_far(folder: Path) -> str:
-    records = [record for record in read_metrics(folder / METRICS) if record["event"] == "step"]
+    records = training_records(read_metrics(folder / METRICS))
     if not records or not is_at_work(folder):
         return "starting"
     last = records[-1]
-    if last["step"] == last["steps"]:
+    if last["left_s"] <= 0:
         return "export and scoring"
     where = f"step {last['step']:,} of {last['steps']:,}, loss {last['train_loss']:.4f}"
     return f"{where}, {duration(last['left_s'])} of training left"

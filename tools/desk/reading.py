@@ -4,6 +4,7 @@ A run may be at work, killed in the middle of a line, or older than metrics.json
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tools.script import PREFERRED_SEED
 
 LOG = "train.log"
 METRICS = "metrics.jsonl"
+SHOWN = ("steps", "train_loss", "lr_scale", "tokens_per_s", "train_s", "left_s")
 SILENT_S = 120.0  # a run without metrics.jsonl counts as ended after so long without a line
 
 
@@ -127,7 +129,7 @@ def read_run(folder: Path) -> Run:
     points = [_point(record) for record in metrics if record["event"] != "result"]
     if not points:
         points = [Point(s.step, s.train_s, s.train_loss, s.val_loss) for s in log.steps]
-    trained = [record for record in metrics if record["event"] == "step"]
+    trained = training_records(metrics)
     own_lines = whole_lines[whole_lines.rfind(b"\n===== end source =====") :]
     seed = overrides.get("seed", Setting(str(PREFERRED_SEED), "")).value
     return Run(
@@ -168,10 +170,26 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return records
 
 
+def training_records(metrics: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of training steps that hold every number which is shown of one."""
+    found = []
+    for record in metrics:
+        whole = all(_finite(record, name) is not None for name in SHOWN)
+        if record["event"] == "step" and whole:
+            found.append(record)
+    return found
+
+
 def _point(record: dict[str, Any]) -> Point:
-    return Point(
-        record["step"], record.get("train_s"), record.get("train_loss"), record.get("val_loss")
-    )
+    names = ("train_s", "train_loss", "val_loss")
+    return Point(record["step"], *(_finite(record, name) for name in names))
+
+
+def _finite(record: dict[str, Any], name: str) -> float | None:
+    """A number of the record; None where it is missing or none that can be drawn."""
+    value = record.get(name)
+    is_number = isinstance(value, int | float) and math.isfinite(value)
+    return value if is_number else None
 
 
 def _override(text: str) -> tuple[str, Setting]:

@@ -27,7 +27,9 @@ def list_rows(runs: Sequence[Run]) -> list[list[str]]:
     rows = [LIST_HEAD]
     for run in runs:
         settings = [f"{name}={setting.value}" for name, setting in run.settings.items()]
-        step = f"{run.step:,}" if run.steps in (None, run.step) else f"{run.step:,}/{run.steps:,}"
+        step = f"{run.step:,}"
+        if run.state is not State.DONE and run.steps is not None:
+            step = f"{step}/{run.steps:,}"
         state = run.state.value
         if run.state is State.RUNNING:
             state = f"running: {run.phase}"

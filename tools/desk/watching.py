@@ -57,8 +57,9 @@ def view(run: Run) -> RenderableType:
     from rich.text import Text
 
     table = Table.grid(padding=(0, 2))
-    bar = ProgressBar(total=run.steps or 1, completed=run.step, width=SPARKLINE_WIDTH)
-    table.add_row("", bar)
+    done = run.latest.get("train_s", 0.0)
+    total = done + run.latest.get("left_s", 1.0)  # where a clock ends the run, steps do not tell
+    table.add_row("", ProgressBar(total=total, completed=done, width=SPARKLINE_WIDTH))
     for label, value in rows_of(run):
         table.add_row(Text(label, style="dim"), Text(value))
     return Panel(table, title=str(run.folder), width=SPARKLINE_WIDTH + 30)
