@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from eval.errors import UserError
 
 RULESETS = Path(__file__).resolve().parent / "rulesets"
-CURRENT = "2026-11"
+CURRENT = "2026-12"
 
 
 class Verdict(StrEnum):

@@ -126,7 +126,7 @@ def test_bad_input_is_one_line_and_exit_code_2(papers, shop, tmp_path, capsys):
         ([papers, "--seed", "7"], "no artifact_seed7.bin"),
         ([papers, "--artifact", tmp_path / "x.bin"], "expected an artifact file"),
         ([papers, "--dataset", tmp_path], "manifest.json: missing"),
-        ([papers, "--rules", "1999"], "no such rule set; known: 2026-11"),
+        ([papers, "--rules", "1999"], "no such rule set; known: 2026-11, 2026-12"),
     ]
     for argv, complaint in cases:
         data = [] if "--dataset" in argv else ["--dataset", shop.corpus.dataset]
