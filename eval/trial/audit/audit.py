@@ -37,7 +37,6 @@ from eval.trial.audit.evidence import (
     judge_headline,
     judge_papers,
     judge_score,
-    repetition,
 )
 from eval.trial.audit.experiments.behaviour import Behaviour, expected_work, failed
 from eval.trial.audit.experiments.comparisons import Comparisons
@@ -49,10 +48,12 @@ from eval.trial.audit.isolation import judge_isolation
 from eval.trial.audit.progress import Progress
 from eval.trial.audit.summaries import SUMMARIES
 from eval.trial.runner.claims import (
+    Repetition,
     gpus_here,
     machine,
     name_given_artifact,
     other_versions,
+    repetition,
     tolerance,
 )
 from eval.trial.runner.devices import require_device
@@ -73,6 +74,7 @@ BEHAVIOUR = ("future", "normalisation", "canary", "documents", "fresh")
 NEED_RUNS = (*BEHAVIOUR, "coverage", "isolation")
 STOPPED_BY_HAND = "interrupted"
 NO_RUNS = "not needed"  # what the report says instead of a sandbox's mechanism
+SMALLEST = 1e-300  # nats; a record may claim that it needs none
 MIN_STREAM = 256  # tokens; below, the positions of the behaviour tests would collide
 
 
@@ -249,7 +251,10 @@ class Audit:
         for seed in self.record.artifacts:
             judge_artifact(self.record, seed, into)
         noise = max((compare.noise.mean for compare in self.comparisons), default=0.0)
-        limits = [repetition(self.record, score, self.rules, noise) for score in self.scores]
+        limits: list[Repetition] = []
+        for score in self.scores:
+            relative = noise * score.scored_tokens / max(score.nats, SMALLEST)
+            limits.append(repetition(self.record, score.seed, self.rules, relative))
         for score, limit in zip(self.scores, limits, strict=True):
             judge_score(self.record, score, self.dataset, limit, into)
         if self.options.seed is None and self.options.artifact is None:

@@ -1,7 +1,6 @@
 """The test `evidence`: the papers agree with each other and with the referee's own score."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
@@ -13,7 +12,7 @@ from eval.papers.submission.schema import allowed_difference
 from eval.rules import Rules, Verdict
 from eval.text.corpus.dataset import Dataset
 from eval.trial.audit.collector import Collector
-from eval.trial.runner.claims import other_artifact, other_versions, tolerance
+from eval.trial.runner.claims import Repetition, other_artifact, other_versions
 
 # Checks of the papers that count for another test.
 EVIDENCE_ELSEWHERE = {
@@ -66,29 +65,6 @@ def judge_given_artifact(complaints: Sequence[str], into: Collector) -> None:
             complaint,
             "the audited artifact is the claimed one",
         )
-
-
-@dataclass(frozen=True)
-class Repetition:
-    """How far the referee's score may be from a claim: `relative` of val_bpb, and `why`."""
-
-    relative: float
-    why: str
-
-
-def repetition(record: Record, score: SeedScore, rules: Rules, noise: float) -> Repetition:
-    """The tolerance for one seed, where reruns of equal text differ by `noise` nats a token.
-
-    A run may differ from another by no more in the mean than its tokens do in size, so that sums
-    in random order are no fault. What a scorer can win by jitter stays below what another machine
-    may change."""
-    relative, why = tolerance(record, score.seed, rules)
-    measured = noise * score.scored_tokens / max(score.nats, 1e-300)
-    if measured <= relative:
-        return Repetition(relative, why)
-    most = max(relative, rules.score.relative_elsewhere)
-    told = f"{why}, and reruns of equal text differ by {noise:.2g} nats a token"
-    return Repetition(min(measured, most), told)
 
 
 def judge_artifact(record: Record, seed: str, into: Collector) -> None:

@@ -2,6 +2,7 @@
 
 import os
 import platform
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
@@ -82,6 +83,29 @@ def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
     if differ:
         return rules.score.relative_elsewhere, f"another {' and '.join(differ)} than the record's"
     return rules.score.relative_same_machine, "same processor, cores and torch"
+
+
+@dataclass(frozen=True)
+class Repetition:
+    """How far the referee's score may be from a claim: `relative` of val_bpb, and `why`."""
+
+    relative: float
+    why: str
+
+
+def repetition(record: Record, seed: str, rules: Rules, noise: float) -> Repetition:
+    """The tolerance for one seed, where reruns of equal text differ by `noise`.
+
+    `noise` is the mean size of the differences of single losses, as a share of the mean loss. A
+    run may differ from another by no more in the mean than its tokens do in size, so that sums in
+    random order are no fault. What a scorer can win by jitter stays below what another machine may
+    change."""
+    relative, why = tolerance(record, seed, rules)
+    if noise <= relative:
+        return Repetition(relative, why)
+    most = max(relative, rules.score.relative_elsewhere)
+    told = f"{why}, and single losses differ by {noise:.2g} of the mean between reruns"
+    return Repetition(min(noise, most), told)
 
 
 def gpus_here() -> list[str]:
