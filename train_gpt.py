@@ -291,7 +291,7 @@ PRESETS = {
             compile=0,
             log_every=20,
             val_every=80,
-            val_tokens=65_536,  # a tenth of the split: one second on 2 cores, outside the clock
+            val_tokens=65_536,  # a tenth of the split, enough for a curve
             muon_momentum=0.95,
             muon_momentum_start=0.85,
             muon_momentum_warmup_steps=100,
@@ -578,9 +578,7 @@ def open_ranks(
             "start with torchrun or unset them"
         )
     rank, world_size, local_rank, local_world_size = map(int, found)
-    device = open_metal(environ, world_size) if device_name == "mps" else CPU
-    if device_name in ("auto", "cuda"):
-        device = open_device(local_rank, device_name)
+    device = choose_device(device_name, local_rank, world_size, environ)
     if device.type == "cpu":
         # torchrun sets one thread for each process: share the cores instead
         given = "OMP_NUM_THREADS" in environ and world_size == 1
@@ -606,6 +604,22 @@ def open_ranks(
             dist.destroy_process_group()
 
 
+def choose_device(
+    name: str, local_rank: int, world_size: int, environ: Mapping[str, str]
+) -> torch.device:
+    """What --device names. Raises UserError."""
+    if name == "cpu":
+        return CPU
+    if name == "mps":
+        return open_metal(environ, world_size)
+    device = open_device(local_rank)
+    if name == "cuda" and device == CPU:
+        raise UserError(
+            "--device cuda: expected a CUDA GPU, found none that torch can use; leave --device out"
+        )
+    return device
+
+
 def open_metal(environ: Mapping[str, str], world_size: int) -> torch.device:
     """An Apple GPU. Raises UserError.
 
@@ -629,14 +643,9 @@ def open_metal(environ: Mapping[str, str], world_size: int) -> torch.device:
     return torch.device("mps")
 
 
-def open_device(local_rank: int, name: str = "auto") -> torch.device:
+def open_device(local_rank: int) -> torch.device:
     """This process's GPU where there is one, else the CPU. Raises UserError."""
     if not torch.cuda.is_available():
-        if name == "cuda":
-            raise UserError(
-                "--device cuda: expected a CUDA GPU, found none that torch can use; "
-                "leave --device out"
-            )
         return CPU
     visible = torch.cuda.device_count()
     if local_rank >= visible:
@@ -723,7 +732,10 @@ class Metrics:
             self.sink = None
 
     def forget_after(self, step: int) -> None:
-        """Cuts off what an interrupted run wrote later than the checkpoint at this step."""
+        """Cuts off what an interrupted run wrote later than the checkpoint at this step.
+
+        -1 is before the first step: nothing is left.
+        """
         kept = 0
         for line in self.path.read_bytes().splitlines(keepends=True):
             if not 0 <= training_step_of(line) <= step:
@@ -3597,10 +3609,10 @@ def command_train(argv: Sequence[str]) -> None:
         run_id = f"{code_sha256} {config_sha256(cfg)} seed:{cfg.run.seed} {dataset.log_line}"
         progress = train(model, dataset, cfg, ranks, log, run_id)
         log_memory(ranks, log)
-        model, ranks = where_float64_is(model, ranks)
+        trained, scoring_ranks = where_float64_is(model, ranks)
         tokenizer_sha256 = dataset.manifest.tokenizer_sha256
-        artifact = export_artifact(model, cfg, tokenizer_sha256, len(source), ranks, log)
-        score = score_artifact(artifact, dataset, cfg, ranks, log)
+        artifact = export_artifact(trained, cfg, tokenizer_sha256, len(source), scoring_ranks, log)
+        score = score_artifact(artifact, dataset, cfg, scoring_ranks, log)
         if score is not None:
             log_result(score, progress, len(artifact), source, log)
             bytes_total = len(artifact) + len(source)

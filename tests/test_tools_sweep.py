@@ -15,6 +15,7 @@ from conftest import CLEAN_ENV, ROOT
 from scipy import stats
 
 from tools.__main__ import main
+from tools.desk import pictures, queue
 
 # Scores (rate - 2)² / 10 + depth / 100 + seed / 1000 above 1 bit per byte. `delay` is the time that
 # a step takes, and a rate above 8 diverges.
@@ -93,8 +94,12 @@ if __name__ == "__main__":
 
 
 @pytest.fixture
-def script(tmp_path, monkeypatch) -> Path:
+def script(tmp_path, monkeypatch, request) -> Path:
+    """In the current folder. Only a test marked `pictures` draws."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(queue, "POLL_S", 0.01)
+    if request.node.get_closest_marker("pictures") is None:
+        monkeypatch.setattr(pictures, "save_picture", lambda *arguments: None)
     path = tmp_path / "train_gpt.py"
     path.write_text(STAND_IN)
     return path
@@ -211,6 +216,8 @@ def test_two_scripts_or_two_bases_do_not_mix(script, capsys):
     sweep(capsys, "rate=2", "--out", "runs/x")
     said = sweep(capsys, "rate=2", "--out", "runs/x", "--fix", "depth=3", code=2)
     assert "expected base_seed1337 with the settings that it has there" in said
+    said = sweep(capsys, "rate=2", "--out", "runs/x", "--data-dir", "other", code=2)
+    assert "expected --data-dir to be left out, found other; give another --out" in said
     script.write_text(STAND_IN + "# changed\n")
     said = sweep(capsys, "rate=2", "--out", "runs/x", code=2)
     assert "runs of two scripts do not compare: give another --out" in said

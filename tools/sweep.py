@@ -83,7 +83,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_of(args, module)
     print(plan.describe(), flush=True)
     environment = environment_without_settings(module)
-    queue = Queue(plan, args.out, args.script, args.nproc, extra_flags(args), environment)
+    queue = Queue(plan, args.out, args.script, environment, extra_flags(args), args.nproc)
     if args.dry_run:
         for planned in plan.runs:
             print(shlex.join(queue.command(planned)))
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan_of(args: argparse.Namespace, module: ModuleType) -> Plan:
-    from tools.desk.plan import INTERFACE, make_plan, parse_assignments, variations
+    from tools.desk.plan import INTERFACE, Plan, parse_assignments, plan_runs, variations
 
     missing = missing_names(module, INTERFACE)
     if missing:
@@ -118,7 +118,8 @@ def plan_of(args: argparse.Namespace, module: ModuleType) -> Plan:
     experiments = list(variations(fixed, varied, args.each))
     code = hashlib.sha256(args.script.read_bytes()).hexdigest()
     seeds = list(dict.fromkeys(args.seeds))
-    return make_plan(module, code, args.preset, experiments, seeds)
+    data = str(args.data_dir or "")
+    return Plan(args.preset, code, data, plan_runs(module, args.preset, experiments, seeds))
 
 
 def fixed_settings(args: argparse.Namespace) -> dict[str, str]:

@@ -39,6 +39,7 @@ class Plan:
 
     preset: str
     code: str  # sha256 of the script
+    data: str  # --data-dir, where it is not the preset's
     runs: list[PlannedRun]
 
     def describe(self) -> str:
@@ -76,13 +77,12 @@ def variations(
             yield base | dict(zip(varied, combination, strict=True))
 
 
-def make_plan(
+def plan_runs(
     module: ModuleType,
-    code: str,
     preset: str,
     experiments: Sequence[Mapping[str, str]],
     seeds: Sequence[int],
-) -> Plan:
+) -> list[PlannedRun]:
     """Every experiment with every seed; equal ones are one, the base above all.
 
     `module` is the imported script, which refuses what it cannot run: UserError.
@@ -97,7 +97,7 @@ def make_plan(
             own = [f"{name}={value}" for name, value in settings.items() if base.get(name) != value]
             name = f"{','.join(own) or BASE}_seed{seed}"
             runs.append(PlannedRun(name.replace("/", "-"), seed, settings, config))
-    return Plan(preset, code, runs)
+    return runs
 
 
 def _config_sha256(module: ModuleType, preset: str, settings: Mapping[str, str]) -> str:
@@ -119,7 +119,12 @@ def keep_plan(folder: Path, plan: Plan) -> None:
 
     path = folder / PLAN
     if path.is_file():
-        known, configs = _read_plan(path)
+        known, data, configs = _read_plan(path)
+        if data != plan.data:
+            raise UserError(
+                f"{path}: expected --data-dir {data or 'to be left out'}, "
+                f"found {plan.data or 'none'}; give another --out"
+            )
         if known != plan.code:
             raise UserError(
                 f"{path}: expected the script with sha256 {known[:12]}, found {plan.code[:12]}; "
@@ -135,10 +140,14 @@ def keep_plan(folder: Path, plan: Plan) -> None:
     write_atomic(path, json.dumps(asdict(plan), indent=1) + "\n")
 
 
-def _read_plan(path: Path) -> tuple[str, dict[str, str]]:
-    """sha256 of the script, and of each run's settings by its name. Raises UserError."""
+def _read_plan(path: Path) -> tuple[str, str, dict[str, str]]:
+    """sha256 of the script, the data, sha256 of each run's settings by its name.
+
+    Raises UserError.
+    """
     try:
         known = json.loads(path.read_bytes())
-        return str(known["code"]), {run["name"]: run["config"] for run in known["runs"]}
+        configs = {run["name"]: run["config"] for run in known["runs"]}
+        return str(known["code"]), str(known["data"]), configs
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{path}: expected a sweep's plan, found {error}; remove it") from None

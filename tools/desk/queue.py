@@ -35,9 +35,9 @@ class Queue:
     plan: Plan
     folder: Path
     script: Path
-    nproc: int = 1
+    environment: dict[str, str]
     extra: list[str] = field(default_factory=list)  # flags of every run that are no experiment
-    environment: dict[str, str] = field(default_factory=dict)
+    nproc: int = 1
     seconds: list[float] = field(default_factory=list)  # that finished runs took
 
     def run_all(self) -> list[str]:
