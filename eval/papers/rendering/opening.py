@@ -9,6 +9,7 @@ from eval.papers.audits.report import REFUTED, AuditReport, Finding, SeedScore, 
 from eval.rules import Verdict
 
 MOST_EVIDENCE = 3  # sentences
+AS_CLAIMED = 5e-6  # bits per byte, half of the last digit that the claim's sentence shows
 WORDS = {
     Verdict.PASS: "every test of the level ran, and none found a fault",
     Verdict.WARN: "every test of the level ran; no rule is broken, but a reviewer should read on",
@@ -41,7 +42,9 @@ def _score(score: SeedScore) -> str:
     found = f"{score.val_bpb:.8f} for seed {score.seed}"
     if score.claimed_val_bpb is None:
         return found
-    return f"{found} (claimed {score.claimed_val_bpb:.8f})"
+    off = score.val_bpb - score.claimed_val_bpb
+    told = "as claimed" if abs(off) < AS_CLAIMED else f"{off:+.2g} beside the claim"
+    return f"{found} ({told})"
 
 
 def verdict_sentence(report: AuditReport) -> str:
@@ -109,9 +112,12 @@ def _normalisation(f: Figures) -> str:
 def _canary(f: Figures) -> str:
     tokens = f.get("sampled_tokens", 0.0)
     bits = f.get("evidence_bits", 0.0)
+    beat = (
+        f"beat chance by {bits:.1f} bits" if bits > 0 else f"do not beat chance ({bits:.1f} bits)"
+    )
     return (
-        f"On {tokens:,.0f} tokens with known probabilities the scores beat chance by {bits:.1f} "
-        "bits; 40 would refute them."
+        f"On {tokens:,.0f} tokens with known probabilities the scores {beat}; "
+        "40 bits would refute them."
     )
 
 
