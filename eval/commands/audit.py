@@ -83,6 +83,8 @@ def configure(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     folder = args.out or args.record
     require_writable(folder)
+    if args.seconds is not None and not args.seconds >= 0:
+        raise UserError(f"--seconds: expected a number of at least 0, found {args.seconds:g}")
     options = Options(
         level=args.level,
         only=tuple(args.only),

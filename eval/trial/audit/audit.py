@@ -306,7 +306,7 @@ class Audit:
             progress.expect(len(self.audited) * runs, len(self.audited) * tokens)
             slices, generator = self._baseline(progress)
         for seed in seeds:
-            label = "" if len(seeds) == 1 else f"seed {seed}"
+            label = "" if len(self.record.artifacts) == 1 else f"seed {seed}"
             self._label_findings(label)
             scorer = self._scorer(seed)
             try:

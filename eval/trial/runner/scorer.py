@@ -21,7 +21,7 @@ from eval.papers.submission.schema import CODE_FILE
 from eval.rules import Rules
 from eval.text.corpus.dataset import shard_bytes
 from eval.trial.sandbox.job import GIB, Job, Limits, Outcome
-from eval.trial.sandbox.machine import cuda_devices
+from eval.trial.sandbox.machine import cores, cuda_devices
 from eval.trial.sandbox.running import run_side_by_side
 
 # Nats that stand for probability 0 in losses and, negated, in distributions, so that equal zeros
@@ -138,7 +138,7 @@ class Scorer:
             return 1
         used = max(last.cpu_seconds / max(last.seconds, 1e-3), 1.0)
         machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        by_cores = int((os.cpu_count() or 1) / used + SHARED_CORES)
+        by_cores = int(cores() / used + SHARED_CORES)
         by_memory = int(SHARED_MEMORY * machine / max(last.peak_memory, 1))
         return max(1, min(by_cores, by_memory, MOST_AT_ONCE))
 

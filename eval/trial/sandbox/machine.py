@@ -9,6 +9,13 @@ NOBODY = 65534
 CAP_SYS_ADMIN = 21  # linux/capability.h
 
 
+def cores() -> int:
+    """Processor cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
 def privileged_here() -> bool:
     """Whether this process may build namespaces without a user namespace of its own."""
     return os.geteuid() == 0 and _has_capability(CAP_SYS_ADMIN)

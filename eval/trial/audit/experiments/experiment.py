@@ -12,6 +12,7 @@ import numpy as np
 from eval.trial.audit.collector import Collector
 from eval.trial.audit.experiments.rules import RULE_CONTRACT
 from eval.trial.runner.scorer import Run, Scored, Scorer, Stream
+from eval.trial.sandbox.machine import cores
 
 
 class Experiment(ABC):
@@ -162,8 +163,8 @@ class Engine:
 
 def other_threads() -> int | None:
     """Another number of threads than a scorer's libraries take here; None on a single core."""
-    cores = os.cpu_count() or 1
+    several = cores() > 1
     usual = os.environ.get("OMP_NUM_THREADS", "")
     if usual.isdecimal() and int(usual) == 1:
-        return 2 if cores > 1 else None
-    return 1 if cores > 1 else None
+        return 2 if several else None
+    return 1 if several else None
