@@ -699,7 +699,12 @@ def open_sink(cfg: Config) -> Any:
             f"--sink {name}: expected the package {name}, found {error}; "
             f"install it with `{typed_python()} -m pip install {name}` or leave --sink out"
         ) from None
-    tracker.init(project="parameter-golf", name=folder.name, config=cfg.flat())
+    try:
+        tracker.init(project="parameter-golf", name=folder.name, config=cfg.flat())
+    except Exception as error:  # whatever a package raises: no account, no network
+        raise UserError(
+            f"--sink {name}: expected it to start, found {error}; set it up or leave --sink out"
+        ) from None
     return tracker
 
 
@@ -722,11 +727,19 @@ class Metrics:
         """Appends a whole line at once, so no reader finds two lines mixed."""
         record = {"event": event, "step": step, **numbers}
         os.write(self.file, json.dumps(record).encode() + b"\n")
+        named = {
+            f"{event}/{name}": value
+            for name, value in numbers.items()
+            if isinstance(value, int | float)
+        }
+        self.tell_sink(lambda sink: sink.log(named, step=step))
+
+    def tell_sink(self, what: Callable[[Any], None]) -> None:
+        """A sink that fails is left out from then on."""
         if self.sink is None:
             return
-        values = {name: value for name, value in numbers.items() if not isinstance(value, str)}
         try:
-            self.sink.log({f"{event}/{name}": value for name, value in values.items()}, step=step)
+            what(self.sink)
         except Exception as error:  # whatever a package raises: the run is worth more
             print(f"--sink: {error}; the run goes on without", file=sys.stderr, flush=True)
             self.sink = None
@@ -744,8 +757,7 @@ class Metrics:
         os.ftruncate(self.file, kept)
 
     def close(self) -> None:
-        if self.sink is not None:
-            self.sink.finish()
+        self.tell_sink(lambda sink: sink.finish())
         os.close(self.file)
 
 

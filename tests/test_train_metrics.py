@@ -121,13 +121,15 @@ def test_the_file_is_locked_while_the_run_lives(tmp_path):
 
 
 class Recorder:
-    """A stand-in for wandb or trackio; `fails_at` is the step whose numbers it refuses."""
+    """A stand-in for wandb or trackio, which refuses the numbers of step `fails_at`; 0: to start."""
 
     def __init__(self, fails_at: int = -1):
         self.calls: list[tuple] = []
         self.fails_at = fails_at
 
     def init(self, project, name, config):
+        if self.fails_at == 0:
+            raise ConnectionError("no account")
         self.calls.append(("init", project, name, config["muon_lr"]))
 
     def log(self, numbers, step):
@@ -189,7 +191,18 @@ def test_a_sink_that_fails_costs_no_run(tmp_path, capsys):
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
 
 
-def test_a_missing_package_is_one_line_that_helps(dataset, tmp_path, monkeypatch):
+def test_a_sink_that_does_not_start_is_one_line(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", Recorder(fails_at=0))
+    with pytest.raises(tg.UserError, match="--sink wandb: expected it to start, found no account"):
+        tg.open_sink(tiny(sink="wandb", out=str(tmp_path)))
+
+
+def test_no_package_of_a_sink_is_imported_unasked():
+    assert tg.open_sink(tiny()) is None
+    assert not {"tensorboard", "wandb", "trackio"} & sys.modules.keys()
+
+
+def test_a_missing_package_is_one_line_that_helps(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(tg.UserError) as refused:
         tg.open_sink(tiny(sink="trackio", out=str(tmp_path)))
