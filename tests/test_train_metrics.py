@@ -121,7 +121,7 @@ def test_the_file_is_locked_while_the_run_lives(tmp_path):
 
 
 class Recorder:
-    """A stand-in for wandb or trackio, which refuses the numbers of step `fails_at`; 0: to start."""
+    """A stand-in for wandb or trackio; refuses the numbers of step `fails_at`, 0 is the start."""
 
     def __init__(self, fails_at: int = -1):
         self.calls: list[tuple] = []
