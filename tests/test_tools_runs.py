@@ -114,7 +114,7 @@ def test_a_run_is_read_wherever_its_files_end(name, tmp_path):
 
 @pytest.mark.parametrize(
     "line",
-    [b"\xff\x00\n", b"[1]\n", b'{"step": 5}\n', b'{"event": "step", "step": "x"}\n', b"{" * 9999],
+    [b"\xff\x00\n", b"[1]\n", b'{"step": 5}\n', b'{"event": "step", "step": "x"}\n', b"[" * 99_999],
 )
 def test_what_is_no_record_is_left_out_of_metrics(line, runs):
     path = runs / "killed/metrics.jsonl"

@@ -116,6 +116,7 @@ def read_run(folder: Path) -> Run:
     """Raises UserError where the log cannot be read."""
     from eval.papers.logs.proof import NO_EXPERIMENT
     from eval.papers.logs.reading import parse_runs
+    from eval.papers.logs.values import integer_of
 
     path = folder / LOG
     try:
@@ -131,13 +132,15 @@ def read_run(folder: Path) -> Run:
         points = [Point(s.step, s.train_s, s.train_loss, s.val_loss) for s in log.steps]
     trained = training_records(metrics)
     own_lines = whole_lines[whole_lines.rfind(b"\n===== end source =====") :]
-    seed = overrides.get("seed", Setting(str(PREFERRED_SEED), "")).value
+    seed = log.seed
+    if seed is None and "seed" in overrides:
+        seed = integer_of(overrides["seed"].value)
     return Run(
         folder=folder,
         state=_state(folder, own_lines, log.number("result.val_bpb") is not None),
         preset=log.text("config.preset") or "none",
         settings={name: o for name, o in overrides.items() if name not in NO_EXPERIMENT},
-        seed=log.seed if log.seed is not None else int(seed),
+        seed=PREFERRED_SEED if seed is None else seed,
         code=log.text("source.sha256") or "",
         config=log.text("config.sha256") or "",
         corpus=log.text("data.version") or "",
@@ -163,7 +166,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     for line in lines:
         try:
             record = json.loads(line)
-        except ValueError:  # half a line
+        except (ValueError, RecursionError):  # half a line, or no line of ours
             continue
         if isinstance(record, dict) and isinstance(record.get("step"), int) and "event" in record:
             records.append(record)
