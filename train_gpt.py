@@ -717,7 +717,8 @@ class Metrics:
     def __init__(self, path: Path, sink: Any = None):
         self.path = path
         self.sink = sink
-        self.file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_BINARY", 0)
+        self.file = os.open(path, flags, 0o644)
         with contextlib.suppress(ImportError, OSError):  # Windows, or a disk without locks
             import fcntl
 
