@@ -47,6 +47,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, fields
@@ -535,6 +536,12 @@ class Ranks:
         if self.world_size > 1:
             dist.broadcast_object_list(box, 0)
         return box[0]
+
+    def share(self, tensors: Iterable[Tensor]) -> None:
+        """Every rank's tensors become those of rank 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), 0)
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:
@@ -1957,23 +1964,34 @@ class Average:
 # --- 8. Scoring ---
 
 
-class Window(NamedTuple):
-    """Positions [start, end) of a stream are read, the predictions at [first, end) are scored."""
+class Windows(NamedTuple):
+    """One window a row, int64 [n] each.
 
-    stream: int
-    start: int
-    first: int
-    end: int
+    Positions [start, end) of a stream are read, the predictions at [first, end) are scored.
+    """
+
+    stream: np.ndarray
+    start: np.ndarray
+    first: np.ndarray
+    end: np.ndarray
+
+    def take(self, which: np.ndarray | slice) -> Windows:
+        """The rows of these indices."""
+        return Windows(*(column[which] for column in self))
+
+    def rows(self) -> list[tuple[int, int, int, int]]:
+        """(stream, start, first, end) of each window."""
+        return list(zip(*(column.tolist() for column in self), strict=True))
 
 
 class WindowBatch(NamedTuple):
     """Windows that are scored in one forward pass, padded to one length."""
 
     padded_length: int
-    windows: list[Window]
+    windows: Windows
 
 
-def plan_windows(num_positions: int, seq_len: int, stride: int, stream: int = 0) -> list[Window]:
+def plan_windows(num_positions: int, seq_len: int, stride: int, stream: int = 0) -> Windows:
     """Windows in which every position of a stream is scored exactly once.
 
     The grid is anchored at the start of the stream, so a shorter stream has the same windows,
@@ -1981,34 +1999,67 @@ def plan_windows(num_positions: int, seq_len: int, stride: int, stream: int = 0)
     """
     if not 1 <= stride <= seq_len:
         raise ValueError(f"stride must be in 1..{seq_len}, got {stride}")
-    windows = []
-    scored = 0
-    while scored < num_positions:
-        full_end = seq_len if scored == 0 else scored + stride
-        end = min(num_positions, full_end)
-        windows.append(Window(stream, full_end - seq_len, scored, end))
-        scored = full_end
-    return windows
+    behind_the_first = max(0, num_positions - seq_len)
+    count = (num_positions > 0) + -(-behind_the_first // stride)
+    start = stride * np.arange(count, dtype=np.int64)
+    first = np.where(start > 0, start + seq_len - stride, 0)
+    end = np.minimum(num_positions, start + seq_len)
+    return Windows(np.full(count, stream, dtype=np.int64), start, first, end)
 
 
-def plan_batches(lengths: Sequence[int], cfg: ScoringConfig) -> list[WindowBatch]:
+@dataclass(frozen=True)
+class WindowPlan(Sequence):
     """The windows of all streams, in batches of equal padded length.
 
-    Depends on the streams and the config, never on the number of ranks. Short windows are padded
-    to a multiple of 64 only, so that many short streams cost what they hold.
+    A batch is cut out when it is asked for.
     """
-    by_length: dict[int, list[Window]] = {}
+
+    windows: Windows  # by padded length, then in the order of the streams
+    padded_length: list[int]  # of each batch
+    edges: list[int]  # batch i holds the windows [edges[i], edges[i + 1])
+
+    def __len__(self) -> int:
+        return len(self.padded_length)
+
+    def __getitem__(self, i: int) -> WindowBatch:
+        inside = slice(self.edges[i], self.edges[i + 1])
+        return WindowBatch(self.padded_length[i], self.windows.take(inside))
+
+    def commonest_shape(self) -> tuple[int, int, int]:
+        """(windows, padded length, tail) of the most batches; tail as in ForwardInput."""
+        shapes = Counter()
+        shortest_context = np.minimum.reduceat(
+            self.windows.first - self.windows.start, self.edges[:-1]
+        )
+        sizes = np.diff(self.edges).tolist()
+        context = shortest_context.tolist()
+        for rows, padded, unscored in zip(sizes, self.padded_length, context, strict=True):
+            shapes[rows, padded, padded - unscored] += 1
+        return shapes.most_common(1)[0][0]
+
+
+def plan_batches(lengths: Sequence[int], cfg: ScoringConfig) -> WindowPlan:
+    """Depends on the streams' lengths and the config, never on the number of ranks.
+
+    Short windows are padded to a multiple of 64 only, so that many short streams cost what they
+    hold.
+    """
+    planned = [plan_windows(0, cfg.eval_seq_len, cfg.eval_stride)]  # there may be no streams
     for stream, length in enumerate(lengths):
-        for window in plan_windows(length, cfg.eval_seq_len, cfg.eval_stride, stream):
-            multiple_of_64 = -(-(window.end - window.start) // 64) * 64
-            padded = min(cfg.eval_seq_len, multiple_of_64)
-            by_length.setdefault(padded, []).append(window)
-    batches = []
-    for padded, windows in sorted(by_length.items()):
-        rows = max(1, cfg.eval_batch_tokens // padded)
-        for i in range(0, len(windows), rows):
-            batches.append(WindowBatch(padded, windows[i : i + rows]))
-    return batches
+        planned.append(plan_windows(length, cfg.eval_seq_len, cfg.eval_stride, stream))
+    windows = Windows(*map(np.concatenate, zip(*planned, strict=True)))
+    planned.clear()  # a million windows for each 64 million tokens
+    sizes = (windows.end - windows.start).astype(np.int32)
+    padded = np.minimum(cfg.eval_seq_len, -(-sizes // 64) * 64)
+    by_length = np.argsort(padded, kind="stable")
+    batch_lengths = []
+    edges = [0]
+    for length, count in zip(*np.unique(padded, return_counts=True), strict=True):
+        rows = max(1, cfg.eval_batch_tokens // int(length))
+        behind = edges[-1] + int(count)
+        edges += [*range(edges[-1] + rows, behind, rows), behind]
+        batch_lengths += [int(length)] * (len(edges) - 1 - len(batch_lengths))
+    return WindowPlan(windows.take(by_length), batch_lengths, edges)
 
 
 @dataclass
@@ -2038,12 +2089,15 @@ class ForwardInput(NamedTuple):
 def forward_input(
     batch: WindowBatch, streams: Sequence[np.ndarray], offsets: np.ndarray, device: torch.device
 ) -> ForwardInput:
-    """Reads the windows of a batch from the streams; offsets [streams + 1] are their starts."""
+    """Reads the windows of a batch from the streams; offsets [streams + 1] are their starts.
+
+    All goes to the device in one copy, for which a GPU's host does not wait.
+    """
     padded_length, windows = batch
-    tail = padded_length - min(window.first - window.start for window in windows)
-    ids = np.full((len(windows), padded_length), PAD_ID, dtype=np.int64)
+    tail = padded_length - int((windows.first - windows.start).min())
+    ids = np.full((len(windows.start), padded_length), PAD_ID, dtype=np.int64)
     scored, targets, positions = [], [], []
-    for row, (stream, start, first, end) in enumerate(windows):
+    for row, (stream, start, first, end) in enumerate(windows.rows()):
         tokens = streams[stream]
         ids[row, : end - start] = tokens[start:end]
         row_start = row * tail - (padded_length - tail)
@@ -2053,17 +2107,18 @@ def forward_input(
         following[: len(known)] = known
         targets.append(following)
         positions.append(offsets[stream] + np.arange(first, end))
-
-    def to_device(array: np.ndarray) -> Tensor:
-        return torch.from_numpy(array).to(device)
-
     where = np.concatenate(positions)
+    columns = (ids.ravel(), np.concatenate(scored), np.concatenate(targets), where)
+    packed = torch.from_numpy(np.concatenate(columns))
+    if device.type == "cuda":
+        packed = packed.pin_memory()  # else the copy would make the host wait
+    parts = packed.to(device, non_blocking=True).split([len(column) for column in columns])
     return ForwardInput(
-        ids=to_device(ids),
+        ids=parts[0].view(ids.shape),
         tail=tail,
-        scored=to_device(np.concatenate(scored)),
-        targets=to_device(np.concatenate(targets)),
-        where=to_device(where),
+        scored=parts[1],
+        targets=parts[2],
+        where=parts[3],
         positions=where,
     )
 
@@ -2121,6 +2176,42 @@ class ScoreTable:
         return scores
 
 
+# Forward passes that pay for a compilation: each moves 43 GB less, at least 13 ms on an H100, and
+# the compiler takes about 20 s.
+BATCHES_TO_COMPILE = 1500
+
+
+def compile_hidden(
+    model: GPT, plan: WindowPlan, own_batches: int, ranks: Ranks
+) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`model.hidden`, compiled for the plan's commonest shape where a GPU has enough of it.
+
+    All batches of other shapes, such as a stream's last, run as they are written.
+    """
+    if not ranks.on_gpu or own_batches < BATCHES_TO_COMPILE:
+        return model.hidden
+    shape = plan.commonest_shape()
+    compiled = torch.compile(model.hidden, fullgraph=True, dynamic=False)
+
+    def hidden(ids_BT: Tensor, tail: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        compute = compiled if (*ids_BT.shape, tail) == shape else model.hidden
+        return compute(ids_BT, tail, dtype)
+
+    return hidden
+
+
+def read_ahead(read: Callable[[int], ForwardInput], numbers: Iterable[int]) -> Iterator:
+    """map(read, numbers), two ahead in a thread: a GPU never waits for its next batch."""
+    with ThreadPoolExecutor(1) as reader:
+        pending = []
+        for number in numbers:
+            pending.append(reader.submit(read, number))
+            if len(pending) > 2:
+                yield pending.pop(0).result()
+        for reading in pending:
+            yield reading.result()
+
+
 @torch.inference_mode()
 def score_streams(
     model: GPT,
@@ -2138,21 +2229,30 @@ def score_streams(
     table = ScoreTable(streams, probes, vocab_size, ranks.device)
     rows = logit_rows(ranks.device, vocab_size)
 
+    plan = plan_batches([len(stream) for stream in streams], cfg)
+    own = range(ranks.rank, len(plan), ranks.world_size)
+    hidden_of = compile_hidden(model, plan, len(own), ranks)
+
+    def read(number: int) -> ForwardInput:
+        return forward_input(plan[number], streams, table.offsets, ranks.device)
+
     @torch.inference_mode()  # for the thread that runs it
-    def score(batch: WindowBatch) -> None:
-        given = forward_input(batch, streams, table.offsets, ranks.device)
-        hidden, pe_delta = model.hidden(given.ids, given.tail, ranks.score_dtype)
+    def score(given: ForwardInput) -> None:
+        hidden, pe_delta = hidden_of(given.ids, given.tail, ranks.score_dtype)
         states = hidden.flatten(0, 1)[given.scored]
+        # float32 logits halve what scoring in bfloat16 costs
+        states = states.to(torch.promote_types(states.dtype, torch.float32))
         table.confidence[given.where] = pe_delta.flatten()[given.scored].double()
         for i in range(0, len(states), rows):
             part = slice(i, i + rows)
             table.write(given, part, model.logits(states[part]))
 
-    batches = plan_batches([len(stream) for stream in streams], cfg)
-    own_batches = batches[ranks.rank :: ranks.world_size]
-    with contextlib.closing(Meter(what, len(own_batches), ranks.rank == 0)) as meter:
-        for _ in ranks.map(score, own_batches):
-            meter.advance()
+    if ranks.on_gpu:
+        for given in read_ahead(read, own):
+            score(given)
+    else:
+        for _ in ranks.map(lambda number: score(read(number)), own):
+            pass
     table.sum_over_ranks(ranks)
     return table.by_stream()
 
@@ -2185,9 +2285,12 @@ RECENT_EDGES = (-0.3, -0.1, 0.0, 0.1, 0.2, 0.4, 0.8)
 ENTROPY_EDGES = (0.5, 1.0, 2.0, 3.0, 4.0)  # nats
 CONFIDENCE_EDGES = (1.0, 2.0)  # pe_delta
 CONTINUATION_EDGES = (1.5, 3.5, 8.5, 32.5)  # distinct continuations of the longest match
-# Positions per block. Memory and cache alone depend on these, never the result.
+# Positions per block: what a CPU's cache holds, and what fills a GPU without many launches. Memory
+# and speed alone depend on these, never the result.
 COUNT_CHUNK = 1 << 17
 GATE_CHUNK = 1 << 15
+GPU_COUNT_CHUNK = 1 << 24
+GPU_GATE_CHUNK = 1 << 21  # times GATE_GRID float64 numbers, of which a few live at once
 # Nats. Below e^-500 the chain's start is floored, so that no product of escapes leaves float64.
 NLL_CLAMP = 500.0
 
@@ -2197,6 +2300,31 @@ def run_starts(sorted_keys: Tensor) -> Tensor:
     new = torch.ones(len(sorted_keys), dtype=torch.bool, device=sorted_keys.device)
     torch.ne(sorted_keys[1:], sorted_keys[:-1], out=new[1:])
     return new
+
+
+def count_chunk(device: torch.device) -> int:
+    """Contexts that are counted together."""
+    return GPU_COUNT_CHUNK if device.type == "cuda" else COUNT_CHUNK
+
+
+def gate_chunk(device: torch.device) -> int:
+    """Positions whose gates are made together."""
+    return GPU_GATE_CHUNK if device.type == "cuda" else GATE_CHUNK
+
+
+def start_of_each_plain(index: Tensor, new: Tensor) -> Tensor:
+    """Index at which each element's run began, int32 [n]; `new` marks the beginnings."""
+    return torch.cummax(index * new, 0).values
+
+
+def start_of_each_on_gpu(index: Tensor, new: Tensor) -> Tensor:
+    """The same by a sum and a look-up: a GPU computes cummax in one thread block, a sum in all."""
+    run = torch.cumsum(new, 0, dtype=torch.int32) - 1
+    return index.masked_select(new).index_select(0, run)
+
+
+def start_of_each(index: Tensor, new: Tensor) -> Tensor:
+    return (start_of_each_on_gpu if index.is_cuda else start_of_each_plain)(index, new)
 
 
 class Contexts(NamedTuple):
@@ -2234,13 +2362,14 @@ class ContextCounter:
     def single_tokens(self) -> Contexts:
         """The contexts of one token."""
         group, last = torch.sort(self.tokens_N, stable=True)
-        run_start = torch.cummax(self.index_N * run_starts(group), 0).values
+        run_start = start_of_each(self.index_N, run_starts(group))
         return Contexts(group, last.to(torch.int32), self.index_N - run_start)
 
     def blocks(self, contexts: Contexts) -> list[tuple[int, int]]:
-        """Ranges [low, high) of about COUNT_CHUNK contexts; no group crosses an edge."""
+        """Ranges [low, high) of about `count_chunk` contexts; no group crosses an edge."""
         group = contexts.group
-        edges = torch.searchsorted(group, group[::COUNT_CHUNK].contiguous())
+        every = count_chunk(group.device)
+        edges = torch.searchsorted(group, group[::every].contiguous())
         cuts = edges.unique_consecutive().tolist()
         return list(itertools.pairwise([*cuts, len(group)]))
 
@@ -2257,7 +2386,7 @@ class ContextCounter:
         pair_key.mul_(self.pair_stride).add_(target)
         pairs, by_pair = torch.sort(pair_key, stable=True)
         new_pair = run_starts(pairs)
-        pair_start = torch.cummax(index * new_pair, 0).values
+        pair_start = start_of_each(index, new_pair)
         index_in_run = index - pair_start
         pair_count = torch.empty_like(index_in_run).scatter_(0, by_pair, index_in_run)
         novel = (pair_count == 0).to(torch.int32)
@@ -2389,8 +2518,9 @@ def bayes_gate(gain_N: Tensor, bucket_N: Tensor, num_buckets: int) -> Tensor:
     grid = torch.sigmoid(logits)
     carry = torch.zeros(GATE_GRID, num_buckets, dtype=torch.float64, device=gain_N.device)
     alpha_N = torch.empty_like(gain_N)
-    for low in range(0, len(gain_N), GATE_CHUNK):
-        chunk = slice(low, low + GATE_CHUNK)
+    positions = gate_chunk(gain_N.device)
+    for low in range(0, len(gain_N), positions):
+        chunk = slice(low, low + positions)
         bucket, by_bucket = torch.sort(bucket_N[chunk], stable=True)
         gain = gain_N[chunk].index_select(0, by_bucket)
         # log evidence that each α has earned, [grid, positions sorted by bucket]
@@ -3618,6 +3748,7 @@ def command_train(argv: Sequence[str]) -> None:
         log(dataset.log_line)
         torch.manual_seed(cfg.run.seed)
         model = GPT(cfg.model).to(ranks.device)
+        ranks.share(model.parameters())  # two kinds of CPU differ in the last bits of an SVD
         log(f"model parameters:{sum(p.numel() for p in model.parameters())}")
         run_id = f"{code_sha256} {config_sha256(cfg)} seed:{cfg.run.seed} {dataset.log_line}"
         progress = train(model, dataset, cfg, ranks, log, run_id)

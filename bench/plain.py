@@ -156,7 +156,7 @@ def plain_scores(
     """nll float64 [N - 1], nats: one window at a time."""
     nll = np.zeros(len(stream) - 1)
     windows = tg.plan_windows(len(stream) - 1, cfg.eval_seq_len, cfg.eval_stride)
-    for _, start, first, end in windows:
+    for _, start, first, end in windows.rows():
         tokens = stream[start : end + 1].astype(np.int64)
         ids = torch.from_numpy(tokens).to(ranks.device)
         hidden, _ = model.hidden(ids[None, :-1], dtype=ranks.score_dtype)

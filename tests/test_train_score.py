@@ -18,13 +18,13 @@ BASE = tiny()
 @pytest.mark.parametrize("seq_len", [1, 2, 3, 7, 16, 33])
 def test_every_position_is_scored_in_exactly_one_window(seq_len):
     for stride in range(1, seq_len + 1):
-        longest = tg.plan_windows(213, seq_len, stride)
+        longest = tg.plan_windows(213, seq_len, stride).rows()
         for n in range(1, 201):
-            windows = tg.plan_windows(n, seq_len, stride)
+            windows = tg.plan_windows(n, seq_len, stride).rows()
             scored = []
-            for window in windows:
-                assert 0 <= window.start <= window.first < window.end <= window.start + seq_len
-                scored += range(window.first, window.end)
+            for _, start, first, end in windows:
+                assert 0 <= start <= first < end <= start + seq_len
+                scored += range(first, end)
             assert scored == list(range(n))
             # the grid does not depend on the end
             assert [w[:3] for w in windows] == [w[:3] for w in longest[: len(windows)]]
@@ -48,22 +48,23 @@ def test_batches_hold_every_window_once(lengths, shape, rows):
     )
     expected = []
     for stream, length in enumerate(lengths):
-        expected += tg.plan_windows(length, seq_len, stride, stream)
+        expected += tg.plan_windows(length, seq_len, stride, stream).rows()
     planned = []
     for padded, windows in tg.plan_batches(lengths, cfg):
-        assert padded * len(windows) <= max(cfg.eval_batch_tokens, padded)
-        assert all(window.end - window.start <= padded for window in windows)
-        planned += windows
+        assert padded * len(windows.rows()) <= max(cfg.eval_batch_tokens, padded)
+        assert (windows.end - windows.start <= padded).all()
+        planned += windows.rows()
     assert sorted(planned) == sorted(expected)
 
 
 def one_window_at_a_time(model: tg.GPT, stream: np.ndarray, cfg: tg.ScoringConfig) -> np.ndarray:
     """The slow, obvious reference: ln p [N, V] from one unbatched float64 pass per window."""
     rows = []
-    for window in tg.plan_windows(len(stream), cfg.eval_seq_len, cfg.eval_stride):
-        ids = torch.from_numpy(stream[window.start : window.end].astype(np.int64))
+    windows = tg.plan_windows(len(stream), cfg.eval_seq_len, cfg.eval_stride)
+    for _, start, first, end in windows.rows():
+        ids = torch.from_numpy(stream[start:end].astype(np.int64))
         with torch.no_grad():
-            states = model.hidden(ids[None])[0][0, window.first - window.start :]
+            states = model.hidden(ids[None])[0][0, first - start :]
             rows.append(torch.log_softmax(model.logits(states), dim=-1))
     return torch.cat(rows).numpy()
 

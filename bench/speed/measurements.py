@@ -127,7 +127,7 @@ def measure_scoring(side: str, cfg: tg.Config, ranks: tg.Ranks, tokens: int) -> 
     first, _ = timed(ranks, score, stream)
     seconds, nats = timed(ranks, score, stream)
     windows = tg.plan_windows(tokens - 1, cfg.scoring.eval_seq_len, cfg.scoring.eval_stride)
-    window_tokens = sum(window.end - window.start for window in windows)
+    window_tokens = int((windows.end - windows.start).sum())
     return {
         "tokens": tokens,
         "first_s": first,
