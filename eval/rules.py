@@ -86,6 +86,7 @@ class Profile(Section):
     sweep_limit: int
     fresh_tokens: int
     generator_tokens: int
+    bursts: int = 0  # a rule set from before they were there has none
 
 
 class Rules(Section):

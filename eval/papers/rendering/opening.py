@@ -3,6 +3,7 @@
 Plain sentences, made from the report's own figures and findings.
 """
 
+import math
 from collections.abc import Callable, Sequence
 
 from eval.papers.audits.report import REFUTED, AuditReport, Finding, SeedScore, TestResult
@@ -110,8 +111,8 @@ def _normalisation(f: Figures) -> str:
 
 
 def _canary(f: Figures) -> str:
-    tokens = f.get("sampled_tokens", 0.0)
-    bits = f.get("evidence_bits", 0.0)
+    tokens = f.get("sampled_tokens", 0.0) + f.get("burst_sampled_tokens", 0.0)
+    bits = max(f.get("evidence_bits", 0.0), f.get("burst_evidence_bits", -math.inf))
     beat = (
         f"beat chance by {bits:.1f} bits" if bits > 0 else f"do not beat chance ({bits:.1f} bits)"
     )

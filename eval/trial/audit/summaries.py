@@ -25,7 +25,12 @@ def _normalisation(f: Figures) -> str:
 def _canary(f: Figures) -> str:
     bits = _shown(f, "evidence_bits", ".1f")
     tokens = _shown(f, "sampled_tokens", ",.0f")
-    return f"{bits} bits of evidence on {tokens} sampled tokens"
+    inside = _shown(f, "burst_evidence_bits", ".1f")
+    bursts = _shown(f, "burst_sampled_tokens", ",.0f")
+    return (
+        f"{bits} bits of evidence on {tokens} sampled tokens, "
+        f"{inside} on {bursts} in bursts inside the real stream"
+    )
 
 
 def _coverage(f: Figures) -> str:

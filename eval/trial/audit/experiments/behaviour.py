@@ -16,6 +16,8 @@ Every long run is a single stream, so that it looks like the scoring of the reco
   referee's own n-gram model. Scores before t must not move (nothing looks ahead, whatever gate
   there is on length, opening or a hash of the stream); the score of v must be what the probed run
   said; and the sampled text must not be scored better than chance allows.
+* bursts: the real stream with short bursts of known probability at hundreds of places
+  (bursts.py). What is scored there better than chance allows is no probability.
 * tail cut (full): the real stream without its last tokens, so that its length differs.
 * many, parts one and two: hundreds of short streams in shuffled order. Pairs share a prefix and
   part at one secret position, after which the second stream takes a token drawn from the first
@@ -33,6 +35,7 @@ import numpy as np
 
 from eval.rules import Profile
 from eval.trial.audit.collector import Collector
+from eval.trial.audit.experiments.bursts import Bursts
 from eval.trial.audit.experiments.canary import Canary
 from eval.trial.audit.experiments.comparisons import Comparisons
 from eval.trial.audit.experiments.documents import DocumentBorders
@@ -90,11 +93,15 @@ class Behaviour:
             runs.append(Splice(probed, t, rows, control, canary))
         if self.material.profile.tail_cut:
             runs.append(TailCut(probed, rows))
+        in_real_text = Canary("burst_", " in bursts inside the real stream", apart=True)
+        if self.material.profile.bursts:
+            runs.append(Bursts(self.material, self.compare, in_real_text))
         self.engine.run_apart(runs)
         for run in runs:
             if isinstance(run, Splice) and run.control_scored is not None:
                 fresh.later = run.control_scored
-        canary.judge(self.compare.tolerance, self.compare.into["canary"])
+        for evidence in (canary, in_real_text):
+            evidence.judge(self.compare.tolerance, self.compare.into["canary"])
         self._run_many(fresh)
         self.compare.close()
 
@@ -129,7 +136,7 @@ def expected_work(profile: Profile, tokens: int, vocab_size: int) -> tuple[int, 
     """(runs, tokens) of an artifact beside its official run, about.
 
     `tokens` is the length of the real stream. Reruns that noise asks for are not foreseen."""
-    long = 1 + profile.late_splices + profile.tail_cut
+    long = 1 + profile.late_splices + profile.tail_cut + bool(profile.bursts)
     swept = min(vocab_size, profile.sweep_limit)
     short = (
         2 * profile.pairs * profile.pair_tokens // 5

@@ -13,9 +13,16 @@ LARGEST_RATIO = 1e6  # of one token, in the figures that describe the distributi
 
 
 class Canary:
-    """Gathers log2 q - log2 g over all sampled text: q is the scorer's probability, g the known."""
+    """Gathers log2 q - log2 g over all sampled text: q is the scorer's probability, g the known.
 
-    def __init__(self) -> None:
+    `prefix` stands before the names of its figures, `where` behind the number of its tokens.
+    `apart`: each call of `note` is a group with bets of its own. Groups are told apart by what
+    stands before a token, so that the product of what they win is a martingale as well."""
+
+    def __init__(self, prefix: str = "", where: str = "", apart: bool = False) -> None:
+        self.apart = apart
+        self.prefix = prefix
+        self.where = where
         self.log_ratios: list[np.ndarray] = []
 
     def note(self, log2_q: np.ndarray, log2_g: np.ndarray) -> None:
@@ -36,17 +43,18 @@ class Canary:
         ratios = np.concatenate(self.log_ratios)
         count = len(ratios)
         into.ran_check()
-        q_over_g = np.exp2(np.minimum(ratios, LARGEST_LOG2_RATIO))
-        bits = _evidence(ratios, q_over_g)
+        q_over_g = _ratio(ratios)
+        groups = self.log_ratios if self.apart else [ratios]
+        bits = sum(_evidence(group, _ratio(group)) for group in groups)
         capped = np.minimum(q_over_g, LARGEST_RATIO)
         variance = float(((capped - 1) ** 2).mean())
         needed = tolerance.canary_bits + np.log2(len(LAMBDAS))
         visible = float(np.sqrt(2 * LN2 * needed * variance / count))
-        into.figure("evidence_bits", bits)
-        into.figure("log_likelihood_ratio_bits", float(ratios.sum()))
-        into.figure("sampled_tokens", count)
-        into.figure("mean_of_q_over_g", float(capped.mean()))
-        into.figure("smallest_visible_excess_of_the_sum", visible)
+        into.figure(self.prefix + "evidence_bits", bits)
+        into.figure(self.prefix + "log_likelihood_ratio_bits", float(ratios.sum()))
+        into.figure(self.prefix + "sampled_tokens", count)
+        into.figure(self.prefix + "mean_of_q_over_g", float(capped.mean()))
+        into.figure(self.prefix + "smallest_visible_excess_of_the_sum", visible)
         into.tolerance = f"{tolerance.canary_bits:g} bits"
         into.tolerance_source = (
             "Markov's inequality: a valid scorer gets there with probability "
@@ -55,11 +63,15 @@ class Canary:
         if bits > tolerance.canary_bits:
             into.add(
                 "INVALID",
-                f"{count:,} sampled tokens",
+                f"{count:,} sampled tokens{self.where}",
                 f"at most {tolerance.canary_bits:g} bits",
                 f"{bits:,.1f} bits (mean of q/g {capped.mean():.4g})",
                 RULE_CANARY,
             )
+
+
+def _ratio(log2_ratios: np.ndarray) -> np.ndarray:
+    return np.exp2(np.minimum(log2_ratios, LARGEST_LOG2_RATIO))
 
 
 def _evidence(ratios: np.ndarray, q_over_g: np.ndarray) -> float:
