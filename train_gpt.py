@@ -2247,12 +2247,14 @@ def score_streams(
             part = slice(i, i + rows)
             table.write(given, part, model.logits(states[part]))
 
-    if ranks.on_gpu:
-        for given in read_ahead(read, own):
-            score(given)
-    else:
-        for _ in ranks.map(lambda number: score(read(number)), own):
-            pass
+    with contextlib.closing(Meter(what, len(own), ranks.rank == 0)) as meter:
+        if ranks.on_gpu:
+            for given in read_ahead(read, own):
+                score(given)
+                meter.advance()
+        else:
+            for _ in ranks.map(lambda number: score(read(number)), own):
+                meter.advance()
     table.sum_over_ranks(ranks)
     return table.by_stream()
 
