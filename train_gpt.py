@@ -191,7 +191,11 @@ class TrainingConfig:
     grad_clip: float = setting(0.0, "largest norm of the gradient; 0 = no limit")
     qat_lr_scale: float = setting(0.0, "fake-quantise while learning rates are below this share")
     bf16: int = switch(1, "train in bfloat16 if every rank's device multiplies it fast")
-    compile: int = switch(1, "use torch.compile; on a CPU it needs a C++ compiler")
+    compile: int = choice(
+        1,
+        "torch.compile: 0 = off, 1 = on (a CPU needs a C++ compiler), 2 = tune products",
+        (0, 1, 2),
+    )
     log_every: int = setting(50, "between lines of the log", "steps", low=1, high=2**20)
     val_every: int = setting(1000, "between validations; 0 = only the final score", "steps")
     val_tokens: int = setting(0, "that such a validation reads; 0 = the whole split", "tokens")
@@ -3088,7 +3092,9 @@ def compile_model(model: GPT, cfg: TrainingConfig, ranks: Ranks) -> Callable[...
                 "--compile: expected a C++ compiler for torch.compile on a CPU, found none; "
                 "install one or pass --compile 0"
             )
-        compute = torch.compile(model, fullgraph=True, dynamic=False)
+        # tuning times the compiler's own products, with what follows in them, against the library's
+        mode = "max-autotune-no-cudagraphs" if cfg.compile == 2 else None
+        compute = torch.compile(model, fullgraph=True, dynamic=False, mode=mode)
     return functools.partial(compute, dtype=ranks.train_dtype)
 
 

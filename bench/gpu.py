@@ -1,7 +1,7 @@
-"""Speed on one GPU: `python bench/gpu.py` compares the reference model with bench/plain.py.
+"""All that a GPU must show, in one command: `python bench/gpu.py`.
 
-A step has 65,536 tokens, and every measurement compiles anew. It writes bench/results/gpu.json
-and gpu.png.
+Each part runs in a process of its own, under a limit of its own, and its figures are written to
+--out at once. All limits together are 6 minutes. requirements-gpu.txt says what the machine needs.
 """
 
 import sys
@@ -9,16 +9,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from bench.speed.command import Benchmark, main
-
-BENCHMARK = Benchmark(
-    device="cuda",
-    flags=["--train-batch-tokens", "65536"],
-    steps=12,
-    whole_steps=30,
-    rounds=2,
-    score_tokens=20_000,
-)
+from bench.speed.gpu import main
 
 if __name__ == "__main__":
-    main(BENCHMARK, __doc__)
+    main(__doc__)

@@ -4,7 +4,6 @@ import json
 import os
 import platform
 import resource
-import subprocess
 from pathlib import Path
 
 import torch
@@ -27,9 +26,8 @@ def peak_memory() -> int:
 
 
 def git(*arguments: str) -> str:
-    """What git prints about this repository; nothing where there is none."""
-    command = ["git", "-C", str(ROOT), *arguments]
-    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    """What git prints about this repository; nothing where either is missing."""
+    return tg.output_of("git", "-C", str(ROOT), *arguments)
 
 
 def commit() -> str:

@@ -9,11 +9,9 @@ Shape suffixes are those of train_gpt.py.
 
 import lzma
 
-import brotli
 import numpy as np
 import torch
 import torch.nn.functional as F
-import zstandard
 from torch import Tensor
 
 import train_gpt as tg
@@ -173,6 +171,10 @@ def compressed_bytes(tensors: dict[str, tg.Stored]) -> dict[str, int]:
 
     Integer symbols and the byte planes of floats come first, then the row scales, in one block.
     """
+    # a machine with a GPU may lack them
+    import brotli
+    import zstandard
+
     in_order = [stored.values for stored in tensors.values()]
     in_order += [stored.scales for stored in tensors.values() if stored.scales is not None]
     planes = []

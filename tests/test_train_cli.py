@@ -220,7 +220,7 @@ def test_a_launcher_that_makes_no_sense_is_refused(tmp_path):
             r"one of fp16, fp32, int8, int6, int5, found matrix_format=int4",
         ),
         ({"control_format": "int8"}, r"one of fp16, fp32, found control_format=int8"),
-        ({"compile": 2}, r"compile to be one of 0, 1, found compile=2"),
+        ({"compile": 3}, r"compile to be one of 0, 1, 2, found compile=3"),
         ({"muon_lr": "nan"}, r"expected muon_lr >= 0, found muon_lr=nan"),
         (
             {"ema_decay": 1.0},
