@@ -59,7 +59,7 @@ def test_scoring_and_the_mixer_are_timed(args):
     assert scoring["window_tokens_per_s"] > scoring["tokens_per_s"] > 0
     mixer = on_gpu.measure_mixer(tiny(ngram_order=4), RANKS, args)
     assert mixer["tokens"] == 5000
-    # the probabilities given are of 1.6 nats on average, and the gate loses little where n-grams lose
+    # 1.6 nats on average were given; the gate loses little where the n-grams know nothing
     assert mixer["nats_a_token"] == pytest.approx(1.6, abs=0.2)
 
 
