@@ -101,8 +101,9 @@ def _comparison(runs: Sequence[Run]) -> str:
 def _plot(path: Path, runs: Sequence[Run]) -> None:
     from tools.desk.comparing import against_first, experiments_of
     from tools.desk.pictures import save_picture
+    from tools.desk.tables import counted
 
     experiments = experiments_of(runs)
-    title = f"{len(runs)} runs of {len(experiments)} experiments"
+    title = f"{counted(len(runs), 'run')} of {counted(len(experiments), 'experiment')}"
     save_picture(path, against_first(experiments), title)
     print(f"{path}: {title}")

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
+from tools.desk.tables import counted
 from tools.errors import UserError
 from tools.script import refusals_of
 
@@ -44,7 +45,7 @@ class Plan:
 
     def describe(self) -> str:
         experiments = len({run.config for run in self.runs})
-        return f"{experiments} experiments, {len(self.runs)} runs"
+        return f"{counted(experiments, 'experiment')}, {counted(len(self.runs), 'run')}"
 
 
 def parse_assignments(texts: Sequence[str]) -> dict[str, list[str]]:

@@ -86,6 +86,11 @@ def _difference_cells(found: Difference | None) -> list[str]:
     return [f"{found.mean:+.5f}", interval, p, found.test]
 
 
+def counted(count: int, noun: str) -> str:
+    """`1 run`, `2 runs`."""
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def number(value: float | None, decimals: int) -> str:
     return "" if value is None else f"{value:,.{decimals}f}"
 
