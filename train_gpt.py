@@ -2180,8 +2180,8 @@ class ScoreTable:
         return scores
 
 
-# Forward passes that pay for a compilation: each moves 43 GB less, at least 13 ms on an H100, and
-# the compiler takes about 20 s.
+# Forward passes that pay for a compilation, by bench/roofline.py: each moves 43 GB less, at least
+# 13 ms on an H100, and the compiler is taken to need 20 s.
 BATCHES_TO_COMPILE = 1500
 
 
@@ -2232,7 +2232,6 @@ def score_streams(
     vocab_size = model.cfg.vocab_size
     table = ScoreTable(streams, probes, vocab_size, ranks.device)
     rows = logit_rows(ranks.device, vocab_size)
-
     plan = plan_batches([len(stream) for stream in streams], cfg)
     own = range(ranks.rank, len(plan), ranks.world_size)
     hidden_of = compile_hidden(model, plan, len(own), ranks)

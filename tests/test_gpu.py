@@ -7,6 +7,8 @@ synchronisation in a step.
 import numpy as np
 import pytest
 import torch
+from conftest import flags, run_script
+from runs_support import step_losses
 from test_train_ngram import markov_stream
 from train_support import awake, tiny
 
@@ -113,3 +115,17 @@ def test_a_compiled_step_is_one_graph_that_never_recompiles_or_waits_for_the_hos
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert stats["unique_graphs"] == compiled == 1
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_two_gpus_train_and_score_as_one_does(dataset, tmp_path):
+    """Over NCCL, in float32: the same batches, and the gradients of their mean."""
+    losses = []
+    for nproc in (1, 2):
+        out = tmp_path / str(nproc)
+        settings = flags(data_dir=dataset, out=out, micro_batch_tokens=512)
+        done = run_script(*settings, nproc=nproc)
+        assert done.returncode == 0, done.stderr[-3000:]
+        losses.append(step_losses(out))
+    assert len(losses[0]) == 5
+    np.testing.assert_allclose(losses[1], losses[0], rtol=1e-3)
