@@ -15,6 +15,7 @@ import argparse
 import hashlib
 import json
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -34,6 +35,7 @@ from eval.trial.audit.audit import Options, audit_record  # noqa: E402
 
 RESULTS = ROOT / "bench/results/referee.json"
 ACCEPTED = (Verdict.PASS, Verdict.WARN)
+BUILDING = threading.Lock()  # the workshop makes one record at a time
 CERTAINTY = 0.95  # of the bound on the rate of refusals
 
 
@@ -67,7 +69,8 @@ def code_of_the_referee() -> str:
 def audit(shop: Workshop, trial: Trial) -> dict:
     """A row of the results."""
     slug = f"{trial.fixture.split('/')[1].replace('_', '-')}-{trial.training_seed}"
-    folder = shop.record(trial.fixture, (trial.training_seed,), slug=slug)
+    with BUILDING:
+        folder = shop.record(trial.fixture, (trial.training_seed,), slug=slug)
     options = Options(
         dataset=shop.corpus.dataset,
         fresh=shop.corpus.fresh,
