@@ -130,7 +130,8 @@ def accepted(f: dataclasses.Field) -> str:
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SINKS = ("none", "tensorboard", "wandb", "trackio")
-MATRIX_FORMATS = ("fp16", "fp32", "int8", "int6", "int5")
+MATRIX_FORMATS = ("fp16", "fp32", "int8", "int7", "int6", "int5")
+NEWTON_SCHULZ = ("quintic", "polar_express")
 CONTROL_FORMATS = ("fp16", "fp32")  # gates are too few to pay for row scales
 
 
@@ -150,7 +151,32 @@ class RunConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelConfig:
+class MechanismConfig:
+    """Mechanisms that a model may have. With the defaults it has none of them.
+
+    The artifact stores these; one that was written before a mechanism existed lacks its setting.
+    """
+
+    rope_dims: int = setting(0, "first dimensions of a head that rotate; 0 = all", high=2**20)
+    norm_scale: int = switch(0, "the norms of block i, from 0, are divided by sqrt(i + 1)")
+    smear_inputs: int = setting(
+        0, "channels that gate what enters of the previous token; 0 = a share for each channel"
+    )
+    attention_gate_inputs: int = setting(
+        0, "channels that gate each head's attention; 0 = no gates"
+    )
+    skip_gates: int = switch(0, "a skip is weighed against the stream by a gate for each channel")
+    loop_first: int = setting(0, "first of the blocks that run several times, from 0")
+    loop_last: int = setting(0, "last of the blocks that run several times")
+    loop_passes: int = setting(1, "how often these run; 1 = no loop", low=1, high=64)
+    parallel_layers: int = setting(0, "number of last blocks with attention and MLP side by side")
+    isolate_documents: int = switch(0, "attention does not look back over a document's start")
+    orthogonal_init: int = switch(0, "matrices that do not start at zero start orthogonal")
+    overtone_init: int = switch(1, "reshape the spectrum of the embedding's initial values")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig(MechanismConfig):
     """The shape of the model. The artifact stores these."""
 
     vocab_size: int = setting(1024, "in the vocabulary", "tokens", low=2, high=65_536)
@@ -164,8 +190,8 @@ class ModelConfig:
     )
     mlp_hidden: int = setting(1536, "width inside the MLP", low=1, high=2**20)
     mlp_negative_slope: float = setting(0.0, "0 = ReLU^2, 0.5 = LeakyReLU(1/2)^2", low=-math.inf)
-    pre_enrich_hidden: int = setting(768, "width of the pre-enrichment MLP", low=1, high=2**20)
-    bigram_buckets: int = setting(2048, "rows of the hashed bigram table", low=1, high=2**20)
+    pre_enrich_hidden: int = setting(768, "width of the pre-enrichment MLP; 0 = none", high=2**20)
+    bigram_buckets: int = setting(2048, "rows of the hashed bigram table; 0 = none", high=2**20)
     bigram_dim: int = setting(128, "columns of the bigram table", low=1, high=2**20)
     rope_base: float = setting(1e4, "base of the rotary frequencies", low=1e-9)
     q_gain_init: float = setting(1.5, "initial gain of each query head", low=-math.inf)
@@ -188,6 +214,11 @@ class TrainingConfig:
     train_seconds: float = setting(588.0, "for training; 0 = no clock. The cap is 600", "seconds")
     warmup_steps: int = setting(20, "that compile; they leave no trace in the weights", "steps")
     warmdown_steps: int = setting(3500, "at the end, while learning rates fall to 0", "steps")
+    warmdown_share: float = setting(
+        0.0, "of the training that the warm-down takes; 0 = by warmdown_steps", high=1
+    )
+    lr_floor: float = setting(0.0, "lowest share of the learning rates", high=1)
+    loop_from: float = setting(0.0, "share of the training after which blocks loop", high=1)
     grad_clip: float = setting(0.0, "largest norm of the gradient; 0 = no limit")
     qat_lr_scale: float = setting(0.0, "fake-quantise while learning rates are below this share")
     bf16: int = switch(1, "train in bfloat16 if every rank's device multiplies it fast")
@@ -203,10 +234,19 @@ class TrainingConfig:
     muon_momentum: float = setting(0.99, "momentum of matrices after its warm-up", below=1)
     muon_momentum_start: float = setting(0.92, "momentum of matrices at the first step", below=1)
     muon_momentum_warmup_steps: int = setting(1500, "from the first momentum to the last", "steps")
-    newton_schulz_steps: int = setting(5, "iterations that orthogonalise a matrix's update")
+    newton_schulz_steps: int = setting(
+        5, "iterations that orthogonalise a matrix's update", high=64
+    )
+    newton_schulz: str = choice("quintic", "coefficients of these", NEWTON_SCHULZ)
+    muon_row_norm: int = switch(0, "bring each row of an update to length 1 before these")
+    bigram_muon: int = switch(0, "train the bigram table as a matrix, not as an embedding")
     embed_lr: float = setting(0.035, "learning rate of the embedding and bigram tables")
     scalar_lr: float = setting(0.025, "learning rate of gains, gates and scales")
-    weight_decay: float = setting(0.04, "decoupled; it is multiplied by the learning rate")
+    weight_decay: float = setting(
+        0.04, "of matrices; decoupled, it is multiplied by the learning rate"
+    )
+    embed_weight_decay: float = setting(0.04, "the same, of the embedding and bigram tables")
+    scalar_weight_decay: float = setting(0.04, "the same, of gains, gates and scales")
     adam_beta1: float = setting(0.9, "decay of AdamW's first moment", below=1)
     adam_beta2: float = setting(0.95, "decay of AdamW's second moment", below=1)
     ema_decay: float = setting(0.997, "of the weights' moving average, per step", below=1)
@@ -219,7 +259,11 @@ class ExportConfig:
     """How weights are stored."""
 
     matrix_format: str = choice("int6", "format of projections", MATRIX_FORMATS)
-    embed_format: str = choice("fp16", "format of embedding and bigram", MATRIX_FORMATS)
+    embed_format: str = choice("fp16", "format of the embedding", MATRIX_FORMATS)
+    bigram_format: str = choice(
+        "same", "format of the bigram table; same = the embedding's", ("same", *MATRIX_FORMATS)
+    )
+    small_matrix_elements: int = setting(0, "matrices of at most so many elements stay fp16")
     control_format: str = choice("fp32", "format of gains and scales", CONTROL_FORMATS)
     late_k_fp16_layers: int = setting(0, "number of last blocks whose key projections stay fp16")
     size_cap: int = setting(
@@ -240,7 +284,7 @@ class ScoringConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """All settings, by group. The defaults are the reference record."""
+    """All settings, by group. The defaults are the reference model, without any mechanism."""
 
     run: RunConfig = RunConfig()
     model: ModelConfig = ModelConfig()
@@ -268,8 +312,69 @@ class Config:
         return Config(**groups)
 
 
+# What the presets `frontier` and `docs_frontier` share.
+FRONTIER_MODEL: dict[str, Any] = {
+    "mlp_negative_slope": 0.5,
+    "pre_enrich_hidden": 0,
+    "bigram_buckets": 0,
+    "q_gain_init": 5.0,
+    "norm_scale": 1,
+    "smear_inputs": 12,
+    "attention_gate_inputs": 12,
+    "skip_gates": 1,
+    "isolate_documents": 1,
+    "orthogonal_init": 1,
+    "overtone_init": 0,
+    "num_encoder_layers": 5,
+    "xsa_layers": 11,
+    "rope_dims": 16,
+    "loop_first": 3,
+    "loop_last": 5,
+    "loop_passes": 3,
+    "parallel_layers": 3,
+}
+FRONTIER_TRAINING: dict[str, Any] = {
+    "warmdown_share": 0.85,
+    "lr_floor": 0.1,
+    "loop_from": 0.35,
+    "grad_clip": 0.3,
+    "muon_lr": 0.026,
+    "weight_decay": 0.095,
+    "muon_row_norm": 1,
+    "newton_schulz": "polar_express",
+    "embed_lr": 0.03,
+    "embed_weight_decay": 0.085,
+    "scalar_lr": 0.02,
+    "scalar_weight_decay": 0.02,
+    "adam_beta2": 0.99,
+    "swa_every": 0,
+}
+
+
 PRESETS = {
-    "reference": Config(),
+    # The published recipe: fake quantisation from the first step, the bigram table a matrix.
+    "reference": Config(
+        training=TrainingConfig(
+            train_seconds=594.0,  # what is left of the cap of 600 s is for the export
+            qat_lr_scale=2.0,
+            bigram_muon=1,
+        ),
+        export=ExportConfig(bigram_format="int6", small_matrix_elements=65_536),
+    ),
+    # The mechanisms of the public contest's last records, at their size: 35,945,671 parameters.
+    "frontier": Config(
+        run=RunConfig(data_dir="data/datasets/fineweb10B_sp8192"),
+        model=ModelConfig(vocab_size=8192, num_layers=11, mlp_hidden=2048, **FRONTIER_MODEL),
+        training=TrainingConfig(
+            train_batch_tokens=786_432,
+            micro_batch_tokens=98_304,
+            train_seconds=592.0,
+            muon_momentum=0.97,
+            ema_decay=0.9965,
+            **FRONTIER_TRAINING,
+        ),
+        export=ExportConfig(embed_format="int7", control_format="fp16"),
+    ),
     # Sized by a number of steps, not by the clock, so that anybody can reproduce its score.
     "docs_cpu": Config(
         run=RunConfig(data_dir="data/datasets/docs_sp1024"),
@@ -303,6 +408,46 @@ PRESETS = {
             ema_decay=0.98,
             swa_every=0,
         ),
+        scoring=ScoringConfig(eval_seq_len=128, eval_stride=32, eval_batch_tokens=8192),
+    ),
+    # The same mechanisms at the size of docs_cpu.
+    "docs_frontier": Config(
+        run=RunConfig(data_dir="data/datasets/docs_sp1024"),
+        model=ModelConfig(
+            **FRONTIER_MODEL
+            | {
+                "model_dim": 128,
+                "num_layers": 4,
+                "num_encoder_layers": 2,
+                "num_heads": 4,
+                "num_kv_heads": 2,
+                "mlp_hidden": 512,
+                "xsa_layers": 4,
+                "rope_dims": 8,
+                "loop_first": 1,
+                "loop_last": 2,
+                "loop_passes": 2,
+                "parallel_layers": 1,
+            }
+        ),
+        training=TrainingConfig(
+            train_batch_tokens=4096,
+            train_seq_len=128,
+            micro_batch_tokens=2048,
+            iterations=480,
+            train_seconds=0.0,
+            warmup_steps=0,
+            compile=0,
+            log_every=20,
+            val_every=80,
+            val_tokens=65_536,
+            muon_momentum=0.95,
+            muon_momentum_start=0.85,
+            muon_momentum_warmup_steps=100,
+            ema_decay=0.98,
+            **FRONTIER_TRAINING,
+        ),
+        export=ExportConfig(embed_format="int7"),
         scoring=ScoringConfig(eval_seq_len=128, eval_stride=32, eval_batch_tokens=8192),
     ),
 }
@@ -352,6 +497,7 @@ def check_relations(cfg: Config) -> None:
     at_most("num_encoder_layers", model.num_encoder_layers, "num_layers", layers)
     at_most("xsa_layers", model.xsa_layers, "num_layers", layers)
     at_most("late_k_fp16_layers", cfg.export.late_k_fp16_layers, "num_layers", layers)
+    check_mechanisms(model)
     window = scoring.eval_seq_len
     at_most("eval_stride", scoring.eval_stride, "eval_seq_len", window)
     at_most("eval_seq_len", window, "eval_batch_tokens", scoring.eval_batch_tokens)
@@ -377,6 +523,52 @@ def check_relations(cfg: Config) -> None:
         "encoder layers to repeat",
         encoder_recurrence=model.encoder_recurrence,
         num_encoder_layers=model.num_encoder_layers,
+    )
+
+
+def check_mechanisms(model: ModelConfig) -> None:
+    """The rules that tie mechanisms to the shape of the model."""
+    layers = model.num_layers
+    head_size = model.model_dim // model.num_heads
+    require(
+        model.rope_dims % 2 == 0 and model.rope_dims <= head_size,
+        "an even rope_dims of at most the head size",
+        rope_dims=model.rope_dims,
+        head_size=head_size,
+    )
+    for name in ("smear_inputs", "attention_gate_inputs"):
+        inputs = getattr(model, name)
+        rule = f"{name} <= model_dim"
+        require(inputs <= model.model_dim, rule, **{name: inputs, "model_dim": model.model_dim})
+    require(
+        model.loop_first <= model.loop_last < layers,
+        "loop_first <= loop_last < num_layers",
+        loop_first=model.loop_first,
+        loop_last=model.loop_last,
+        num_layers=layers,
+    )
+    require(
+        model.loop_passes == 1 or (model.encoder_recurrence == 0 < model.num_encoder_layers),
+        "a loop to have encoder layers and no encoder_recurrence beside it",
+        loop_passes=model.loop_passes,
+        encoder_recurrence=model.encoder_recurrence,
+        num_encoder_layers=model.num_encoder_layers,
+    )
+    # the decoder holds them all, and with a loop it is the second half of all visits
+    parallel = model.parallel_layers
+    require(
+        parallel <= min(layers - model.num_encoder_layers, (layers + 1) // 2),
+        "parallel_layers to be decoder layers and at most half of all",
+        parallel_layers=parallel,
+        num_layers=layers,
+        num_encoder_layers=model.num_encoder_layers,
+    )
+    require(
+        model.loop_passes == 1 or model.loop_last < layers - parallel,
+        "the loop to end before the parallel layers",
+        loop_last=model.loop_last,
+        parallel_layers=parallel,
+        num_layers=layers,
     )
 
 
@@ -1369,7 +1561,10 @@ def rms_norm(x: Tensor) -> Tensor:
 
 
 class Rotary(NamedTuple):
-    """Rotation tables by position, float32 [T, K] each, for half-split heads."""
+    """Rotation tables by position, float32 [T, K] each, for half-split heads.
+
+    Where they have fewer columns than a head, the rest of the head stands still.
+    """
 
     cos_TK: Tensor
     sin_TK: Tensor  # the first half of the columns is negated
@@ -1395,7 +1590,11 @@ def rotate(x_BTHK: Tensor, rotary: Rotary) -> Tensor:
 
     The T positions are those of the tables' last T rows.
     """
-    T, H, K = x_BTHK.shape[1:]
+    K = rotary.cos_TK.size(1)
+    if x_BTHK.size(-1) > K:
+        turned = rotate(x_BTHK[..., :K], rotary)
+        return torch.cat((turned, x_BTHK[..., K:]), dim=-1)
+    T, H = x_BTHK.shape[1:3]
 
     def by_head(table_TK: Tensor) -> Tensor:
         # repeated, because a product broadcast over heads is slow on a CPU
@@ -1405,15 +1604,21 @@ def rotate(x_BTHK: Tensor, rotary: Rotary) -> Tensor:
     return torch.addcmul(x_BTHK * by_head(rotary.cos_TK), swapped, by_head(rotary.sin_TK))
 
 
-def attend(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
-    """Causal attention of the last T of S positions, [B, T, H, K]; H / G queries share a key."""
+def attend(
+    q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor, document_BS: Tensor | None = None
+) -> Tensor:
+    """Causal attention of the last T of S positions, [B, T, H, K]; H / G queries share a key.
+
+    With the number of each position's document, no position sees another document.
+    """
     T, H = q_BTHK.shape[1:3]
     S, G = k_BSGK.shape[1:3]
     dtype = q_BTHK.dtype
     if q_BTHK.is_cpu:
         dtype = torch.promote_types(dtype, torch.float32)  # its flash kernel is slow in bfloat16
     # no fused kernel for a CPU or for float32 knows grouped queries
-    grouped = q_BTHK.is_cuda and dtype == torch.bfloat16
+    # nor does one that takes a mask by documents
+    grouped = q_BTHK.is_cuda and dtype == torch.bfloat16 and document_BS is None
     copies = 1 if grouped else H // G
 
     def heads_first(x_BTHK: Tensor, copies: int = 1) -> Tensor:
@@ -1421,8 +1626,11 @@ def attend(q_BTHK: Tensor, k_BSGK: Tensor, v_BSGK: Tensor) -> Tensor:
         return x_BHTK.repeat_interleave(copies, dim=1) if copies > 1 else x_BHTK
 
     mask = None
-    if T < S:
+    if T < S or document_BS is not None:
         mask = torch.ones(T, S, dtype=torch.bool, device=q_BTHK.device).tril(S - T)
+    if document_BS is not None:
+        same = document_BS[:, -T:, None] == document_BS[:, None, :]
+        mask = (mask & same).unsqueeze(1)  # [B, 1, T, S]
     y_BHTK = F.scaled_dot_product_attention(
         heads_first(q_BTHK),
         heads_first(k_BSGK, copies),
@@ -1492,15 +1700,32 @@ class HeadLoss(torch.autograd.Function):
         return dx * scale.to(dx.dtype), d_embed * scale, None, None
 
 
-def newton_schulz(gradients: Tensor, steps: int) -> Tensor:
-    """Approximately U V^T of each matrix in [n, R, C], by Muon's quintic (Jordan et al. 2024)."""
+QUINTIC = ((3.4445, -4.7750, 2.0315),)  # Jordan et al. 2024
+POLAR_EXPRESS = (  # Amsel et al. 2025, for singular values from 0.001 to 1
+    (8.156554524902461, -22.48329292557795, 15.878769915207462),
+    (4.042929935166739, -2.808917465908714, 0.5000178451051316),
+    (3.8916678022926607, -2.772484153217685, 0.5060648178503393),
+    (3.285753657755655, -2.3681294933425376, 0.46449024233003106),
+    (2.3465413258596377, -1.7097828382687081, 0.42323551169305323),
+)
+COEFFICIENTS = dict(zip(NEWTON_SCHULZ, (QUINTIC, POLAR_EXPRESS), strict=True))
+
+
+def newton_schulz(gradients: Tensor, steps: int, kind: str = "quintic") -> Tensor:
+    """Approximately U V^T of each matrix X in [n, R, C].
+
+    Each step is X <- a X + (b A + c A^2) X with A = X X^T and that step's (a, b, c); after the
+    last coefficients these go on.
+    """
+    coefficients = COEFFICIENTS[kind]
     tall = gradients.size(-2) > gradients.size(-1)
     x = gradients.mT if tall else gradients
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(steps):
+    for step in range(steps):
+        of_x, of_a, of_a_squared = coefficients[min(step, len(coefficients) - 1)]
         a = x @ x.mT
-        polynomial = torch.baddbmm(a, a, a, beta=-4.7750, alpha=2.0315)
-        x = torch.baddbmm(x, polynomial, x, beta=3.4445)
+        polynomial = torch.baddbmm(a, a, a, beta=of_a, alpha=of_a_squared)
+        x = torch.baddbmm(x, polynomial, x, beta=of_x)
     return x.mT if tall else x
 
 
@@ -1536,42 +1761,66 @@ class Linear(nn.Linear):
 
 
 class Visit(NamedTuple):
-    """One passage through a block: the depth of the model is a tuple of these.
-
-    There may be several residual streams, the lanes. A new one begins as a copy of lane 0, and
-    the model ends with the sum of all.
-    """
+    """One passage through a block: the depth of the model is a tuple of these."""
 
     layer: int
     pop: int | None = None  # first add the state kept last, weighted by skips[pop]
     push: bool = False  # keep the resulting state for a later visit
     normalise: bool = False  # first bring the residual stream to unit RMS
-    lane: int = 0  # that the block reads and writes
+    parallel: bool = False  # attention and MLP work side by side, each on a lane of its own
 
 
-def plan_depth(model: ModelConfig) -> tuple[Visit, ...]:
-    """Which block runs when: a U-Net whose encoder blocks push and decoder blocks pop.
+def plan_depth(model: ModelConfig, looped: bool = True) -> tuple[Visit, ...]:
+    """Which block runs when: a U-Net whose encoder visits push and decoder visits pop.
 
     With encoder_recurrence the encoder runs again, on the normalised stream, and only its last
-    pass leaves skips.
+    pass leaves skips. With a loop, unless `looped` is false, some blocks run several times in a
+    row, and the first half of all visits is the encoder.
     """
-    encoder = range(model.num_encoder_layers)
-    decoder = range(model.num_encoder_layers, model.num_layers)
+    order = list(range(model.num_layers))
+    encoder_visits = model.num_encoder_layers
+    if looped and model.loop_passes > 1:
+        loop = order[model.loop_first : model.loop_last + 1]
+        order[model.loop_first : model.loop_last + 1] = loop * model.loop_passes
+        encoder_visits = len(order) // 2
     visits = []
-    for repeat in range(model.encoder_recurrence + 1):
-        last_pass = repeat == model.encoder_recurrence
-        for layer in encoder:
-            again = repeat > 0 and layer == 0
-            visits.append(Visit(layer, push=last_pass, normalise=again))
-    for i, layer in enumerate(decoder):
-        visits.append(Visit(layer, pop=i if i < len(encoder) else None))
+    for repeat in range(model.encoder_recurrence):
+        for layer in order[:encoder_visits]:
+            visits.append(Visit(layer, normalise=repeat > 0 and layer == 0))
+    for layer in order[:encoder_visits]:
+        again = model.encoder_recurrence > 0 and layer == 0
+        visits.append(Visit(layer, push=True, normalise=again))
+    first_parallel = model.num_layers - model.parallel_layers
+    for i, layer in enumerate(order[encoder_visits:]):
+        pop = i if i < encoder_visits else None
+        visits.append(Visit(layer, pop, parallel=layer >= first_parallel))
     return tuple(visits)
+
+
+def count_skips(plan: Iterable[Visit]) -> int:
+    return sum(visit.pop is not None for visit in plan)
+
+
+class Lanes(NamedTuple):
+    """The residual stream as the attentions and as the MLPs of parallel blocks see it."""
+
+    attention: Tensor  # [B, T, D]
+    mlp: Tensor  # [B, T, D]
+
+
+class Surroundings(NamedTuple):
+    """What all blocks of a forward pass see beside their residual stream."""
+
+    stem_BTD: Tensor
+    rotary: Rotary
+    document_BT: Tensor | None  # number of each position's document, where attention heeds it
 
 
 class Attention(nn.Module):
     """Causal grouped-query attention with QK-norm, a gain per query head and rotary positions.
 
-    With `xsa`, a position's own value is excluded from its result.
+    With `xsa`, a position's own value is excluded from its result. A gate multiplies the result
+    of each head by s(W x / 2), of the first channels of the input; it starts at one half.
     """
 
     def __init__(self, cfg: ModelConfig, xsa: bool):
@@ -1585,8 +1834,13 @@ class Attention(nn.Module):
         self.v = Linear(cfg.model_dim, self.kv_heads * self.head_size)
         self.out = Linear(self.heads * self.head_size, cfg.model_dim, zero_init=True)
         self.q_gain = nn.Parameter(torch.full((self.heads,), cfg.q_gain_init))
+        self.gate_inputs = cfg.attention_gate_inputs
+        if self.gate_inputs:
+            self.gate = nn.Parameter(torch.zeros(self.heads, self.gate_inputs))
 
-    def forward(self, x_BTD: Tensor, rotary: Rotary, tail: int) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, rotary: Rotary, tail: int, document_BT: Tensor | None = None
+    ) -> Tensor:
         """[B, tail, D], for the last `tail` positions."""
         B, T, _ = x_BTD.shape
         kv_weight = torch.cat((self.k.cast(x_BTD.dtype), self.v.cast(x_BTD.dtype)))
@@ -1595,14 +1849,21 @@ class Attention(nn.Module):
         k_BTGK = rotate(rms_norm(keys), rotary)
         queries = self.q(x_BTD[:, -tail:]).view(B, tail, self.heads, self.head_size)
         q_BtHK = rotate(rms_norm(queries), rotary) * self.q_gain[:, None].to(x_BTD.dtype)
-        y_BtHK = attend(q_BtHK, k_BTGK, v_BTGK)
+        y_BtHK = attend(q_BtHK, k_BTGK, v_BTGK, document_BT)
         if self.xsa:
             y_BtHK = exclude_own_value(y_BtHK, v_BTGK[:, -tail:])
+        if self.gate_inputs:
+            first_channels = x_BTD[:, -tail:, : self.gate_inputs].contiguous()
+            gate_BtH = F.linear(first_channels, self.gate.to(x_BTD.dtype) / 2).sigmoid()
+            y_BtHK = y_BtHK * gate_BtH.unsqueeze(-1)
         return self.out(y_BtHK.reshape(B, tail, -1))
 
 
 class Block(nn.Module):
-    """A residual mix with the stem, then attention, then a squared (leaky) ReLU MLP."""
+    """A residual mix with the stem, then attention, then a squared (leaky) ReLU MLP.
+
+    Two lanes may hold the residual stream; then attention and MLP do not wait for each other.
+    """
 
     def __init__(self, cfg: ModelConfig, layer: int):
         super().__init__()
@@ -1610,6 +1871,7 @@ class Block(nn.Module):
         self.fc = Linear(cfg.model_dim, cfg.mlp_hidden)
         self.proj = Linear(cfg.mlp_hidden, cfg.model_dim, zero_init=True)
         self.slope = cfg.mlp_negative_slope
+        self.norm_scale = (layer + 1) ** -0.5 if cfg.norm_scale else 1.0
         keep = 1.0
         if cfg.phase_init:
             depth = layer / max(1, cfg.num_layers - 1)
@@ -1622,14 +1884,41 @@ class Block(nn.Module):
     def mlp(self, x: Tensor) -> Tensor:
         return self.proj(F.leaky_relu(self.fc(x), self.slope).square())
 
-    def forward(self, x_BTD: Tensor, stem_BTD: Tensor, rotary: Rotary, tail: int) -> Tensor:
+    def norm(self, x: Tensor) -> Tensor:
+        normalised = rms_norm(x)
+        return normalised if self.norm_scale == 1 else normalised * self.norm_scale
+
+    def mixed(self, x_BTD: Tensor, around: Surroundings) -> Tensor:
+        mix = self.mix.to(x_BTD.dtype)
+        return torch.addcmul(mix[0] * x_BTD, mix[1], around.stem_BTD)
+
+    def attend(self, x_BTD: Tensor, around: Surroundings, tail: int) -> Tensor:
+        return self.attention(self.norm(x_BTD), around.rotary, tail, around.document_BT)
+
+    def forward(self, x_BTD: Tensor, around: Surroundings, tail: int) -> Tensor:
         """[B, tail, D]: the residual stream after the block, for the last `tail` positions."""
         dtype = x_BTD.dtype
-        mix = self.mix.to(dtype)
-        x = torch.addcmul(mix[0] * x_BTD, mix[1], stem_BTD)
-        attended = self.attention(rms_norm(x), rotary, tail)
+        x = self.mixed(x_BTD, around)
+        attended = self.attend(x, around, tail)
         x = torch.addcmul(x[:, -tail:], self.attention_scale.to(dtype), attended)
-        return torch.addcmul(x, self.mlp_scale.to(dtype), self.mlp(rms_norm(x)))
+        return torch.addcmul(x, self.mlp_scale.to(dtype), self.mlp(self.norm(x)))
+
+    def side_by_side(self, lanes: Lanes, around: Surroundings, tail: int, weights: Tensor) -> Lanes:
+        """Both lanes after the block, for the last `tail` positions.
+
+        Each keeps a share of itself and takes shares of what attention and MLP made of theirs:
+        `weights` [2, 3] holds those three shares for each lane.
+        """
+        dtype = lanes.mlp.dtype
+        attention_lane, mlp_lane = (lane[:, -tail:] for lane in lanes)
+        attended = self.attend(self.mixed(lanes.attention, around), around, tail)
+        attended = self.attention_scale.to(dtype) * attended
+        computed = self.mlp_scale.to(dtype) * self.mlp(self.norm(mlp_lane))
+        (keep_0, attended_0, computed_0), (keep_1, attended_1, computed_1) = weights.to(dtype)
+        return Lanes(
+            keep_0 * attention_lane + attended_0 * attended + computed_0 * computed,
+            keep_1 * mlp_lane + attended_1 * attended + computed_1 * computed,
+        )
 
 
 @torch.no_grad()
@@ -1652,61 +1941,136 @@ class GPT(nn.Module):
         self.cfg = cfg
         self.plan = plan_depth(cfg)
         self.embed = nn.Parameter(torch.empty(cfg.vocab_size, cfg.model_dim))
-        self.bigram = nn.Parameter(torch.empty(cfg.bigram_buckets, cfg.bigram_dim))
+        if cfg.bigram_buckets:
+            self.bigram = nn.Parameter(torch.empty(cfg.bigram_buckets, cfg.bigram_dim))
         if not self.embed.is_meta:  # torch's arithmetic on bare shapes would load its compiler
-            overtone_(self.embed, cfg.embed_init_std)
-            nn.init.normal_(self.bigram, std=0.01)
-        self.bigram_proj = Linear(cfg.bigram_dim, cfg.model_dim)
-        self.smear = nn.Parameter(torch.full((cfg.model_dim,), 3.0))
-        self.enrich_in = Linear(cfg.model_dim, cfg.pre_enrich_hidden)
-        self.enrich_out = Linear(cfg.pre_enrich_hidden, cfg.model_dim)
+            self.init_tables()
+        if cfg.bigram_buckets:
+            self.bigram_proj = Linear(cfg.bigram_dim, cfg.model_dim)
+        if cfg.smear_inputs:
+            self.smear = nn.Parameter(torch.zeros(cfg.smear_inputs))
+            self.smear_strength = nn.Parameter(torch.zeros(1))
+        else:
+            self.smear = nn.Parameter(torch.full((cfg.model_dim,), 3.0))
+        if cfg.pre_enrich_hidden:
+            self.enrich_in = Linear(cfg.model_dim, cfg.pre_enrich_hidden)
+            self.enrich_out = Linear(cfg.pre_enrich_hidden, cfg.model_dim)
         self.blocks = nn.ModuleList(Block(cfg, layer) for layer in range(cfg.num_layers))
-        num_skips = sum(visit.pop is not None for visit in self.plan)
+        num_skips = max(map(count_skips, (plan_depth(cfg, looped=False), self.plan)))
         self.skips = nn.Parameter(torch.ones(num_skips, cfg.model_dim))
+        if cfg.skip_gates:
+            self.skip_gates = nn.Parameter(torch.zeros(num_skips, cfg.model_dim))
+        if cfg.parallel_layers:
+            # a row for each layer, as published; those before the parallel layers are not used
+            self.lane_weights = nn.Parameter(torch.ones(cfg.num_layers, 2, 3))
+            with torch.no_grad():
+                self.lane_weights[:, :, 0] = 1.1
+        if cfg.orthogonal_init and not self.embed.is_meta:
+            self.init_orthogonal()
+
+    @torch.no_grad()
+    def init_tables(self) -> None:
+        if self.cfg.overtone_init:
+            overtone_(self.embed, self.cfg.embed_init_std)
+        else:
+            nn.init.normal_(self.embed, std=self.cfg.embed_init_std)
+        if self.cfg.bigram_buckets:
+            nn.init.normal_(self.bigram, std=0.01)
+
+    @torch.no_grad()
+    def init_orthogonal(self) -> None:
+        """All matrices except those that start at zero, so that a block starts as nothing."""
+        for module in self.modules():
+            if isinstance(module, Linear) and module.weight.any():
+                nn.init.orthogonal_(module.weight)
+
+    def loop(self, looped: bool) -> None:
+        """Turns the loop of `plan_depth` on or off. A new model has it on."""
+        self.plan = plan_depth(self.cfg, looped)
 
     def stem(self, ids_BT: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Normalised embeddings [B, T, D] of `dtype`, and pe_delta float32 [B, T].
 
-        pe_delta = |change by the enrichment| / |its input| says how sure the model is. Nothing is
-        carried over a document's start, nor over the start of the window.
+        pe_delta = |change by the enrichment| / |its input| says how sure the model is; it is 0
+        where nothing is enriched. Nothing is carried over a document's start, nor over the start
+        of the window.
         """
         positions = torch.arange(ids_BT.size(1), device=ids_BT.device)
         inside = (ids_BT != BOS_ID) & (positions > 0)
-        previous = torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0)
-        bucket = (92821 * previous + ids_BT) % self.cfg.bigram_buckets
-        tokens = F.embedding(ids_BT, self.embed).to(dtype)
-        bigrams = F.embedding(bucket, self.bigram).to(dtype)
-        e = tokens + self.bigram_proj(bigrams)
-        share_of_previous = torch.sigmoid(-self.smear).to(dtype) * inside.unsqueeze(-1)
-        before = e + share_of_previous * (F.pad(e[:, :-1], (0, 0, 1, 0)) - e)
+        e = F.embedding(ids_BT, self.embed).to(dtype)
+        if self.cfg.bigram_buckets:
+            previous = torch.where(inside, F.pad(ids_BT[:, :-1], (1, 0)), 0)
+            bucket = (92821 * previous + ids_BT) % self.cfg.bigram_buckets
+            e = e + self.bigram_proj(F.embedding(bucket, self.bigram).to(dtype))
+        before = self.smeared(e, inside)
+        if not self.cfg.pre_enrich_hidden:
+            return rms_norm(before), torch.zeros_like(ids_BT, dtype=torch.float32)
         after = self.enrich_out(F.gelu(self.enrich_in(before)))
         change = (after - before).float().norm(dim=-1)
         pe_delta = change / before.float().norm(dim=-1).clamp_min(1e-12)
         return rms_norm(after), pe_delta
 
-    def run_blocks(self, stem_BTD: Tensor, tail: int) -> Tensor:
-        """The residual stream [B, tail, D] after all visits, for the last `tail` positions."""
-        T = stem_BTD.size(1)
-        positions = torch.arange(T, device=stem_BTD.device)
+    def smeared(self, e_BTD: Tensor, inside_BT: Tensor) -> Tensor:
+        """Embeddings with something of the previous one, where that is inside the document.
+
+        By default a fixed share of each channel is replaced. With smear_inputs, a multiple is
+        added that depends on the token's own first channels and starts at zero.
+        """
+        dtype = e_BTD.dtype
+        previous_BTD = F.pad(e_BTD[:, :-1], (0, 0, 1, 0))
+        inside_BT1 = inside_BT.unsqueeze(-1)
+        if not self.cfg.smear_inputs:
+            share_of_previous = torch.sigmoid(-self.smear).to(dtype) * inside_BT1
+            return e_BTD + share_of_previous * (previous_BTD - e_BTD)
+        first_channels = e_BTD[..., : self.cfg.smear_inputs].contiguous()
+        gate_BT1 = F.linear(first_channels, self.smear.to(dtype)[None]).sigmoid()
+        multiple = self.smear_strength.to(dtype) * gate_BT1 * inside_BT1
+        return e_BTD + multiple * previous_BTD
+
+    def surroundings(self, stem_BTD: Tensor, ids_BT: Tensor) -> Surroundings:
+        positions = torch.arange(ids_BT.size(1), device=ids_BT.device)
         head_size = self.cfg.model_dim // self.cfg.num_heads
-        rotary = rotary_tables(positions, head_size, self.cfg.rope_base)
-        lanes = {0: stem_BTD}
+        rotated = self.cfg.rope_dims or head_size
+        rotary = rotary_tables(positions, rotated, self.cfg.rope_base)
+        document_BT = None
+        if self.cfg.isolate_documents:
+            document_BT = (ids_BT == BOS_ID).cumsum(1)
+        return Surroundings(stem_BTD, rotary, document_BT)
+
+    def add_skip(self, x: Tensor, kept: Tensor, i: int) -> Tensor:
+        """The stream with an earlier state, weighted by channel; a gate may weigh them."""
+        weighted = self.skips[i].to(x.dtype) * kept
+        if not self.cfg.skip_gates:
+            return x + weighted
+        share_of_stream = self.skip_gates[i].to(x.dtype).sigmoid()
+        return torch.lerp(weighted, x, share_of_stream)
+
+    def run_blocks(self, around: Surroundings, tail: int) -> Tensor:
+        """The residual stream [B, tail, D] after all visits, for the last `tail` positions."""
+        x = around.stem_BTD
+        lanes: Lanes | None = None
         kept: list[Tensor] = []
         for i, visit in enumerate(self.plan):
-            x = lanes.get(visit.lane, lanes[0])
+            # the last visit does no more than the scored positions need
+            needed = tail if i == len(self.plan) - 1 else x.size(1)
+            block = self.blocks[visit.layer]
             if visit.normalise:
                 x = rms_norm(x)
+            if visit.parallel and lanes is None:
+                lanes = Lanes(x, x)
+            if lanes is not None:
+                stream = lanes.attention
+                if visit.pop is not None:
+                    stream = self.add_skip(stream, kept.pop(), visit.pop)
+                weights = self.lane_weights[visit.layer]
+                lanes = block.side_by_side(Lanes(stream, lanes.mlp), around, needed, weights)
+                continue
             if visit.pop is not None:
-                x = x + self.skips[visit.pop].to(x.dtype) * kept.pop()
-            # the last visit does no more than the scored positions need
-            needed = tail if i == len(self.plan) - 1 else T
-            x = self.blocks[visit.layer](x, stem_BTD, rotary, needed)
+                x = self.add_skip(x, kept.pop(), visit.pop)
+            x = block(x, around, needed)
             if visit.push:
                 kept.append(x)
-            lanes[visit.lane] = x
-        if len(lanes) == 1:
-            return lanes[0]
-        return torch.stack([x[:, -tail:] for x in lanes.values()]).sum(0)
+        return x if lanes is None else (lanes.attention + lanes.mlp) / 2
 
     def hidden(
         self, ids_BT: Tensor, tail: int = 0, dtype: torch.dtype | None = None
@@ -1721,7 +2085,8 @@ class GPT(nn.Module):
             dtype = self.embed.dtype
         stem_BTD, pe_delta_BT = self.stem(ids_BT, dtype)
         needed = tail or ids_BT.size(1)
-        return rms_norm(self.run_blocks(stem_BTD, needed)), pe_delta_BT[:, -needed:]
+        around = self.surroundings(stem_BTD, ids_BT)
+        return rms_norm(self.run_blocks(around, needed)), pe_delta_BT[:, -needed:]
 
     def logits(self, x: Tensor) -> Tensor:
         """Softcapped logits [..., V], at most logit_softcap in size; float32, or float64."""
@@ -1749,7 +2114,8 @@ def is_matrix(name: str, p: Tensor) -> bool:
 
 
 def is_control(name: str, p: Tensor) -> bool:
-    return p.ndim == 1 or name == "skips" or name.endswith(".mix")
+    by_layer = ("skips", "skip_gates", "lane_weights")
+    return p.ndim == 1 or name in by_layer or name.endswith((".mix", ".gate"))
 
 
 Rule = Callable[[str, Tensor], bool]
@@ -1777,6 +2143,14 @@ def partition(
             wrong[name] = claims
     if wrong:
         raise ValueError(f"{what}: every parameter needs exactly one rule, found {wrong}")
+    return groups
+
+
+def optimizer_groups(model: nn.Module, cfg: TrainingConfig) -> dict[str, dict[str, nn.Parameter]]:
+    """Parameters by role and name; bigram_muon makes a matrix of the bigram table."""
+    groups = partition(model, PARAMETER_ROLES, "optimizer groups")
+    if cfg.bigram_muon and "bigram" in groups["embed"]:
+        groups["matrix"]["bigram"] = groups["embed"].pop("bigram")
     return groups
 
 
@@ -1809,19 +2183,26 @@ class Optimizers:
     def __init__(self, model: nn.Module, cfg: TrainingConfig, ranks: Ranks):
         self.cfg = cfg
         self.ranks = ranks
-        groups = partition(model, PARAMETER_ROLES, "optimizer groups")
+        groups = optimizer_groups(model, cfg)
         # a model without skip connections has a parameter without elements or gradient
         self.params = [p for p in model.parameters() if p.numel()]
         self.banks = make_banks(groups["matrix"].values())
         self.adam = torch.optim.AdamW(
             [
-                {"params": list(groups["embed"].values()), "base_lr": cfg.embed_lr},
-                {"params": list(groups["scalar"].values()), "base_lr": cfg.scalar_lr},
+                {
+                    "params": list(groups["embed"].values()),
+                    "base_lr": cfg.embed_lr,
+                    "weight_decay": cfg.embed_weight_decay,
+                },
+                {
+                    "params": list(groups["scalar"].values()),
+                    "base_lr": cfg.scalar_lr,
+                    "weight_decay": cfg.scalar_weight_decay,
+                },
             ],
             lr=0.0,
             betas=(cfg.adam_beta1, cfg.adam_beta2),
             eps=1e-8,
-            weight_decay=cfg.weight_decay,
             fused=True,
         )
         self.create_adam_state()
@@ -1879,13 +2260,13 @@ class Optimizers:
     def muon(self, lr: float, momentum: float) -> None:
         """Nesterov momentum, then Newton-Schulz, on all matrices [R, C] (Jordan et al. 2024).
 
-        p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g.
+        p <- p (1 - lr wd) - lr max(1, R/C)^(1/2) NS(g + mu m), with m <- mu m + g. muon_row_norm
+        first brings the rows of g + mu m to length 1 (MuonEq-R, arXiv 2603.28254).
         """
         for bank in self.banks:
             gradients = torch.stack([p.grad for p in bank.params])
             bank.momenta.mul_(momentum).add_(gradients)
-            nesterov = gradients.add_(bank.momenta, alpha=momentum)
-            update = self.orthogonalise(nesterov)
+            update = self.orthogonalise(gradients.add_(bank.momenta, alpha=momentum))
             rows, columns = bank.params[0].shape
             scale = max(1.0, rows / columns) ** 0.5
             torch._foreach_mul_(bank.params, 1 - lr * self.cfg.weight_decay)
@@ -1893,13 +2274,16 @@ class Optimizers:
 
     def orthogonalise(self, update: Tensor) -> Tensor:
         """Newton-Schulz of [n, R, C]. Ranks share the matrices and gather the results."""
+        cfg = self.cfg
+        if cfg.muon_row_norm:
+            update = F.normalize(update, dim=-1)
         share = -(-len(update) // self.ranks.world_size)
         first = self.ranks.rank * share
         shard = update[first : first + share]
         if shard.dtype == torch.float32:
             shard = shard.to(self.ranks.train_dtype)  # in bfloat16, half the bytes to gather
         if len(shard):
-            shard = newton_schulz(shard, self.cfg.newton_schulz_steps)
+            shard = newton_schulz(shard, cfg.newton_schulz_steps, cfg.newton_schulz)
         return self.ranks.all_gather(shard, len(update)).to(update.dtype)
 
 
@@ -1911,17 +2295,26 @@ def muon_momentum(step: int, cfg: TrainingConfig) -> float:
     return cfg.muon_momentum_start + ramp * (cfg.muon_momentum - cfg.muon_momentum_start)
 
 
-def learning_rate_scale(step: int, seconds: float, cfg: TrainingConfig) -> float:
-    """1, then linearly to 0 over the last warmdown_steps.
+def training_share(step: int, seconds: float, cfg: TrainingConfig) -> float:
+    """How much of the training is over, from 0 to 1: by steps or by the clock, if there is one."""
+    by_clock = seconds / cfg.train_seconds if cfg.train_seconds > 0 else 0.0
+    return min(1.0, max(step / cfg.iterations, by_clock))
 
-    Where there is a clock the warm-down is measured in seconds, at the mean step time so far.
+
+def learning_rate_scale(step: int, seconds: float, cfg: TrainingConfig) -> float:
+    """1, then linearly to 0 over the last warmdown_share or warmdown_steps, but not below lr_floor.
+
+    Where there is a clock, the steps are measured in seconds, at the mean step time so far.
     """
+    if cfg.warmdown_share > 0:
+        left = (1 - training_share(step, seconds, cfg)) / cfg.warmdown_share
+        return max(cfg.lr_floor, min(1.0, left))
     by_steps = (cfg.iterations - step) / max(1, cfg.warmdown_steps)
     by_clock = 1.0
     warmdown_seconds = cfg.warmdown_steps * seconds / max(1, step)
     if cfg.train_seconds > 0 and warmdown_seconds > 0:
         by_clock = (cfg.train_seconds - seconds) / warmdown_seconds
-    return max(0.0, min(1.0, by_steps, by_clock))
+    return max(cfg.lr_floor, min(1.0, by_steps, by_clock))
 
 
 # --- 7. Averaging ---
@@ -2634,7 +3027,12 @@ def mix_streams(
 
 # --- 10. Export ---
 
-LEVELS = {"int8": 127, "int6": 31, "int5": 15}  # symmetric: the symbols are -levels..levels
+LEVELS = {
+    "int8": 127,
+    "int7": 63,
+    "int6": 31,
+    "int5": 15,
+}  # symmetric: the symbols are -levels..levels
 FLOAT_TYPES = {"fp16": torch.float16, "fp32": torch.float32}
 # A few bytes may claim to hold any number of equal weights. This is over twice as many as the cap
 # has bits.
@@ -2647,16 +3045,27 @@ def export_formats(model: nn.Module, cfg: Config) -> dict[str, str]:
     late_layers = range(num_layers - cfg.export.late_k_fp16_layers, num_layers)
     late_keys = {f"blocks.{layer}.attention.k.weight" for layer in late_layers}
 
-    def is_late_key(name: str, p: Tensor) -> bool:
-        return name in late_keys
+    def is_embedding(name: str, p: Tensor) -> bool:
+        return name == "embed"
+
+    def is_bigram_table(name: str, p: Tensor) -> bool:
+        return name == "bigram"
+
+    def is_half_precision_matrix(name: str, p: Tensor) -> bool:
+        small = p.numel() <= cfg.export.small_matrix_elements
+        return is_matrix(name, p) and (small or name in late_keys)
 
     def is_other_matrix(name: str, p: Tensor) -> bool:
-        return is_matrix(name, p) and name not in late_keys
+        return is_matrix(name, p) and not is_half_precision_matrix(name, p)
 
+    bigram_format = cfg.export.bigram_format
+    if bigram_format == "same":
+        bigram_format = cfg.export.embed_format
     format_of = {
-        is_table: cfg.export.embed_format,
+        is_embedding: cfg.export.embed_format,
+        is_bigram_table: bigram_format,
         is_control: cfg.export.control_format,
-        is_late_key: "fp16",
+        is_half_precision_matrix: "fp16",
         is_other_matrix: cfg.export.matrix_format,
     }
     rules = {rule.__name__: rule for rule in format_of}
@@ -2956,10 +3365,16 @@ def read_tensors(
 
 
 def config_from_header(header: Mapping[str, Any]) -> Config:
-    """Raises ValueError for other settings or types than this file's, or for bad values."""
+    """Raises ValueError for other settings or types than this file's, or for bad values.
+
+    The settings of mechanisms may be missing: the artifact is older than they are.
+    """
     groups = {}
+    without_mechanisms = asdict(MechanismConfig())
     for group, kind in STORED_GROUPS.items():
         found = header[group]
+        if kind is ModelConfig:
+            found = without_mechanisms | found
         expected = {f.name: type(f.default) for f in fields(kind)}
         if {name: type(value) for name, value in found.items()} != expected:
             raise ValueError(f"its {group} settings are not those of this train_gpt.py")
@@ -3120,6 +3535,7 @@ def warm_up(
         for step in range(steps):
             quantised = cfg.training.qat_lr_scale > 0 and step % 2 == 1
             quantize_matrices(model, formats if quantised else {})
+            model.loop(cfg.training.loop_from == 0 or step // 2 % 2 == 1)
             on_host = torch.randint(cfg.model.vocab_size, shape, generator=generator)
             tokens = on_host.to(ranks.device)
             training_step(compute, [(tokens[:, :-1], tokens[:, 1:])], optimizers.params, ranks)
@@ -3240,6 +3656,11 @@ class Progress:
 
     def learning_rate_scale(self) -> float:
         return learning_rate_scale(self.step, self.seconds, self.cfg.training)
+
+    def loops(self) -> bool:
+        """Whether the blocks of the loop run several times in the next step."""
+        training = self.cfg.training
+        return training_share(self.step, self.seconds, training) >= training.loop_from
 
     def is_due(self, interval: int) -> bool:
         """At the last step, and every `interval` steps; never where that is 0."""
@@ -3452,6 +3873,7 @@ def train(
                 break
             quantised = lr_scale < cfg.training.qat_lr_scale
             quantize_matrices(model, formats if quantised else {})
+            model.loop(progress.loops())
             loss = training_step(compute, loader.next(), optimizers.params, ranks)
             health.observe(loss, optimizers.params)
             optimizers.step(progress.step, lr_scale)
@@ -3460,6 +3882,7 @@ def train(
             pacer.wait()
     progress.seconds = clock.seconds()
     quantize_matrices(model, {})
+    model.loop(True)
     log(f"averaging ema_decay:{cfg.training.ema_decay} swa_snapshots:{average.snapshots}")
     average.copy_to_model()
     return progress

@@ -217,7 +217,7 @@ def test_a_launcher_that_makes_no_sense_is_refused(tmp_path):
         ({"micro_batch_tokens": 96}, r"micro_batch_tokens to divide train_batch_tokens"),
         (
             {"matrix_format": "int4"},
-            r"one of fp16, fp32, int8, int6, int5, found matrix_format=int4",
+            r"one of fp16, fp32, int8, int7, int6, int5, found matrix_format=int4",
         ),
         ({"control_format": "int8"}, r"one of fp16, fp32, found control_format=int8"),
         ({"compile": 3}, r"compile to be one of 0, 1, 2, found compile=3"),
@@ -295,7 +295,7 @@ def test_help_shows_groups_and_the_values_of_the_chosen_preset(capsys):
         assert f"{group} settings:" in docs
     assert "--model-dim int width of the residual stream [512]" in reference
     assert "--model-dim int width of the residual stream [128]" in docs
-    assert "--matrix-format fp16|fp32|int8|int6|int5 format of projections [int6]" in docs
+    assert "--matrix-format fp16|fp32|int8|int7|int6|int5 format of projections [int6]" in docs
     assert "--log-every steps between lines of the log [20]" in docs
 
 
@@ -328,7 +328,7 @@ def test_imports_without_gpu_environment_output_or_compiler():
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("ModelConfig(vocab_size=1024, model_dim=512")
+    assert "vocab_size=1024, model_dim=512" in done.stdout
 
 
 @pytest.mark.parametrize("group", [f.name for f in dataclasses.fields(tg.Config)])

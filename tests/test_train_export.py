@@ -134,14 +134,13 @@ def test_25m_random_weights_fit_under_the_cap():
     assert (q - w).pow(2).mean().sqrt() < 0.1
 
 
-def test_over_the_cap_says_by_how_much_and_what_weighs_most(monkeypatch):
-    monkeypatch.setattr(tg, "SIZE_CAP_BYTES", 10_000)
+def test_over_the_cap_says_by_how_much_and_what_weighs_most():
     expected = (
         r"10,000 bytes, found [\d,]+, [\d,]+ over; "
         r"heaviest tensors \(bytes\): embed [\d,]+, blocks"
     )
     with pytest.raises(tg.UserError, match=expected):
-        tg.export(random_model(BASE), tiny(fit_cap=0), "", 0, tg.Log())
+        tg.export(random_model(BASE), tiny(fit_cap=0, size_cap=10_000), "", 0, tg.Log())
 
 
 def test_diverged_weights_are_refused():

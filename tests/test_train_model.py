@@ -72,20 +72,6 @@ def test_every_plan_visits_each_layer_and_pops_no_more_than_it_pushed(encoder):
         assert {visit.layer for visit in tg.plan_depth(cfg)} == set(range(4))
 
 
-def test_lanes_are_streams_of_their_own():
-    """A lane begins as a copy of lane 0 and goes its own way; the model ends with their sum."""
-    model = awake(tiny(num_layers=2, num_encoder_layers=0))
-    ids = torch.randint(2, 260, (1, 8))
-    with torch.no_grad():
-        model.plan = (tg.Visit(0),)
-        first = model.run_blocks(model.stem(ids, torch.float64)[0], 8)
-        model.plan = (tg.Visit(0), tg.Visit(1))
-        second = model.run_blocks(model.stem(ids, torch.float64)[0], 8)
-        model.plan = (tg.Visit(0), tg.Visit(1, lane=1))
-        both = model.run_blocks(model.stem(ids, torch.float64)[0], 8)
-    assert torch.allclose(both, first + second, atol=1e-12)
-
-
 @settings(max_examples=12, deadline=None, suppress_health_check=list(HealthCheck))
 @given(OPTIONS)
 def test_every_parameter_has_received_a_gradient_after_two_steps(options):
