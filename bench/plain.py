@@ -2,7 +2,7 @@
 
 Eager, one matrix at a time: separate query, key and value products, Muon by parameter, AdamW by
 tensor, the EMA copied to the host at every step, one evaluation window at a time with all its
-logits, and the best of three general compressors.
+logits, and the best of three general compressors. It covers the model without mechanisms.
 
 Shape suffixes are those of train_gpt.py.
 """
@@ -54,12 +54,13 @@ class PlainAttention(tg.Attention):
 
 
 class PlainBlock(tg.Block):
-    def forward(self, x_BTD: Tensor, stem_BTD: Tensor, rotary: tg.Rotary, tail: int) -> Tensor:
+    def forward(self, x_BTD: Tensor, around: tg.Surroundings, tail: int) -> Tensor:
         """[B, T, D]: all positions, whatever `tail` asks for."""
         dtype = x_BTD.dtype
         mix = self.mix.to(dtype)
-        x = mix[0] * x_BTD + mix[1] * stem_BTD
-        x = x + self.attention_scale.to(dtype) * self.attention(tg.rms_norm(x), rotary, tail)
+        x = mix[0] * x_BTD + mix[1] * around.stem_BTD
+        attended = self.attention(tg.rms_norm(x), around.rotary, tail)
+        x = x + self.attention_scale.to(dtype) * attended
         widened = self.fc(tg.rms_norm(x))
         mlp = self.proj(F.leaky_relu(widened, self.slope).square())
         return x + self.mlp_scale.to(dtype) * mlp
@@ -103,12 +104,19 @@ class PlainOptimizers:
         self.momenta = [torch.zeros_like(p) for p in self.matrices]
         self.adam = torch.optim.AdamW(
             [
-                {"params": list(groups["embed"].values()), "base_lr": cfg.embed_lr},
-                {"params": list(groups["scalar"].values()), "base_lr": cfg.scalar_lr},
+                {
+                    "params": list(groups["embed"].values()),
+                    "base_lr": cfg.embed_lr,
+                    "weight_decay": cfg.embed_weight_decay,
+                },
+                {
+                    "params": list(groups["scalar"].values()),
+                    "base_lr": cfg.scalar_lr,
+                    "weight_decay": cfg.scalar_weight_decay,
+                },
             ],
             betas=(cfg.adam_beta1, cfg.adam_beta2),
             eps=1e-8,
-            weight_decay=cfg.weight_decay,
             foreach=False,
         )
 
