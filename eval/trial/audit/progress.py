@@ -17,7 +17,7 @@ class Progress:
             total=0,
             disable=not shown,
             leave=False,
-            bar_format="{desc}: {percentage:3.0f}% |{bar}| {elapsed}<{remaining}",
+            bar_format="{desc}{percentage:3.0f}% |{bar}| {elapsed}<{remaining}",
         )
 
     def __enter__(self) -> "Progress":
