@@ -1,4 +1,4 @@
-"""The command line of bench/cpu.py and bench/gpu.py.
+"""The command line of bench/cpu.py; that of bench/gpu.py is in gpu.py.
 
 Each measurement runs in a process of its own, the sides in turns.
 """
