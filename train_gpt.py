@@ -572,9 +572,16 @@ def check_mechanisms(model: ModelConfig) -> None:
     )
 
 
+class Parser(argparse.ArgumentParser):
+    """argparse ignores it if nobody reads a long help; `main` wants to know."""
+
+    def print_help(self, file: Any = None) -> None:
+        print(self.format_help(), end="", file=file)
+
+
 def build_parser(preset: str) -> argparse.ArgumentParser:
     """Flags in the groups of Config. --help shows the chosen preset's values."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="train_gpt.py",
         usage="train_gpt.py [train] [--preset NAME] [--SETTING VALUE ...] | score --help",
         description=__doc__.partition("Sections, ")[0],
