@@ -27,11 +27,11 @@ class Part(NamedTuple):
 
 
 PARTS = {
-    "tests": Part(60, on_gpu.run_tests),
-    "step": Part(60, on_gpu.measure_step),
-    "plain step": Part(40, on_gpu.measure_plain_step),
-    "kernels": Part(30, on_gpu.measure_kernels),
-    "scoring": Part(40, on_gpu.measure_compiled_scoring),
+    "tests": Part(50, on_gpu.run_tests),
+    "step": Part(80, on_gpu.measure_step),
+    "plain step": Part(30, on_gpu.measure_plain_step),
+    "kernels": Part(35, on_gpu.measure_kernels),
+    "scoring": Part(35, on_gpu.measure_compiled_scoring),
     "mixer": Part(20, on_gpu.measure_mixer),
     "minute": Part(110, on_gpu.run_a_minute),
     "tuned step": Part(300, on_gpu.measure_tuned_step, default=False),
