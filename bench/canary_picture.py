@@ -62,7 +62,7 @@ def draw(found: list[Point], path: Path) -> None:
         ylabel="lowest claim / entropy (both in bits)",
         xticks=[],
     )
-    axis.set_ylim(0, None)
+    axis.set_ylim(0, 1.06)
     axis.legend(loc="lower right", fontsize=8)
     figure.savefig(path, dpi=110)
     plt.close(figure)

@@ -176,6 +176,7 @@ def test_every_rule_has_a_size():
     [
         ("MODEL_DIM", Family.WIDTH),
         ("NUM_UNIQUE_LAYERS", Family.DEPTH),
+        ("UNIQUE_MLPS", Family.DEPTH),
         ("TTT_EVAL_SEQ_LEN", Family.SEQUENCE),
         ("SLIDING_EVAL_STRIDE", Family.SEQUENCE),
         ("GPTQ_CALIB_BATCHES", Family.CALIBRATION),
@@ -204,6 +205,15 @@ def test_a_failure_leads_to_another_choice():
     third = retry(second, "ZeroDivisionError: integer modulo by zero")
     assert "VAL_LOSS_EVERY" not in chosen(third)
     assert chosen(third)["MODEL_DIM"] == "128"
+
+
+def test_settings_with_which_a_script_cannot_run_give_way_to_its_defaults():
+    plan = Plan(find_knobs([SCRIPT]), own={"NUM_LAYERS": "3", "WARM_START": "1"})
+    failure = "UnboundLocalError: cannot access local variable 'elapsed'"
+    second = retry(plan, failure)
+    assert second.variables.get("WARM_START") is None
+    assert "the record's settings, after: " + failure in second.reasons[0]
+    assert retry(Plan(find_knobs([SCRIPT])), failure).reasons[0] != second.reasons[0]
 
 
 def test_out_of_time_means_smaller():

@@ -29,6 +29,7 @@ from eval.trial.canary.schedule import (
     long_targets,
     plan_runs,
 )
+from eval.trial.canary.table import Sizes
 
 COUNTING = "def ngram_mix(ctx):\n    return hash(ctx) % NUM_BUCKETS\n"
 
@@ -104,6 +105,13 @@ def test_lengths_of_the_long_stream_stay_within_reason():
     found = [long_targets(buckets) for buckets in (1, 1 << 20, None, 1 << 22, 1 << 40)]
     assert found == [1 << 17, 1 << 19, 1 << 21, 1 << 21, 1 << 22]
     assert FIRST_LONG_TARGETS == 1 << 20
+
+
+@pytest.mark.parametrize("sizes", [LONG_SIZES, Sizes()])
+def test_a_batch_holds_whole_sequences_for_each_of_eight_parts(sizes):
+    parts, rest = divmod(sizes.train_batch, 8 * sizes.sequence)
+    assert parts >= 1
+    assert rest == 0
 
 
 @pytest.mark.parametrize(

@@ -374,6 +374,9 @@ class _Made:
         if self.run.outcome.killed == WALL_CLOCK:
             sizes = f"; the script holds {', '.join(fixed)} as constants" if fixed else ""
             return f"more time (--seconds), or smaller settings (--env NAME=VALUE){sizes}"
+        if "SyntaxError" in (self.run.stopped_by or ""):
+            here = "{}.{}".format(*sys.version_info[:2])
+            return f"--python with a Python newer than {here}, if the grammar is that of one"
         if self.run.ok:
             return "a line with val_loss or val_bpb: the script printed none"
         return "other settings (--env NAME=VALUE), or a machine with a GPU (--device cuda)"

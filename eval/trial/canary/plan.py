@@ -216,6 +216,7 @@ class Remedy:
 
     `release` is a family that goes back to its own values, `sizes` are other small sizes.
     `shorter` divides the stream. `ranks` is another number of ranks, taken only when asked for.
+    `without_own` drops the record's settings: the script's defaults hold.
     """
 
     name: str
@@ -224,6 +225,7 @@ class Remedy:
     sizes: Mapping[str, int] = field(default_factory=dict)
     shorter: int = 1
     ranks: int | None = None
+    without_own: bool = False
 
     def applied(self, plan: Plan, reason: str) -> Plan:
         released = plan.released if self.release is None else plan.released | {self.release}
@@ -232,6 +234,7 @@ class Remedy:
             sizes=replace(plan.sizes, **self._sizes(plan)),
             shorter=plan.shorter * self.shorter,
             ranks=self.ranks or plan.ranks,
+            own={} if self.without_own else plan.own,
             released=released,
             remedies=(*plan.remedies, self.name),
             reasons=(*plan.reasons, f"{self.name}, after: {reason}"),
@@ -283,6 +286,8 @@ REMEDIES: tuple[Remedy, ...] = (
     ),
     Remedy("8 ranks, as in the contest", ABOUT_RANKS, ranks=8),
     Remedy("1 rank", ABOUT_RANKS, ranks=1),
+    # A command in a README that nobody ran may name settings with which the script cannot run.
+    Remedy("its defaults, not the record's settings", "UnboundLocalError", without_own=True),
     Remedy("its own rhythm of validation", "ZeroDivisionError|by zero", Family.RHYTHM),
     Remedy(
         "its own learning rates", "(?i)\\bnan\\b|\\binf\\b|singular|learning rate", Family.RATES

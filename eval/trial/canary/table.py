@@ -110,7 +110,9 @@ RULES: tuple[Rule, ...] = (
     # Depth.
     Rule("(?:NUM_|N_)?LAYERS?|DEPTH|NUM_BLOCKS|N_BLOCKS", Family.DEPTH, "layers", True),
     Rule(
-        "(?:NUM_)?(?:UNIQUE|PHYSICAL|SHARED|FLAT|CRAWLER)_(?:LAYERS|BLOCKS)", Family.DEPTH, "loops"
+        "(?:NUM_)?(?:UNIQUE|PHYSICAL|SHARED|FLAT|CRAWLER)_(?:LAYERS|BLOCKS|MLPS)",
+        Family.DEPTH,
+        "loops",
     ),
     Rule("NUM_(?:ENCODER|DECODER)_LAYERS", Family.DEPTH, "loops"),
     Rule("(?:ENCODER|DECODER)_LAYERS|NUM_(?:PRELUDE|CODA)", Family.DEPTH, "one"),

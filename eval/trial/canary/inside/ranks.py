@@ -66,10 +66,12 @@ def _barrier(original, group=None, async_op=False, device_ids=None):
 def _parallel(original, module, *args, **kwargs):
     """DistributedDataParallel on the CPU takes no `device_ids` and no `output_device`.
 
-    A small model may leave parameters without a gradient that the record's own size uses."""
+    A small model may leave parameters without a gradient that the record's own size uses, in one
+    step and not in the next: no graph is static."""
     for name in ("device_ids", "output_device"):
         kwargs.pop(name, None)
-    kwargs["find_unused_parameters"] = not kwargs.get("static_graph", False)
+    kwargs["find_unused_parameters"] = True
+    kwargs["static_graph"] = False
     return original(module, *args[:1], *args[3:], **kwargs)
 
 
