@@ -58,7 +58,7 @@ def test_the_usual_plan_has_several_ranks_once(tmp_path):
 def test_a_script_that_counts_in_tables_reads_a_long_stream_second(tmp_path):
     script = script_of(tmp_path, COUNTING)
     assert counts_in_tables(script)
-    long_runs = (PlannedRun("long", 2, 1 << 20), PlannedRun("long", 2, 1 << 21))
+    long_runs = (PlannedRun("long", 2, 1 << 20), PlannedRun("long", 2, 1 << 22))
     assert plan_runs(script, Options()) == (USUAL_RUNS[0], *long_runs, *USUAL_RUNS[1:])
     assert plan_runs(script, Options(sources=("long",))) == long_runs
     assert plan_runs(script, Options(sources=("long",), world_sizes=(1,), tokens=64)) == (
@@ -98,12 +98,15 @@ def test_the_table_says_how_long_the_long_stream_is(tmp_path, settings, given, b
     script = script_of(tmp_path, COUNTING + f"X = {settings}\n")
     assert buckets_of(script, given) == buckets
     last = plan_runs(script, Options(sources=("long",), given=given))[-1]
-    assert last.targets == long_targets(buckets)
+    assert last.targets == long_targets(buckets, last.world_size)
 
 
 def test_lengths_of_the_long_stream_stay_within_reason():
-    found = [long_targets(buckets) for buckets in (1, 1 << 20, None, 1 << 22, 1 << 40)]
-    assert found == [1 << 17, 1 << 19, 1 << 21, 1 << 21, 1 << 22]
+    buckets = (1, 1 << 20, None, 1 << 22, 1 << 40)
+    alone = [long_targets(number, 1) for number in buckets]
+    assert alone == [1 << 17, 1 << 19, 1 << 21, 1 << 21, 1 << 22]
+    shared = [long_targets(number, 2) for number in buckets]
+    assert shared == [1 << 17, 1 << 20, 1 << 22, 1 << 22, 1 << 22]
     assert FIRST_LONG_TARGETS == 1 << 20
 
 

@@ -163,7 +163,7 @@ def long_runs(script: Script, options: Options, ranks: int) -> list[PlannedRun]:
     """The long runs: of a part of the stream first, where the whole is longer."""
     if options.tokens is not None:
         return [PlannedRun(LONG, ranks)]
-    whole = long_targets(buckets_of(script, options.given))
+    whole = long_targets(buckets_of(script, options.given), ranks)
     lengths = dict.fromkeys((min(FIRST_LONG_TARGETS, whole), whole))
     return [PlannedRun(LONG, ranks, targets) for targets in lengths]
 
@@ -193,10 +193,12 @@ def buckets_of(script: Script, given: Mapping[str, str]) -> int | None:
     return max(found, default=None)
 
 
-def long_targets(buckets: int | None) -> int:
-    """Targets of the long stream for a table of so many buckets, at most those of its source."""
+def long_targets(buckets: int | None, ranks: int) -> int:
+    """Targets of the long stream for a table of so many buckets, at most those of its source.
+
+    Each rank fills a table of its own with its share of the stream."""
     half = (buckets or USUAL_BUCKETS) // 2
-    return min(max(half, FEWEST_LONG_TARGETS), LONG_TARGETS)
+    return min(max(half * ranks, FEWEST_LONG_TARGETS), LONG_TARGETS)
 
 
 # --- Settings of the long stream ---
