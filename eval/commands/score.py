@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from eval.papers.folder import Record, open_for_trial
-from eval.papers.submission.schema import DOCS_TRACK, SeedResult, allowed_difference
+from eval.papers.submission.schema import DOCS_TRACK, SeedResult
 from eval.rules import CURRENT, load_rules
 from eval.trial.runner.claims import (
     Repetition,
@@ -123,7 +123,7 @@ def run(args: argparse.Namespace) -> int:
         scores[seed] = score
         claim = record.claim(seed) if whole_split else None
         limit = repetition(record, seed, rules, 0.0)
-        if claim is not None and is_off(score.val_bpb, claim.val_bpb, limit):
+        if claim is not None and not limit.allows(score.val_bpb, claim.val_bpb):
             with waiting(f"scoring seed {seed} again, to see how far reruns differ", None):
                 limit = repetition(record, seed, rules, rerun_noise(scorer, seed, stream, nll))
         limits.append(limit)
@@ -184,11 +184,6 @@ def rerun_noise(scorer: Scorer, seed: str, stream: np.ndarray, nll: np.ndarray) 
     return float(np.abs(again - nll).sum() / nll.sum())
 
 
-def is_off(found: float, claimed: float, limit: Repetition) -> bool:
-    """Whether two values of val_bpb are further apart than may be."""
-    return abs(found - claimed) > allowed_difference(claimed, limit.relative)
-
-
 def score_line(seed: str, score: Score, claim: SeedResult | None, limit: Repetition) -> str:
     """What the referee found and, beside it, what submission.json claims."""
     tokens = [
@@ -212,7 +207,7 @@ def score_line(seed: str, score: Score, claim: SeedResult | None, limit: Repetit
 def wrong_claims(seed: str, score: Score, claim: SeedResult, limit: Repetition) -> list[str]:
     """Where a seed's score, tokens or bytes are not what submission.json says."""
     wrong = []
-    if is_off(score.val_bpb, claim.val_bpb, limit):
+    if not limit.allows(score.val_bpb, claim.val_bpb):
         stated = f"submission.json says {claim.val_bpb:.8f}"
         wrong.append(f"seed {seed}: val_bpb {score.val_bpb:.8f}, {stated}")
     counts = (
@@ -249,7 +244,7 @@ def wrong_headline(
     mean = float(np.mean([score.val_bpb for score in scores.values()]))
     headline = submission.val_bpb
     limit = max(limits, key=lambda limit: limit.relative)
-    if not record.missing and is_off(mean, headline, limit):
+    if not record.missing and not limit.allows(mean, headline):
         found = f"mean over {len(scores)} seeds {mean:.8f}"
         wrong.append(f"{found}, submission.json says {headline:.8f}")
     print(f"mean val_bpb:{mean:.8f} seeds:{len(scores)} claimed:{headline:.8f}")

@@ -17,20 +17,17 @@ REFUTED = (Verdict.POLICY, Verdict.INVALID)
 NOT_SELECTED = "not selected"
 
 
-def _of_a_test(value: object) -> object:
-    if value not in SEVERITY:
-        raise ValueError(f"expected one of {', '.join(SEVERITY)}, found {value!r}")
-    return value
+def _one_of(allowed: Sequence[Verdict]) -> BeforeValidator:
+    def check(value: object) -> object:
+        if value not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}, found {value!r}")
+        return value
+
+    return BeforeValidator(check)
 
 
-def _of_an_audit(value: object) -> object:
-    if value not in CONCLUSIONS:
-        raise ValueError(f"expected one of {', '.join(CONCLUSIONS)}, found {value!r}")
-    return value
-
-
-TestVerdict = Annotated[Verdict, BeforeValidator(_of_a_test)]
-AuditVerdict = Annotated[Verdict, BeforeValidator(_of_an_audit)]
+TestVerdict = Annotated[Verdict, _one_of(SEVERITY)]
+AuditVerdict = Annotated[Verdict, _one_of(CONCLUSIONS)]
 
 TEST_NAMES = (
     "future",

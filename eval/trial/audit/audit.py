@@ -23,7 +23,6 @@ from eval.papers.audits.report import (
     conclusion,
 )
 from eval.papers.folder import Record, open_for_trial
-from eval.papers.submission.schema import allowed_difference
 from eval.rules import CURRENT, Profile, Rules, load_rules
 from eval.text.corpus.dataset import Dataset
 from eval.text.language.generator import KneserNey
@@ -428,8 +427,8 @@ class Audit:
         claimed = score.claimed_val_bpb
         if claimed is None:
             return False
-        limit, _ = tolerance(self.record, score.seed, self.rules)
-        return abs(score.val_bpb - claimed) > allowed_difference(claimed, limit)
+        limit = tolerance(self.record, score.seed, self.rules)
+        return not limit.allows(score.val_bpb, claimed)
 
     def _score(self, seed: str, nll: np.ndarray, seconds: float) -> SeedScore:
         """The referee's score of one seed; its seconds count for `budget`."""

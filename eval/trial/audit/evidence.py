@@ -8,7 +8,6 @@ from eval.papers.audits.report import SeedScore
 from eval.papers.checks.report import Severity
 from eval.papers.checks.run import check_record
 from eval.papers.folder import Record
-from eval.papers.submission.schema import allowed_difference
 from eval.rules import Rules, Verdict
 from eval.text.corpus.dataset import Dataset
 from eval.trial.audit.collector import Collector
@@ -97,7 +96,7 @@ def judge_score(
     if data is not None and data.version != dataset.manifest.version:
         into.skip("scored on another corpus version than claimed, so not compared")
         return
-    if difference <= allowed_difference(claim.val_bpb, limit.relative):
+    if limit.allows(score.val_bpb, claim.val_bpb):
         return
     found = f"{score.val_bpb:.8f}"
     expected = f"{claim.val_bpb:.8f} ± {limit.relative * claim.val_bpb:.1e} ({limit.why})"
@@ -138,8 +137,8 @@ def judge_headline(
         into.skip(f"the headline, with {len(scores)} of {len(submission.seeds)} seeds scored")
         return
     mean = float(np.mean([s.val_bpb for s in scores]))
-    limit = max(limit.relative for limit in limits)
-    if abs(mean - submission.val_bpb) > allowed_difference(submission.val_bpb, limit):
+    limit = max(limits, key=lambda limit: limit.relative)
+    if not limit.allows(mean, submission.val_bpb):
         into.add(
             "INVALID",
             "headline val_bpb",

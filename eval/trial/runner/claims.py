@@ -9,6 +9,7 @@ from pathlib import Path
 from eval.errors import UserError
 from eval.files import sha256_of
 from eval.papers.folder import GIVEN, Record
+from eval.papers.submission.schema import allowed_difference
 from eval.rules import Rules
 
 
@@ -63,14 +64,26 @@ def _minor(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
-    """(relative tolerance on val_bpb, why).
+@dataclass(frozen=True)
+class Repetition:
+    """How far the referee's score may be from a claim: `relative` of val_bpb, and `why`."""
+
+    relative: float
+    why: str
+
+    def allows(self, found: float, claimed: float) -> bool:
+        """Whether two values of val_bpb are no further apart than they may be."""
+        return abs(found - claimed) <= allowed_difference(claimed, self.relative)
+
+
+def tolerance(record: Record, seed: str, rules: Rules) -> Repetition:
+    """How far a rerun may be from the claim on this machine.
 
     It is the tight one where processor, number of cores and torch are those of the claim: sums run
     in another order with another number of threads."""
     stated = record.claimed_environment(seed)
     if stated is None or stated.cpu is None:
-        return rules.score.relative_elsewhere, "the record does not say where it ran"
+        return Repetition(rules.score.relative_elsewhere, "the record does not say where it ran")
     here = machine()
     claimed = {"cpu": stated.cpu or here["cpu"], "torch": stated.torch or here["torch"]}
     differ = [
@@ -81,16 +94,9 @@ def tolerance(record: Record, seed: str, rules: Rules) -> tuple[float, str]:
     if stated.gpu is not None:
         differ.append("gpu")
     if differ:
-        return rules.score.relative_elsewhere, f"another {' and '.join(differ)} than the record's"
-    return rules.score.relative_same_machine, "same processor, cores and torch"
-
-
-@dataclass(frozen=True)
-class Repetition:
-    """How far the referee's score may be from a claim: `relative` of val_bpb, and `why`."""
-
-    relative: float
-    why: str
+        why = f"another {' and '.join(differ)} than the record's"
+        return Repetition(rules.score.relative_elsewhere, why)
+    return Repetition(rules.score.relative_same_machine, "same processor, cores and torch")
 
 
 def repetition(record: Record, seed: str, rules: Rules, noise: float) -> Repetition:
@@ -100,11 +106,11 @@ def repetition(record: Record, seed: str, rules: Rules, noise: float) -> Repetit
     run may differ from another by no more in the mean than its tokens do in size, so that sums in
     random order are no fault. What a scorer can win by jitter stays below what another machine may
     change."""
-    relative, why = tolerance(record, seed, rules)
-    if noise <= relative:
-        return Repetition(relative, why)
-    most = max(relative, rules.score.relative_elsewhere)
-    told = f"{why}, and single losses differ by {noise:.2g} of the mean between reruns"
+    usual = tolerance(record, seed, rules)
+    if noise <= usual.relative:
+        return usual
+    most = max(usual.relative, rules.score.relative_elsewhere)
+    told = f"{usual.why}, and single losses differ by {noise:.2g} of the mean between reruns"
     return Repetition(min(noise, most), told)
 
 

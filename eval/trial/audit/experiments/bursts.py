@@ -4,8 +4,8 @@ Sampled text can be told from real text, so a scorer may be honest there. Here e
 burst is the real stream as it stands but for earlier bursts, dozens of tokens away. A burst is 1 to
 8 tokens drawn from the referee's n-gram model g, given the real context. With a known chance each
 is drawn without regard to the context, so that rare tokens come up, or is a BOS, which ends the
-burst. What a valid scorer gains there over these
-probabilities is luck: the bound is that of the canary.
+burst. What a valid scorer gains there over these probabilities is luck: the bound is that of the
+canary.
 
 Half of the places are drawn uniformly over the whole stream. The other half is drawn where the
 official run claims most over g, since a false gain has to lie where there is gain. The claims are
