@@ -37,7 +37,7 @@ class Contest:
     @property
     def gain_per_token(self) -> float:
         """Of B over A, in nats."""
-        return self.test.difference / self.tokens_per_byte
+        return _per_token(self.test, self.b)
 
     @property
     def refuted(self) -> bool:
@@ -56,9 +56,14 @@ def judge(a: Side, b: Side, rules: Rules) -> Contest:
     audit_a = a.record.standing
     audit_b = b.record.standing
     test = compare_sides(a, b, rules)
-    gain = test.difference * b.bytes / b.tokens
+    gain = _per_token(test, b)
     answer, reason = _of_audits(audit_a, audit_b) or _of_numbers(test, gain, rules)
     return Contest(a, b, audit_a, audit_b, rules, test, answer, reason)
+
+
+def _per_token(test: Comparison, b: Side) -> float:
+    """The difference in nats per token of B's text."""
+    return test.difference * b.bytes / b.tokens
 
 
 def _of_audits(audit_a: Standing, audit_b: Standing) -> tuple[Answer, str] | None:

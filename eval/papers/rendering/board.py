@@ -7,7 +7,7 @@ from pathlib import Path
 
 from eval.errors import UserError
 from eval.papers.audits.standing import ACCEPTED, REJECTED
-from eval.papers.rendering.entries import NOTHING, Entry, boards, ranks
+from eval.papers.rendering.entries import NOTHING, Entry, boards, with_ranks
 from eval.papers.rendering.listing import Contests, records_json
 from eval.papers.rendering.pages import pages
 from eval.papers.rendering.readme import bits_per_byte
@@ -93,7 +93,7 @@ def full_board(entries: list[Entry]) -> str:
     Rejected ones are struck through and carry the reason.
     """
     rows = []
-    for entry, rank in zip(entries, ranks(entries), strict=True):
+    for entry, rank in with_ranks(entries):
         submission = entry.submission
         blurb = f"<br>{_cell(submission.blurb)}" if submission.blurb else ""
         row = [
@@ -114,12 +114,10 @@ def full_board(entries: list[Entry]) -> str:
 
 def short_board(entries: list[Entry]) -> str:
     """Markdown table of the best accepted records of one board, for the front page."""
-    accepted = [entry for entry in entries if entry.status == ACCEPTED]
-    rank_of = dict(zip([entry.folder for entry in entries], ranks(entries), strict=True))
+    accepted = [(entry, rank) for entry, rank in with_ranks(entries) if entry.status == ACCEPTED]
     rows = []
-    for entry in accepted[:FRONT_PAGE_RECORDS]:
+    for entry, rank in accepted[:FRONT_PAGE_RECORDS]:
         size = _number(entry.submission.bytes_total)
-        rank = rank_of[entry.folder]
         audit = _cell(entry.standing.label)
         rows.append([rank, _score(entry), audit, _link(entry, "records/"), size])
     return markdown_table(list(SHORT_BOARD), rows, list(SHORT_BOARD.values()))

@@ -54,7 +54,7 @@ def _lines(entry: Entry) -> list[str]:
 
 
 def improvement(found: dict[str, Any] | None) -> str:
-    """What `compare BASE RECORD` says, in sentences; None where they are on different boards."""
+    """What `compare BASE RECORD` has `found`, in sentences; None: they are on different boards."""
     if found is None:
         return "The two are on different boards, so their scores are not on one scale."
     if "problem" in found:

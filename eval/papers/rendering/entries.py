@@ -1,5 +1,6 @@
 """The records that a board shows, in their order, and the boards that they belong to."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -161,11 +162,9 @@ def boards(entries: list[Entry]) -> dict[str, list[Entry]]:
     return members
 
 
-def ranks(entries: list[Entry]) -> list[str]:
-    """The place of each on its board, for people; only audited records have one."""
+def with_ranks(entries: list[Entry]) -> Iterator[tuple[Entry, str]]:
+    """Each with its place on its board, for people; only audited records have one."""
     ranked = 0
-    places = []
     for entry in entries:
         ranked += entry.ranked
-        places.append(str(ranked) if entry.ranked else NOTHING)
-    return places
+        yield entry, str(ranked) if entry.ranked else NOTHING

@@ -1,11 +1,12 @@
 """The records as data: `records.json` for programs, and what the page of all records knows."""
 
+import itertools
 import json
 from collections.abc import Sequence
 from typing import Any
 
 from eval.papers.logs.log import Log, Step
-from eval.papers.rendering.entries import Entry, boards, ranks
+from eval.papers.rendering.entries import Entry, boards, with_ranks
 from eval.papers.rendering.tables import printable
 
 JSON_SCHEMA = 1  # changes when a key changes its meaning
@@ -26,7 +27,7 @@ def records_json(entries: list[Entry]) -> str:
     """Every board with its records, in their order there."""
     shown = []
     for board, members in boards(entries).items():
-        rows = [_machine_row(*ranked) for ranked in zip(members, ranks(members), strict=True)]
+        rows = list(itertools.starmap(_machine_row, with_ranks(members)))
         shown.append({"board": board, "records": rows})
     return json.dumps({"schema": JSON_SCHEMA, "boards": shown}, indent=1, ensure_ascii=False) + "\n"
 
@@ -68,7 +69,7 @@ def page_data(entries: list[Entry], contests: Contests) -> dict[str, Any]:
     """Its rows, and `contests` by the places of A and B among the rows."""
     rows = []
     for members in boards(entries).values():
-        for entry, rank in zip(members, ranks(members), strict=True):
+        for entry, rank in with_ranks(members):
             rows.append(page_row(entry) | {"rank": rank})
     number = {row["id"]: i for i, row in enumerate(rows)}
     answers = {f"{number[a]}|{number[b]}": answer for (a, b), answer in contests.items()}

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from eval.papers.audits.report import MEANING
 from eval.papers.rendering.differences import changed_settings, improvement, script_diff
-from eval.papers.rendering.entries import Entry, boards, ranks
+from eval.papers.rendering.entries import Entry, boards, with_ranks
 from eval.papers.rendering.listing import Contests, page_data, page_name, series, settings_of
 from eval.papers.rendering.readme import (
     RESULT_COLUMNS,
@@ -78,7 +78,7 @@ def pages(entries: list[Entry], contests: Contests) -> dict[str, str]:
     by_place = {entry.place: entry for entry in entries}
     texts = {"index.html": _render(environment, "index", page_data(entries, contests))}
     for members in boards(entries).values():
-        for entry, rank in zip(members, ranks(members), strict=True):
+        for entry, rank in with_ranks(members):
             base = by_place.get(f"{entry.track}/{entry.submission.base_record}")
             against = _base(entry, base, contests) if base else None
             drawn = [entry, base] if base else [entry]
