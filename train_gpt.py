@@ -349,7 +349,25 @@ FRONTIER_TRAINING: dict[str, Any] = {
     "adam_beta2": 0.99,
     "swa_every": 0,
 }
-
+# What the presets of the embedded track share. They are sized by a number of steps, not by the
+# clock, so that anybody can reproduce their scores.
+DOCS_TRAINING: dict[str, Any] = {
+    "train_batch_tokens": 4096,
+    "train_seq_len": 128,
+    "micro_batch_tokens": 2048,
+    "iterations": 480,
+    "train_seconds": 0.0,
+    "warmup_steps": 0,
+    "compile": 0,
+    "log_every": 20,
+    "val_every": 80,
+    "val_tokens": 65_536,  # a tenth of the split, enough for a curve
+    "muon_momentum": 0.95,
+    "muon_momentum_start": 0.85,
+    "muon_momentum_warmup_steps": 100,
+    "ema_decay": 0.98,
+}
+DOCS_SCORING = ScoringConfig(eval_seq_len=128, eval_stride=32, eval_batch_tokens=8192)
 
 PRESETS = {
     # The published recipe: fake quantisation from the first step, the bigram table a matrix.
@@ -375,7 +393,6 @@ PRESETS = {
         ),
         export=ExportConfig(embed_format="int7", control_format="fp16"),
     ),
-    # Sized by a number of steps, not by the clock, so that anybody can reproduce its score.
     "docs_cpu": Config(
         run=RunConfig(data_dir="data/datasets/docs_sp1024"),
         model=ModelConfig(
@@ -391,26 +408,13 @@ PRESETS = {
             xsa_layers=1,
         ),
         training=TrainingConfig(
-            train_batch_tokens=4096,
-            train_seq_len=128,
-            micro_batch_tokens=2048,
-            iterations=480,
-            train_seconds=0.0,
-            warmup_steps=0,
             warmdown_steps=320,
-            compile=0,
-            log_every=20,
-            val_every=80,
-            val_tokens=65_536,  # a tenth of the split, enough for a curve
-            muon_momentum=0.95,
-            muon_momentum_start=0.85,
-            muon_momentum_warmup_steps=100,
-            ema_decay=0.98,
             swa_every=0,
+            **DOCS_TRAINING,
         ),
-        scoring=ScoringConfig(eval_seq_len=128, eval_stride=32, eval_batch_tokens=8192),
+        scoring=DOCS_SCORING,
     ),
-    # The same mechanisms at the size of docs_cpu.
+    # The mechanisms of `frontier` at the size of docs_cpu.
     "docs_frontier": Config(
         run=RunConfig(data_dir="data/datasets/docs_sp1024"),
         model=ModelConfig(
@@ -431,24 +435,11 @@ PRESETS = {
             }
         ),
         training=TrainingConfig(
-            train_batch_tokens=4096,
-            train_seq_len=128,
-            micro_batch_tokens=2048,
-            iterations=480,
-            train_seconds=0.0,
-            warmup_steps=0,
-            compile=0,
-            log_every=20,
-            val_every=80,
-            val_tokens=65_536,
-            muon_momentum=0.95,
-            muon_momentum_start=0.85,
-            muon_momentum_warmup_steps=100,
-            ema_decay=0.98,
+            **DOCS_TRAINING,
             **FRONTIER_TRAINING,
         ),
         export=ExportConfig(embed_format="int7"),
-        scoring=ScoringConfig(eval_seq_len=128, eval_stride=32, eval_batch_tokens=8192),
+        scoring=DOCS_SCORING,
     ),
 }
 
