@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from eval.papers.audits.report import AuditReport
 from eval.rules import load_rules
@@ -48,12 +49,13 @@ for path in map(Path, a.tokens):
 """
 
 
-def tiny_dataset(root: Path) -> Path:
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory) -> Path:
     """20 validation and 40 training documents of a few words."""
     rng = np.random.default_rng(0)
     words = ["alpha", "beta", "gamma", "delta", "of", "the", "is"]
     texts = [" ".join(rng.choice(words, size=rng.integers(10, 60))) + "." for _ in range(60)]
-    return write_dataset(root, texts[:20], texts[20:])
+    return write_dataset(tmp_path_factory.mktemp("tiny"), texts[:20], texts[20:])
 
 
 def write_dataset(root: Path, val: list[str], train: list[str]) -> Path:

@@ -34,6 +34,11 @@ ANY = [
     pytest.param("none", marks=pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")),
 ]
 
+NEEDS_SANDBOX = pytest.mark.skipif(
+    sys.platform != "linux" or all(map(sandbox.unavailable, sandbox.ISOLATING)),
+    reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
+)
+
 
 def run(code: str, mechanism: str, collect: tuple[str, ...] = (), **limits) -> Outcome:
     settings = {

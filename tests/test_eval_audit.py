@@ -13,7 +13,8 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from audit_support import judge, record, tiny_dataset
+from audit_support import judge, record, tiny
+from sandbox_support import NEEDS_SANDBOX
 
 from eval.__main__ import main
 from eval.commands import audit as audit_command
@@ -39,16 +40,9 @@ sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 from build import Workshop
 
 BOS = 1
-NO_SANDBOX = sys.platform != "linux" or all(map(sandbox.unavailable, sandbox.ISOLATING))
-pytestmark = pytest.mark.skipif(
-    NO_SANDBOX,
-    reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
-)
+__all__ = ["tiny"]  # a fixture
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+pytestmark = NEEDS_SANDBOX
 
 
 # --- A record with papers ---

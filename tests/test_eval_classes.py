@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-from eval.trial.sandbox import running as sandbox
+from sandbox_support import NEEDS_SANDBOX
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 import classes
@@ -32,10 +31,6 @@ CLASSES = {
 NO_FALSE_GAIN = ("B6", "B9")  # the published cases gained nothing either; what they break is a rule
 # What fixtures may import beside the standard library.
 INSTALLED = {"numpy", "sentencepiece", "networkx", "flash_attn_interface"}
-needs_sandbox = pytest.mark.skipif(
-    sys.platform != "linux" or all(map(sandbox.unavailable, sandbox.ISOLATING)),
-    reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
-)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +50,7 @@ def outcomes(request: pytest.FixtureRequest, shop: Workshop) -> dict[str, Outcom
     return classes.run_cases(shop, asked)
 
 
-@needs_sandbox
+@NEEDS_SANDBOX
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
 def test_verdict(case: Case, outcomes: dict[str, Outcome | Exception]):
     outcome = outcomes[case.name]

@@ -1,29 +1,21 @@
 """What the audit says of scorers of 30 lines: each breaks the contract, or is noisy, in one way."""
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
-from audit_support import judge, record, tiny_dataset
+from audit_support import judge, record, tiny
+from sandbox_support import NEEDS_SANDBOX
 
 from eval.papers.audits.report import TEST_NAMES
 from eval.rules import load_rules
 from eval.text.corpus.dataset import Dataset
-from eval.trial.sandbox import running as sandbox
 
-NO_SANDBOX = sys.platform != "linux" or all(map(sandbox.unavailable, sandbox.ISOLATING))
-pytestmark = pytest.mark.skipif(
-    NO_SANDBOX,
-    reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
-)
+__all__ = ["tiny"]  # a fixture
 
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.mktemp("tiny"))
+pytestmark = NEEDS_SANDBOX
 
 
 def test_uniform_is_valid_and_its_bits_are_known(tmp_path, tiny):

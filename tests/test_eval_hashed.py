@@ -8,17 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from sandbox_support import NEEDS_SANDBOX
 
 from eval.rules import load_rules
 from eval.trial.audit.audit import Options, audit_record
-from eval.trial.sandbox import running as sandbox
 
 sys.path.insert(0, str(Path(__file__).parent / "fixtures"))
 import build
 from build import Workshop
 
 ROOT = Path(__file__).parents[1]
-NO_SANDBOX = sys.platform != "linux" or all(map(sandbox.unavailable, sandbox.ISOLATING))
 FEW = {"pairs": 24, "tiny_pairs": 24, "dense_tokens": 256}
 
 WRAPPER = '''
@@ -66,10 +65,7 @@ def score_stream(model, x, probes):
 '''
 
 
-@pytest.mark.skipif(
-    NO_SANDBOX,
-    reason="neither bubblewrap nor namespaces work here, and the audit refuses to run without",
-)
+@NEEDS_SANDBOX
 def test_the_published_estimator_is_no_probability(tmp_path, monkeypatch):
     estimator = ROOT / "bench" / "hashed_ngram.py"
     if not estimator.exists():
