@@ -12,7 +12,6 @@ written anywhere.
 """
 
 import argparse
-import hashlib
 import json
 import os
 import random
@@ -34,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from bench.machine import RESULTS, ROOT, software, write_json
 from eval.errors import UserError
+from eval.files import sha256_of_tree
 
 RECORD = re.compile(r"records/track_[^/]+/[^/]+")
 SCRIPT = re.compile(r"train_gpt(?!.*mlx)[^/]*\.py")
@@ -143,11 +143,7 @@ def named(words: Sequence[str]) -> list[Entry]:
 
 def state_of_the_code(folder: Path = JUDGE) -> str:
     """sha256 over the names and contents of all Python files below a folder."""
-    total = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        content = hashlib.sha256(path.read_bytes()).hexdigest()
-        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
-    return total.hexdigest()
+    return sha256_of_tree(folder, ".py")
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ run that was ended goes on where it was.
 """
 
 import argparse
-import hashlib
 import json
 import sys
 import threading
@@ -29,7 +28,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/fixtures")]
 from build import Workshop, catalogue  # noqa: E402
 from classes import FEWER, workshop  # noqa: E402
 
-from eval.files import write_atomic  # noqa: E402
+from eval.files import sha256_of_tree, write_atomic  # noqa: E402
 from eval.rules import CURRENT, Verdict, load_rules  # noqa: E402
 from eval.trial.audit.audit import Options, audit_record  # noqa: E402
 
@@ -59,11 +58,7 @@ def trials(count: int, first_seed: int) -> list[Trial]:
 
 def code_of_the_referee() -> str:
     """sha256 over the files of eval/: results of another referee do not count."""
-    digest = hashlib.sha256()
-    for path in sorted((ROOT / "eval").rglob("*")):
-        if path.suffix in (".py", ".toml"):
-            digest.update(path.read_bytes())
-    return digest.hexdigest()
+    return sha256_of_tree(ROOT / "eval", ".py", ".toml")
 
 
 def audit(shop: Workshop, trial: Trial) -> dict:

@@ -13,9 +13,9 @@ from pathlib import Path
 from conftest import ROOT
 from records_support import audit, cli, pack_three
 
-from eval import typed
 from eval.commands import pack
 from eval.commands.score import expected_time
+from eval.errors import dataset_command, typed_command
 from eval.papers.folder import open_record
 from eval.trial.runner import waiting as waits
 from eval.trial.runner.scores import Score
@@ -42,14 +42,14 @@ def test_a_command_is_one_that_its_reader_can_type(tmp_path, monkeypatch):
     python = tmp_path / ".venv/bin/python"
     monkeypatch.setattr(sys, "executable", str(python))
     record = tmp_path / "my records/one"
-    command = typed.module("eval", "check", record)
+    command = typed_command("eval", "check", record)
     assert command == ".venv/bin/python -m eval check 'my records/one'"
-    assert typed.dataset(Path("x/docs_sp512")).endswith("-m data docs --vocab-size 512")
-    assert typed.dataset(Path("x/fineweb10B_sp1024")).endswith("fineweb --variant sp1024")
-    assert typed.dataset(Path("x/mine_sp512")).endswith("-m data text FILES --name mine")
+    assert dataset_command(Path("x/docs_sp512")).endswith("-m data docs --vocab-size 512")
+    assert dataset_command(Path("x/fineweb10B_sp1024")).endswith("fineweb --variant sp1024")
+    assert dataset_command(Path("x/mine_sp512")).endswith("-m data text FILES --name mine")
     monkeypatch.setattr(sys, "argv", ["/usr/bin/golf-referee"])
-    assert typed.module("eval", "check", Path("a")) == "golf-referee check a"
-    assert typed.module("data", "docs").startswith(".venv/bin/python -m data")
+    assert typed_command("eval", "check", Path("a")) == "golf-referee check a"
+    assert typed_command("data", "docs").startswith(".venv/bin/python -m data")
 
 
 def test_an_audit_names_no_folder_of_its_machine(tmp_path, monkeypatch):

@@ -9,8 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-import eval.errors
-from tools.errors import UserError
+from eval.errors import UserError
 
 COMMANDS = {
     "runs": "list, compare, follow and draw runs",
@@ -55,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code = args.run(args)
         sys.stdout.flush()  # here, where somebody catches a closed pipe
         return code
-    except (UserError, eval.errors.UserError) as error:
+    except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except BrokenPipeError:  # whoever read our output has seen enough

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data.common import BOS
-from tools.errors import UserError
+from eval.errors import UserError
 from tools.script import add_record_arguments, choose_artifact, find_record, load_script
 
 if TYPE_CHECKING:  # so that --help need not wait for torch

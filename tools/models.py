@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data.shards import write_shard
-from tools.errors import UserError
+from eval.errors import UserError
 from tools.script import first_line, missing_names, refusals_of
 
 # What a script must have for its model to be run here: that of today's train_gpt.py.

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 
-from tools.errors import UserError
+from eval.errors import UserError
 from tools.script import (
     Record,
     add_record_arguments,

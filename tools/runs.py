@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tools.errors import UserError
+from eval.errors import UserError
 
 if TYPE_CHECKING:  # so that --help need not wait
     from tools.desk.reading import Run

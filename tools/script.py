@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tools.errors import UserError
+from eval.errors import UserError
 
 CODE_FILE = "train_gpt.py"
 PREFERRED_SEED = 1337

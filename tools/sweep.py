@@ -21,8 +21,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from eval import typed
-from tools.errors import UserError
+from eval.errors import UserError, typed_command
 from tools.script import CODE_FILE, PREFERRED_SEED, load_script, missing_names
 
 if TYPE_CHECKING:  # so that --help need not wait
@@ -92,7 +91,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         failures = queue.run_all()
     except KeyboardInterrupt:
-        command = typed.module("tools", *sys.argv[1:])
+        command = typed_command("tools", *sys.argv[1:])
         print(f"\ninterrupted; this goes on: {command}", file=sys.stderr)
         return 130
     return report(args.out, plan, failures)

@@ -8,7 +8,7 @@ import numpy as np
 
 import data.common
 from data.tokenizer import ByteTokenizer, Tokenizer, load_tokenizer
-from tools.errors import UserError
+from eval.errors import UserError
 from tools.script import Record
 
 TOKENIZERS = Path(__file__).resolve().parents[1] / "data" / "tokenizers"

@@ -13,7 +13,7 @@ import difflib
 import sys
 from pathlib import Path
 
-from eval import typed
+from eval.errors import typed_command
 from eval.files import REPOSITORY, write_atomic
 from eval.papers.checks.pairs import contests
 from eval.papers.rendering.board import generate
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> int:
         for path in gone:
             print(f"{path.relative_to(args.root)}: nothing generates it any more")
         wrong = len(stale) + len(gone)
-        state = f"{wrong} out of date; run {typed.module('eval', 'board')}" if wrong else "in step"
+        state = f"{wrong} out of date; run {typed_command('eval', 'board')}" if wrong else "in step"
         print(f"{len(wanted)} files, {len(entries)} records: {state}")
         return int(bool(wrong or left_out))
     for path in stale:

@@ -17,8 +17,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from eval import typed
-from eval.errors import UserError
+from eval.errors import UserError, typed_command
 from eval.files import DATASETS, RECORDS, REPOSITORY
 from eval.papers.logs.log import Log
 from eval.papers.logs.proof import derived_fields
@@ -109,7 +108,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.logs or not args.name:
         raise UserError(
             "pack: expected LOG... and --name; example: "
-            + typed.module("eval", "pack", "runs/x_seed1337", "runs/x_seed42", "--name", "My idea")
+            + typed_command("eval", "pack", "runs/x_seed1337", "runs/x_seed42", "--name", "My idea")
         )
     runs = [load_run(path) for path in args.logs]
     compare_runs(runs)
@@ -259,7 +258,7 @@ def summary(folder: Path, submission: Submission) -> str:
         ),
         "author": _author(submission),
         "look at": f"{place}/README.md (figures, pictures, how to repeat it)",
-        "next": "; ".join(typed.module("eval", *step, folder) for step in steps),
+        "next": "; ".join(typed_command("eval", *step, folder) for step in steps),
     }
     return aligned([(label, value) for label, value in facts.items() if value], LABEL_WIDTHS)
 

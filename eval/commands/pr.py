@@ -9,9 +9,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from eval import typed
-from eval.errors import UserError
-from eval.files import REPOSITORY, write_atomic
+from eval.errors import UserError, typed_command
+from eval.files import REPOSITORY, published, write_atomic
 from eval.papers.checks.commits import Git
 from eval.papers.checks.report import Report
 from eval.papers.checks.run import check_record
@@ -58,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     repository("update-ref", f"refs/heads/{branch}", commit, NO_COMMIT)
     text = args.root / "runs" / f"{folder.name}.pr.md"
     text.parent.mkdir(exist_ok=True)
-    write_atomic(text, typed.published(f"{title}\n\n{body}"))
+    write_atomic(text, published(f"{title}\n\n{body}"))
     count = len(files_of(folder))
     added = f"one commit on {args.base}, {count} files added, nothing else"
     rows = [
@@ -104,7 +103,7 @@ def examine(folder: Path) -> tuple[Record, Report]:
         first = f"{failed[0].name}: {failed[0].detail}"
         raise UserError(
             f"{folder}: {len(failed)} check(s) fail, first {first}; "
-            f"run {typed.module('eval', 'check', folder)}"
+            f"run {typed_command('eval', 'check', folder)}"
         )
     submission = record.submission
     if submission.origin != "packed":

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from eval.errors import UserError
 from tools.desk.comparing import Experiment, Row
-from tools.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

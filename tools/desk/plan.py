@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import ModuleType
 
+from eval.errors import UserError
 from tools.desk.tables import counted
-from tools.errors import UserError
 from tools.script import refusals_of
 
 PLAN = "sweep.json"

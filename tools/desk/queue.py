@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from eval.errors import UserError
 from tools.desk.plan import Plan, PlannedRun
 from tools.desk.reading import (
     LOG,
@@ -22,7 +23,6 @@ from tools.desk.reading import (
     training_records,
 )
 from tools.desk.watching import duration
-from tools.errors import UserError
 
 OUTPUT = "output.txt"  # what a run prints
 POLL_S = 0.2

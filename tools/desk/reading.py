@@ -12,7 +12,7 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.errors import UserError
+from eval.errors import UserError
 from tools.script import PREFERRED_SEED
 
 LOG = "train.log"

@@ -8,8 +8,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
-from eval import typed
-from eval.errors import UserError
+from eval.errors import UserError, typed_command
 from eval.files import sha256_of
 from eval.papers.audits.report import (
     MAY_LACK_TEXT,
@@ -63,7 +62,7 @@ def open_audit(folder: Path, files: Files) -> AuditReading:
     if AUDIT_FILE not in files.sizes:
         return AuditReading()
     path = folder / AUDIT_FILE
-    advice = f"audit the record again: {typed.module('eval', 'audit', folder)}"
+    advice = f"audit the record again: {typed_command('eval', 'audit', folder)}"
     try:
         raw = files.read(AUDIT_FILE)
         report = AuditReport.model_validate_json(raw)

@@ -3,8 +3,7 @@
 import re
 from collections.abc import Iterator
 
-from eval import typed
-from eval.errors import UserError
+from eval.errors import UserError, typed_command
 from eval.papers.checks.report import (
     Check,
     Evidence,
@@ -95,7 +94,7 @@ def _check_rendered(record: Record, submission: Submission, text: str) -> Check:
         if not record.with_audit:
             found = AUDIT_SECTION.sub("", found)
             expected = AUDIT_SECTION.sub("", expected)
-    refresh = f"run {typed.module('eval', 'pack', '--refresh', record.folder)}"
+    refresh = f"run {typed_command('eval', 'pack', '--refresh', record.folder)}"
     if found != expected:
         papers = "submission.json and audit.json"
         line = _first_difference(found, expected or "")
@@ -145,7 +144,7 @@ def check_audit(record: Record) -> Iterator[Check]:
     """
     audit = record.audit
     submission = record.submission
-    advice = f"run {typed.module('eval', 'audit', record.folder)}"
+    advice = f"run {typed_command('eval', 'audit', record.folder)}"
     if record.audit_problem:
         yield fails("audit", record.audit_problem)
         return

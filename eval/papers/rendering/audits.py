@@ -4,8 +4,7 @@ import itertools
 import json
 from pathlib import Path
 
-from eval import typed
-from eval.files import write_atomic
+from eval.files import published, write_atomic
 from eval.papers.audits.report import (
     MEANING,
     AuditReport,
@@ -29,8 +28,8 @@ def write_audit(report: AuditReport, folder: Path) -> None:
     They become part of a record, so they name no folder of this machine.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomic(folder / AUDIT_FILE, typed.published(to_json(report)))
-    write_atomic(folder / AUDIT_TEXT, typed.published(to_markdown(report)))
+    write_atomic(folder / AUDIT_FILE, published(to_json(report)))
+    write_atomic(folder / AUDIT_TEXT, published(to_markdown(report)))
 
 
 def to_json(report: AuditReport) -> str:

@@ -15,8 +15,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from eval import typed
-from eval.errors import UserError
+from eval.errors import UserError, dataset_command
 from eval.files import sha256_of
 from eval.text.corpus.bytes import ByteTable, documents, load_byte_table
 
@@ -249,7 +248,7 @@ def read_manifest(path: Path) -> tuple[Manifest, str]:
         manifest = Manifest.model_validate(json.loads(raw))
     except FileNotFoundError:
         raise UserError(
-            f"{path}: missing; build the dataset with {typed.dataset(path.parent)} "
+            f"{path}: missing; build the dataset with {dataset_command(path.parent)} "
             "or pass --dataset with a folder that has one"
         ) from None
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
